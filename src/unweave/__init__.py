@@ -1,0 +1,51 @@
+"""Any vision model's image representation as an exact sum of named components.
+
+    model = unweave.load_model("timm/vit_base_patch16_224.dino")
+    plan = unweave.plan(model)             # once per model, from its computational graph
+    contributions = plan.run(images)       # [image, component, dim], sums to the representation
+
+Names are imported when first used, so that `import unweave` and the command line's `--help` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unweave import errors as errors
+    from unweave.components import Component as Component
+    from unweave.contributions import Contributions as Contributions
+    from unweave.decomposition import decompose as decompose
+    from unweave.decomposition import explain as explain
+    from unweave.decomposition import plan as plan
+    from unweave.decomposition import score as score
+    from unweave.models import Model as Model
+    from unweave.models import load_model as load_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Component": "unweave.components",
+    "Contributions": "unweave.contributions",
+    "Model": "unweave.models",
+    "decompose": "unweave.decomposition",
+    "explain": "unweave.decomposition",
+    "load_model": "unweave.models",
+    "plan": "unweave.decomposition",
+    "score": "unweave.decomposition",
+}
+
+__all__ = ["Component", "Contributions", "Model", "decompose", "errors", "explain", "load_model", "plan", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("unweave.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unweave' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
