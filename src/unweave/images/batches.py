@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -17,6 +17,7 @@ from unweave.errors import ImageError
 OnError: TypeAlias = Literal["skip", "raise"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """An image that is read when its turn comes: an `ImageFile`, or a drawn `SampleImage`."""
 
@@ -28,6 +29,7 @@ class Source(Protocol):
         """The RGB picture; raises an ImageError where there is none."""
 
 
+@runtime_checkable
 class Preprocessor(Protocol):
     """Whatever turns a picture into a model's input; every `Model` does."""
 

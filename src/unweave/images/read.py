@@ -156,7 +156,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scaled(image: Image.Image, white: float, kind: str) -> Image.Image:
+def _scaled(image: Image.Image, white: int, kind: str) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white):

@@ -12,6 +12,9 @@ SIZE = 384
 _SCALE = 2  # drawn larger and reduced, for smooth edges
 
 Colour = tuple[int, int, int]
+Length = float | int
+"""A part of the picture's side, where 1 is all of it."""
+
 Draw = Callable[[Image.Image], None]
 
 
@@ -60,17 +63,17 @@ def _sky(canvas: Image.Image, top: Colour, bottom: Colour) -> ImageDraw.ImageDra
     return draw
 
 
-def _box(canvas: Image.Image, x: float, y: float, rx: float, ry: float) -> list[tuple[float, float]]:
+def _box(canvas: Image.Image, x: Length, y: Length, rx: Length, ry: Length) -> list[tuple[Length, Length]]:
     width, height = canvas.size
     return [((x - rx) * width, (y - ry) * height), ((x + rx) * width, (y + ry) * height)]
 
 
-def _points(canvas: Image.Image, *points: tuple[float, float]) -> list[tuple[float, float]]:
+def _points(canvas: Image.Image, *points: tuple[Length, Length]) -> list[tuple[Length, Length]]:
     width, height = canvas.size
     return [(x * width, y * height) for x, y in points]
 
 
-def _hills(canvas: Image.Image, level: float, swell: float, waves: float, phase: float, colour: Colour) -> None:
+def _hills(canvas: Image.Image, level: Length, swell: Length, waves: Length, phase: Length, colour: Colour) -> None:
     outline = [
         (x / 60, level + swell * (math.sin(waves * x / 60 * math.tau + phase) + 0.4 * math.sin(2.3 * waves * x / 10)))
         for x in range(61)
@@ -78,14 +81,14 @@ def _hills(canvas: Image.Image, level: float, swell: float, waves: float, phase:
     ImageDraw.Draw(canvas).polygon(_points(canvas, (0, 1.01), *outline, (1, 1.01)), fill=colour)
 
 
-def _glow(canvas: Image.Image, x: float, y: float, radius: float, colour: Colour) -> None:
+def _glow(canvas: Image.Image, x: Length, y: Length, radius: Length, colour: Colour) -> None:
     mask = Image.new("L", canvas.size)
     ImageDraw.Draw(mask).ellipse(_box(mask, x, y, radius, radius), fill=150)
     mask = mask.filter(ImageFilter.GaussianBlur(radius * canvas.width * 0.4))
     canvas.paste(colour, mask=mask)
 
 
-def _cloud(draw: ImageDraw.ImageDraw, canvas: Image.Image, x: float, y: float, size: float) -> None:
+def _cloud(draw: ImageDraw.ImageDraw, canvas: Image.Image, x: Length, y: Length, size: Length) -> None:
     for dx, dy, r in ((-0.9, 0.1, 0.55), (0, -0.1, 0.8), (0.85, 0.12, 0.5), (0.35, 0.2, 0.55), (-0.4, 0.22, 0.5)):
         draw.ellipse(_box(canvas, x + dx * size, y + dy * size, r * size, r * size * 0.7), fill=(250, 251, 253))
 
