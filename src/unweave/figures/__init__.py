@@ -1,0 +1,9 @@
+"""Figures: pictures of results, drawn from plain numbers and shown or saved by the caller.
+
+They use matplotlib's objects and not its global state, so that they can be drawn in any thread beside anyone's own
+plots.
+"""
+
+from unweave.figures.share import save_figure, share_figure
+
+__all__ = ["save_figure", "share_figure"]
