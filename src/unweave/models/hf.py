@@ -1,0 +1,109 @@
+"""Vision models of transformers: `hf/ORG/NAME` on the hub, or `hf/FOLDER` as `save_pretrained` writes it.
+
+An image classifier is loaded with its classifier; of a model of images and text only the image tower, with its projection
+where there is one. Which output is the representation is found as for any module (`unweave.models.readout`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from unweave.errors import ModelError
+from unweave.models import preprocessing
+from unweave.models.hub import fetching
+from unweave.models.library import Request, Source
+from unweave.models.preprocessing import Preprocess, describe
+from unweave.models.readout import first_line
+
+_CURE = "go online once, or give a folder that holds the model's config.json as `hf/FOLDER`"
+
+
+def load(request: Request) -> Source:
+    """Build the model; see `unweave.models.library.Request`. Its configuration is needed even with random weights.
+
+    Raises:
+        ModelError: No such folder or model, the hub is out of reach, or it is not a model of images.
+    """
+    import transformers
+
+    folder = Path(request.name).is_dir()
+    if request.image_size is not None and request.pretrained:
+        raise ModelError("A pretrained model keeps its image size here.", where=request.id, cure="leave `image_size` out")
+    with fetching(request.id, allowed=not folder, cure=_CURE):
+        try:
+            config = transformers.AutoConfig.from_pretrained(request.name)
+        except ValueError as error:
+            raise ModelError(
+                f"transformers cannot tell which model this is: {first_line(error)}", where=request.id, cure=_CURE
+            ) from error
+        architecture, config = _architecture(config, request)
+        if request.image_size is not None:
+            config.image_size = request.image_size
+        if request.pretrained:
+            module = architecture.from_pretrained(request.name)
+        else:
+            module = architecture.from_config(config) if hasattr(architecture, "from_config") else architecture(config)
+        processor = _processor(request.name) if request.image_size is None else None
+    return _source(module, config, processor)
+
+
+def _architecture(config: Any, request: Request) -> tuple[Any, Any]:
+    """The class to build and the configuration it takes."""
+    import transformers
+
+    name = next(iter(getattr(config, "architectures", None) or ()), "")
+    if (name.endswith("ForImageClassification") or "VisionModel" in name) and hasattr(transformers, name):
+        return getattr(transformers, name), config
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return transformers.AutoModel, config
+    stem = name.removesuffix("Model")
+    for tower in (f"{stem}VisionModelWithProjection", f"{stem}VisionModel"):
+        if hasattr(transformers, tower):
+            return getattr(transformers, tower), vision
+    raise ModelError(
+        f"transformers has no image tower of its own for {name or type(config).__name__}.",
+        where=request.id,
+        cure="load the model yourself and give its image tower to Model.from_module",
+    )
+
+
+def _processor(name: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        return None  # many folders hold a model alone; the default preprocessing stands in, and its description says so
+
+
+def _source(module: nn.Module, config: Any, processor: Any) -> Source:
+    size = getattr(config, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    input_size = (int(getattr(config, "num_channels", 3)), int(height), int(width))
+    if processor is None:
+        preprocess, described = preprocessing.default(input_size)
+        return Source(module, preprocess, described, input_size)
+
+    def process(image: Image.Image) -> Tensor:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    channels, height, width = process(Image.new("RGB", (640, 480))).shape
+    return Source(module, process, _described(processor.to_dict()), (channels, height, width))
+
+
+def _described(settings: dict[str, Any]) -> dict[str, Any]:
+    size = settings["size"] if settings.get("do_resize") else {}
+    crop = settings["crop_size"] if settings.get("do_center_crop") else {}
+    resize = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
+    return describe(
+        resize,
+        (crop["height"], crop["width"]) if crop else None,
+        settings["image_mean"] if settings.get("do_normalize") else (0.0,),
+        settings["image_std"] if settings.get("do_normalize") else (1.0,),
+        Image.Resampling(settings["resample"]).name.lower() if settings.get("do_resize") else "none",
+    )

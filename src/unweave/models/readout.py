@@ -1,0 +1,321 @@
+"""Where a model's representation is, and how to read it without touching the model.
+
+Problem. A decomposition needs a module that maps images to the representation, what enters the classifier. Models return
+logits, output objects, or a representation that has already gone through a nonlinear head.
+
+Idea. Make a *twin* of the module: its submodules are copies, its tensors are the same objects. In the twin the classifier
+is replaced by identities, so the twin's own forward returns the representation, every submodule keeps the name that the
+model gives it, and the user's module is never written to.
+
+The rule for what the classifier is, the same for every library: **the maximal tail of linear layers, elementwise functions
+and dropout that acts on one vector per image**. Where the classifier is named, the tail begins there and is extended towards
+the input. Where a model has none, a tail is taken off only if it holds a nonlinearity (a tanh pooler), for a purely linear
+one (CLIP's projection) is part of the representation. So the representation is always the last one before a nonlinear head.
+The tail is observed, not looked up: one forward pass of the twin over one random image. A nonlinearity that is not a module
+(`torch.tanh` inside a forward) cannot be taken off, and stays.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unweave.errors import ModelError, UnweaveError
+
+FIELDS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")
+"""The fields of an output object that may hold the representation; the first that is there is taken."""
+
+_RECENT = 64
+"""How many of the last module calls are kept while looking for the tail; it is a handful in every known model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A model split at its representation.
+
+    Attributes:
+        body: Images to representation, `[image, dim]`; shares the tensors of the module it was made from.
+        classifier: Representation to logits; None where no module maps one exactly to the other.
+    """
+
+    body: nn.Module
+    classifier: nn.Module | None
+
+
+class Mean(nn.Module):
+    """The mean of what several heads make of the same representation (models trained by distillation)."""
+
+    def __init__(self, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, representation: Tensor) -> Tensor:
+        """`[image, dim]` to `[image, class]`."""
+        return torch.stack([head(representation) for head in self.heads]).mean(0)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A copy of the module tree, in evaluation mode, whose parameters and buffers are the very same tensors.
+
+    Raises:
+        ModelError: The module holds something that Python cannot copy.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    try:
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}).eval()
+    except Exception as error:
+        raise ModelError(
+            f"The module cannot be copied, and unweave never works on the original: {first_line(error)}",
+            where=type(module).__qualname__,
+            cure="keep what cannot be copied (locks, open files, handles) out of the module",
+        ) from error
+
+
+@torch.no_grad()
+def split(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    heads: Sequence[str] = (),
+    representation: str | int | None = None,
+    classifies: bool = False,
+) -> Readout:
+    """Split a module at its representation.
+
+    Args:
+        module: Maps images to a tensor, or to an output object, mapping or tuple that holds one. Not modified.
+        example: Images, `[image, channel, height, width]`, on the module's device and of its dtype.
+        heads: Names of the submodules that are the classifier. Empty: a module that names its own (`get_classifier`, as timm's
+            do) is asked.
+        representation: Field or index of the output that is the representation; None for the first of `FIELDS`.
+        classifies: The module returns logits, though nobody names its classifier.
+
+    Raises:
+        ModelError: The module does not run on the example, lacks the named head or output, or returns no `[image, dim]`.
+    """
+    body = twin(module)
+    asked = [] if heads else _own_heads(body)
+    ends = asked or [_submodule(body, name) for name in heads]
+    with _running(module, example):
+        calls, output = _observe(body, example, ends)
+    field = _field(output, representation)
+    value = _pick(output, field)
+
+    above = [call for call in calls if any(call.module is end for end in ends)]
+    same_input = bool(above) and len(above) == len(ends) and all(call.input is above[0].input for call in above)
+    if ends:
+        tail = _chain(calls, above[0].input) if same_input else []
+    else:
+        tail = _chain(calls, value)
+        if not (classifies or field == "logits" or any(_pointwise(call.module) == "bends" for call in tail)):
+            tail = []
+    removed = [*(call.module for call in tail), *ends]
+    for part in removed:
+        _take_off(body, part)
+
+    if field is not None:
+        _call_with(body, _field_reader(field))
+    elif asked:
+        _call_with(body, _pre_logits)
+    with _running(module, example):
+        found = body(example)
+    if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[0] != example.shape[0]:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(
+            f"What the model returns is {shape}, not a representation [image, dim].",
+            where=type(module).__qualname__,
+            cure="name the output that is the representation (`representation=`), or pool inside the module",
+        )
+    parts = [call.module for call in tail] + ([Mean(ends)] if len(ends) > 1 else ends)
+    whole = not ends or same_input
+    return Readout(body, _classifier(parts, found, value) if parts and whole else None)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _running(module: nn.Module, example: Tensor) -> Iterator[None]:
+    """Turns whatever a module raises on an example into a `ModelError` that says what was tried."""
+    try:
+        yield
+    except UnweaveError:
+        raise
+    except Exception as error:
+        size = " x ".join(str(length) for length in example.shape[1:])
+        raise ModelError(
+            f"The model does not run on images of {size}: {first_line(error)}",
+            where=type(module).__qualname__,
+            cure="give the size it was made for (`image_size`, `input_size`), or a module that takes images alone",
+        ) from error
+
+
+# --- which submodules are the classifier ---------------------------------------------------------------------------------
+
+
+def _own_heads(body: nn.Module) -> list[nn.Module]:
+    """What a module says is its classifier; empty where it says nothing or has none."""
+    ask = getattr(body, "get_classifier", None)
+    answer = ask() if callable(ask) else None
+    heads = list(answer) if isinstance(answer, (tuple, list, nn.ModuleList)) else [answer]
+    return [head for head in heads if isinstance(head, nn.Module) and not isinstance(head, nn.Identity)]
+
+
+def _submodule(body: nn.Module, name: str) -> nn.Module:
+    try:
+        return body.get_submodule(name)
+    except AttributeError as error:
+        children = ", ".join(name for name, _ in body.named_children())
+        raise ModelError(
+            f"There is no submodule {name!r} to take for the classifier.",
+            where=type(body).__qualname__,
+            cure=f"name one by its path; the module holds {children}",
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+
+
+def _observe(body: nn.Module, example: Tensor, ends: Sequence[nn.Module]) -> tuple[list[_Call], object]:
+    """Run the twin once; the recent calls of its leaves and ends, in order, of those that are called only once."""
+    inside = {id(part) for end in ends for part in end.modules()}
+    leaves = [part for part in body.modules() if not any(part.children()) and id(part) not in inside]
+    recent: deque[_Call] = deque(maxlen=_RECENT)
+    times: Counter[int] = Counter()
+
+    def note(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        times[id(module)] += 1
+        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            recent.append(_Call(module, args[0], output))
+
+    handles = [part.register_forward_hook(note) for part in (*leaves, *ends)]
+    try:
+        output = body(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [call for call in recent if times[id(call.module)] == 1], output
+
+
+def _chain(calls: Sequence[_Call], value: Tensor) -> list[_Call]:
+    """The maximal run of linear layers, elementwise functions and dropout that ends in `value`, first call first."""
+    chain: list[_Call] = []
+    for call in reversed(calls):
+        if call.output is not value:
+            continue
+        if call.input.ndim != 2 or not (isinstance(call.module, nn.Linear) or _pointwise(call.module)):
+            break
+        chain.insert(0, call)
+        value = call.input
+    while chain and _pointwise(chain[0].module) == "keeps":
+        chain.pop(0)
+    return chain
+
+
+def _pointwise(module: nn.Module) -> str | None:
+    """`keeps` for an identity, `bends` for an elementwise nonlinearity, None for anything else.
+
+    Judged by behaviour, so that every library's own activations are known: elementwise is what commutes with a permutation of all
+    entries.
+    """
+    if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
+        return None
+    probe = torch.linspace(-2.0, 2.0, 35).reshape(5, 7)
+    order = torch.arange(35).mul(12).remainder(35)
+    try:
+        plain, shuffled = module(probe.clone()), module(probe.flatten()[order].reshape(5, 7))
+        if plain.shape != probe.shape or not torch.equal(plain.flatten()[order], shuffled.flatten()):
+            return None
+    except Exception:
+        return None
+    return "keeps" if torch.equal(plain, probe) else "bends"
+
+
+def _take_off(body: nn.Module, part: nn.Module) -> None:
+    for parent in list(body.modules()):
+        for name in [name for name, child in parent._modules.items() if child is part]:
+            setattr(parent, name, nn.Identity())
+    for piece in part.modules():
+        if getattr(piece, "inplace", False) is True:
+            piece.inplace = False  # type: ignore[assignment]  # or the classifier would overwrite the representation
+
+
+def _classifier(parts: Sequence[nn.Module], representation: Tensor, logits: Tensor) -> nn.Module | None:
+    """The parts as one module, if it makes the model's own logits of the representation."""
+    classifier = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    try:
+        found = classifier.eval()(representation)
+    except Exception:
+        return None
+    tolerance = max(1e-5, 4 * torch.finfo(logits.dtype).eps)
+    close = found.shape == logits.shape and (found - logits).norm() <= tolerance * logits.norm()
+    return classifier if close else None
+
+
+# --- how to call the twin ------------------------------------------------------------------------------------------------
+
+_Read = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _call_with(body: nn.Module, read: _Read) -> None:
+    # A bound method, not a closure: a deep copy of the twin (to float64, say) then calls the copy.
+    body.forward = types.MethodType(read, body)  # type: ignore[method-assign]
+
+
+def _pre_logits(self: Any, images: Tensor) -> Tensor:
+    return self.forward_head(self.forward_features(images), pre_logits=True)
+
+
+def _field_reader(field: str | int) -> _Read:
+    def read(self: nn.Module, images: Tensor) -> Tensor:
+        return _pick(type(self).forward(self, images), field)
+
+    return read
+
+
+def _field(output: object, representation: str | int | None) -> str | int | None:
+    """The field of an output that is the representation; None where the output is a tensor and nothing is asked for."""
+    if representation is not None or isinstance(output, Tensor):
+        return representation
+    return next((name for name in FIELDS if isinstance(_get(output, name), Tensor)), None)
+
+
+def _get(output: object, field: str | int) -> object:
+    if isinstance(field, str) and not isinstance(output, Mapping):
+        return getattr(output, field, None)
+    try:
+        return output[field]  # type: ignore[index]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _pick(output: object, field: str | int | None) -> Tensor:
+    """The representation in what a module returned: of a sequence its first token, of a map its only cell."""
+    value = output if field is None else _get(output, field)
+    if not isinstance(value, Tensor):
+        holds = list(output) if isinstance(output, Mapping) else type(output).__name__
+        wanted = " or ".join(FIELDS) if field is None else repr(field)
+        raise ModelError(
+            f"The model's output holds no tensor {wanted}; it is {holds}.",
+            cure="name the output that is the representation (`representation=`)",
+        )
+    if field is not None and value.ndim == 3:
+        return value[:, 0]
+    if field is not None and value.ndim == 4 and value.shape[2:] == (1, 1):
+        return value.flatten(1)
+    return value
