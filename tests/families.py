@@ -204,10 +204,26 @@ def timm_swin_cells(model: nn.Module, path: str) -> Tensor:
     return raster.reshape(height // high, high, width // wide, wide).transpose(1, 2).reshape(-1, high * wide)
 
 
-def hf_separate(module: nn.Module, tokens: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+def timm_maxvit(module: nn.Module, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """timm's `AttentionCl` as TensorFlow orders it; rows are windows, their tokens on two axes."""
+    parts = module.qkv(windows).flatten(1, 2).chunk(3, -1)
+    query, key, value = (_heads(part, module.num_heads) for part in parts)
+    return _softmax(query, key, module.rel_pos.get_bias()), value
+
+
+def timm_maxvit_cells(model: nn.Module, path: str) -> Tensor:
+    """The raster cell of every token of one partition: blocks are contiguous, the grid takes one cell of each block."""
+    side, part = (8 if path.startswith("stages.0") else 4), 2
+    raster = torch.arange(side * side)
+    if ".attn_block." in path:
+        return raster.reshape(side // part, part, side // part, part).transpose(1, 2).reshape(-1, part * part)
+    return raster.reshape(part, side // part, part, side // part).permute(1, 3, 0, 2).reshape(-1, part * part)
+
+
+def hf_separate(module: nn.Module, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
     """transformers: separate projections."""
-    heads = tokens.shape[-1] // module.head_dim
-    query, key, value = (_heads(part(tokens), heads) for part in (module.q_proj, module.k_proj, module.v_proj))
+    heads = hidden_states.shape[-1] // module.head_dim
+    query, key, value = (_heads(part(hidden_states), heads) for part in (module.q_proj, module.k_proj, module.v_proj))
     return _softmax(query, key), value
 
 
@@ -280,7 +296,7 @@ def _vit(name: str, model: str, norms: tuple[str, ...], tokens: bool = False, **
 
 
 def _vits() -> list[Family]:
-    registers = {"reg_tokens": 4, "no_embed_class": True}
+    registers = {"reg_tokens": 4, "no_embed_class": True, "img_size": 28, "patch_size": 7}
     swiglu = Family(
         name="timm/dinov2_swiglu",
         build=_timm_model(
@@ -320,10 +336,10 @@ def _vits() -> list[Family]:
     return [
         _vit("timm/deit", "deit_tiny_patch16_224", ("norm",), tokens=True),
         _vit("timm/vit_avg", "vit_tiny_patch16_224", ("fc_norm",), tokens=True, global_pool="avg", class_token=False),
-        _vit("timm/deit_distilled", "deit_tiny_distilled_patch16_224", ("norm",)),
+        _vit("timm/deit_distilled", "deit_tiny_distilled_patch16_224", ("norm",), tokens=True),
         _vit("timm/dino", "vit_small_patch16_224.dino", ("norm",), depth=3, num_heads=2),
         _vit("timm/dinov2", "vit_small_patch14_dinov2", ("norm",), img_size=28, patch_size=7),
-        _vit("timm/dinov2_reg", "vit_small_patch14_reg4_dinov2", ("norm",), img_size=28, patch_size=7, **registers),
+        _vit("timm/dinov2_reg", "vit_small_patch14_reg4_dinov2", ("norm",), tokens=True, **registers),
         swiglu,
         siglip,
         behind,
@@ -454,6 +470,7 @@ def _maxvits() -> list[Family]:
             norms=("head.norm",),
             entry=("input:stages",),
             affine=("stages.1.blocks.0.conv.shortcut.expand",),
+            tokens=Attend(timm_maxvit, timm_maxvit_cells),
         )
     ]
 
@@ -612,6 +629,7 @@ def _transformers() -> list[Family]:
             ("post_layernorm",),
             "encoder.layers.0",
             readings=(pool,),
+            tokens=written,
         ),
         swins("hf/swin", 2, 32),
         swins("hf/swin_padded", 4, 40),

@@ -84,7 +84,7 @@ class Oracle:
         for branch in self.family.branches:
             if branch.heads:
                 found |= self._head_tokens(branch)
-            else:
+            elif branch.kind == "mlp":
                 found |= self._mlp_tokens(branch)
         return found
 
@@ -131,7 +131,7 @@ class Oracle:
         written = self.family.tokens
         arguments, options = self._arguments[branch.path]
         probabilities, values = written.attend(self.model.get_submodule(branch.path), *arguments, **options)
-        rows, heads, keys, width = values.shape
+        (rows, heads, keys, width), shape = values.shape, arguments[0].shape[:-1]
         if written.cells is None:
             cells = torch.arange(keys).expand(rows, keys)
         else:
@@ -140,7 +140,7 @@ class Oracle:
 
         def merged(values: Tensor) -> Tensor:
             """The attention's output once more, with these values, as it enters the projection."""
-            return (probabilities @ values).transpose(1, 2).reshape(rows, -1, heads * width)
+            return (probabilities @ values).transpose(1, 2).reshape(*shape, heads * width)
 
         def project(merged: Tensor) -> Tensor:
             if branch.weight is None:
@@ -163,9 +163,9 @@ class Oracle:
 
     def _mlp_tokens(self, branch: Branch) -> Iterator[tuple[Name, Tensor]]:
         entering = self._entering(branch)
-        for token in range(entering.shape[1]):
+        for token in range(entering[0, ..., 0].numel()):
             kept = entering.clone()
-            kept[:, token] = 0
+            kept.flatten(1, -2)[:, token] = 0
             without = self._apply(branch.source, kept)
             yield (
                 (branch.path, branch.kind, None, token),
@@ -211,10 +211,8 @@ class Oracle:
 
         with ExitStack() as stack:
             for path in paths:
-                if _has(self.model, path):
-                    module = self.model.get_submodule(path)
-                    handle = module.register_forward_hook(recorder(path), with_kwargs=True)
-                    stack.callback(handle.remove)
+                handle = self.model.get_submodule(path).register_forward_hook(recorder(path), with_kwargs=True)
+                stack.callback(handle.remove)
             representation = self.readout(self.images)
         missing = {branch.source for branch in self.family.branches} | set(norms) | set(readings)
         assert not (missing - set(self._outputs)), f"never run: {missing - set(self._outputs)}"
@@ -264,8 +262,8 @@ class Oracle:
 
     @staticmethod
     def _take_bias(module: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        channels = out.shape.index(len(module.bias), 1)
-        return out - module.bias.reshape([-1] + [1] * (out.ndim - 1 - channels))
+        axis = 1 if isinstance(module, nn.Conv2d) else _channels(module, out)
+        return out - module.bias.reshape([-1] + [1] * (out.ndim - 1 - axis))
 
     def _freeze_reading(self, reading: Reading, change: Change, after: Callable, before: Callable) -> None:
         """The attention on the trunk runs again with recorded probabilities; what it passes on is live."""
@@ -346,10 +344,6 @@ def _zero(module: nn.Module, arguments: object, out: object) -> object:
 
 def _zero_first(module: nn.Module, arguments: tuple[object, ...], options: dict[str, object]) -> object:
     return (torch.zeros_like(arguments[0]), *arguments[1:]), options
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    return path in dict(model.named_modules())
 
 
 def _has_forward(model: nn.Module, path: str) -> bool:
