@@ -131,7 +131,7 @@ class Oracle:
         written = self.family.tokens
         arguments, options = self._arguments[branch.path]
         probabilities, values = written.attend(self.model.get_submodule(branch.path), *arguments, **options)
-        (rows, heads, keys, width), shape = values.shape, arguments[0].shape[:-1]
+        rows, heads, keys, width = values.shape
         if written.cells is None:
             cells = torch.arange(keys).expand(rows, keys)
         else:
@@ -140,11 +140,11 @@ class Oracle:
 
         def merged(values: Tensor) -> Tensor:
             """The attention's output once more, with these values, as it enters the projection."""
-            return (probabilities @ values).transpose(1, 2).reshape(*shape, heads * width)
+            return (probabilities @ values).transpose(1, 2).reshape(rows, -1, heads * width)
 
         def project(merged: Tensor) -> Tensor:
             if branch.weight is None:
-                return self._apply(branch.source, merged)
+                return self._apply(branch.source, merged.reshape(self._entering(branch).shape))
             layer = self.model.get_submodule(branch.weight)
             return nn.functional.linear(merged, layer.weight, layer.bias)
 
