@@ -74,6 +74,11 @@ class Batches:
         self._model, self._images, self._batch_size, self._on_error = model, images, batch_size, on_error
         self.skipped: list[Skipped] = []
 
+    @property
+    def total(self) -> int:
+        """How many images there are, broken ones included."""
+        return len(self._images)
+
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
         """Read the images from the first one on."""
         self.skipped.clear()

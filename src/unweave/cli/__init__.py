@@ -1,0 +1,75 @@
+"""The command line: one verb per file, each the same as a function in Python.
+
+Results go to standard output, and with `--json` nothing else does; progress, warnings and errors go to standard error.
+Libraries that take long to import are imported inside the verbs, so that help appears at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import unweave
+from unweave.cli.console import print_error
+from unweave.cli.decompose import decompose
+from unweave.cli.explain import explain
+from unweave.cli.models import models
+from unweave.errors import UnweaveError
+
+__all__ = ["app", "main"]
+
+
+class _Verbs(TyperGroup):
+    """Ends every verb that meets an `UnweaveError` with its message and status 2, and an interrupted one with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except UnweaveError as error:
+            print_error(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print_error("Interrupted. Nothing was written.")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(explain)
+app.command()(decompose)
+app.command()(models)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"unweave {unweave.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Any vision model's image representation as an exact sum of named components."""
+
+
+def main() -> None:
+    """Run the command line (the `unweave` command)."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows a question mark rather than ending the run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="unweave")

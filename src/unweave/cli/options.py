@@ -1,0 +1,65 @@
+"""The arguments and options that verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+_WEIGHTS = "Weights"
+_HOW = "How to decompose"
+
+Model: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model's id, such as `timm/vit_base_patch16_224.dino` (see `unweave models`)."
+    ),
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Take the weights from this safetensors or torch file.",
+        rich_help_panel=_WEIGHTS,
+    ),
+]
+RandomWeights: TypeAlias = Annotated[
+    bool, typer.Option("--random-weights", help="Use random weights and fetch nothing.", rich_help_panel=_WEIGHTS)
+]
+Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="The seed of the random weights.", rich_help_panel=_WEIGHTS)]
+ImageSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="Height and width in pixels; the model's own if not given.", rich_help_panel=_WEIGHTS),
+]
+Level: TypeAlias = Annotated[
+    Literal["layer", "head", "token", "neuron"],
+    typer.Option(
+        help="How finely: whole branches, attention heads, heads by token, or hidden neurons.", rich_help_panel=_HOW
+    ),
+]
+Select: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only these components; the others are summed. A glob (`blocks.9.*`), `kind:head` or `last:4`; "
+        "`!` before it takes away. May be given several times.",
+        rich_help_panel=_HOW,
+    ),
+]
+Attention: TypeAlias = Annotated[
+    Literal["through", "stop"],
+    typer.Option(help="At attention that pools the whole image: go through it, or stop there.", rich_help_panel=_HOW),
+]
+Nonlinear: TypeAlias = Annotated[
+    Literal["stop", "freeze"],
+    typer.Option(
+        help="At nonlinearities on the residual path: stop there, or freeze their slope and go on.",
+        rich_help_panel=_HOW,
+    ),
+]
+Strict: TypeAlias = Annotated[
+    bool,
+    typer.Option("--strict", help="Make an operation without a rule an error.", rich_help_panel=_HOW),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
