@@ -1,4 +1,4 @@
-"""A model id, or any `torch.nn.Module`, becomes a `Model`: module, preprocessing, representation, classifier, hash of its weights."""
+"""A model id, or any `torch.nn.Module`, becomes a `Model`: what maps images to a representation."""
 
 from unweave.models.library import available, load_model
 from unweave.models.model import Model

@@ -1,4 +1,4 @@
-"""A checkpoint file on disk: read without executing anything in it, and fitted to a module or refused with the keys that differ."""
+"""A checkpoint file: read without executing anything in it, and fitted to a module or refused with what differs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError("There is no such checkpoint file.", where=str(path), cure="give the path of a file of weights")
+        raise ModelError(
+            "There is no such checkpoint file.", where=str(path), cure="give the path of a file of weights"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -42,7 +44,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
         raise ModelError(
             "The file holds no state dict (names with tensors).",
             where=str(path),
@@ -59,7 +65,8 @@ def load_checkpoint(module: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into a module, in place; every key must fit.
 
     Raises:
-        ModelError: The file cannot be read, or does not fit: the keys that are missing, unexpected and differently shaped.
+        ModelError: The file cannot be read, or does not fit: the keys that are missing, unexpected and differently
+            shaped.
     """
     given, wanted = read_checkpoint(path), module.state_dict()
     missing = sorted(wanted.keys() - given.keys())

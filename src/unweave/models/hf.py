@@ -1,7 +1,7 @@
 """Vision models of transformers: `hf/ORG/NAME` on the hub, or `hf/FOLDER` as `save_pretrained` writes it.
 
-An image classifier is loaded with its classifier; of a model of images and text only the image tower, with its projection
-where there is one. Which output is the representation is found as for any module (`unweave.models.readout`).
+An image classifier is loaded with its classifier; of a model of images and text only the image tower, with its
+projection where there is one. Which output is the representation is found as for any module (`unweave.models.readout`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unweave.errors import ModelError
 from unweave.models import preprocessing
 from unweave.models.hub import fetching
 from unweave.models.library import Request, Source
-from unweave.models.preprocessing import Preprocess, describe
+from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line
 
 _CURE = "go online once, or give a folder that holds the model's config.json as `hf/FOLDER`"
@@ -32,7 +32,9 @@ def load(request: Request) -> Source:
 
     folder = Path(request.name).is_dir()
     if request.image_size is not None and request.pretrained:
-        raise ModelError("A pretrained model keeps its image size here.", where=request.id, cure="leave `image_size` out")
+        raise ModelError(
+            "A pretrained model keeps its image size here.", where=request.id, cure="leave `image_size` out"
+        )
     with fetching(request.id, allowed=not folder, cure=_CURE):
         try:
             config = transformers.AutoConfig.from_pretrained(request.name)

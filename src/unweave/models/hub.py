@@ -1,7 +1,8 @@
 """Weights from the network: found in the cache, fetched, or refused quickly and with a way on.
 
-Without a network the libraries retry for most of a minute before they give up. Here the hub is knocked at once; where nobody
-answers, the library is told that it is offline, so that cached files are still used and everything else fails at once.
+Without a network the libraries retry for most of a minute before they give up. Here the hub is knocked at once; where
+nobody answers, the library is told that it is offline, so that cached files are still used and everything else fails
+at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Model ids, and the libraries that they name.
 
-An id is the library, a slash, and the library's own name kept verbatim: `timm/vit_base_patch16_224.dino`. One file per library
-turns a `Request` into a `Source`; everything that is the same for all of them (seeds, checkpoints, devices, where the
-representation is) happens once, in `load_model`.
+An id is the library, a slash, and the library's own name kept verbatim: `timm/vit_base_patch16_224.dino`. One file per
+library turns a `Request` into a `Source`; everything that is the same for all of them (seeds, checkpoints, devices,
+where the representation is) happens once, in `load_model`.
 """
 
 from __future__ import annotations
@@ -146,14 +146,16 @@ def load_model(
         id: The library, then the library's own name: `timm/NAME`, `open_clip/ARCH/TAG`, `hf/ORG/NAME`, `hf/FOLDER`,
             `torchvision/NAME`.
         checkpoint: A safetensors or weights-only torch file to take the weights from.
-        random_weights: Seeded random weights, every one of them alive (`unweave.models.weights.randomise`); nothing is fetched.
+        random_weights: Seeded random weights, every one of them alive (`unweave.models.weights.randomise`); nothing is
+            fetched.
         seed: For the random weights. The caller's own random state is left as it is.
         device: Where the weights go.
         dtype: What the weights are cast to.
         image_size: Height and width in pixels, where not the model's own.
 
     Raises:
-        ModelError: Unknown library or name, library not installed, hub out of reach, checkpoint or image size that does not fit.
+        ModelError: Unknown library or name, library not installed, hub out of reach, checkpoint or image size that
+            does not fit.
         NonFiniteError: A weight is NaN or infinite.
     """
     library, name = _resolve(id)
@@ -162,7 +164,7 @@ def load_model(
     request = Request(id, name, not random_weights and checkpoint is None, image_size)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         source: Source = import_module(f"unweave.models.{library.prefix}").load(request)
     module = source.module.eval()
     if random_weights:
@@ -188,7 +190,8 @@ def available() -> list[dict[str, str | None]]:
     """The libraries that ids may name, for `unweave models`.
 
     Returns:
-        For each its `prefix`, `pattern`, `example`, `meaning`, installed `version` (None where it is not) and `install` command.
+        For each its `prefix`, `pattern`, `example`, `meaning`, installed `version` (None where it is not) and
+        `install` command.
     """
     return [
         {

@@ -23,9 +23,9 @@ class Model:
     Attributes:
         id: What it was loaded as, or what it was called.
         module: The library's or the user's own module, untouched.
-        readout: Images `[image, channel, height, width]` to the representation `[image, dim]`. A twin of the module (of its image
-            tower, where it has several) with the classifier taken off: its submodules have the module's names, its weights
-            are the module's own tensors.
+        readout: Images `[image, channel, height, width]` to the representation `[image, dim]`. A twin of the module
+            (of its image tower, where it has several) with the classifier taken off: its submodules have the module's
+            names, its weights are the module's own tensors.
         classifier: Representation to logits; None where there is none, or where no module maps one exactly to the other
             (distilled DeiT classifies its two tokens apart, so their mean does not determine the logits).
         preprocess: One RGB image to `[channel, height, width]`.
@@ -52,22 +52,24 @@ class Model:
         classifier: str | Sequence[str] | None = None,
         id: str = "module",
     ) -> Model:
-        """Take any module that maps images to a representation or to logits. It is not modified, only its weights are shared.
+        """Take any module that maps images to a representation or to logits; it is never modified.
 
         Args:
-            module: Returns a tensor; or an output object or mapping that holds `image_embeds`, `logits`, `pooler_output` or
-                `last_hidden_state` (transformers); or anything else, with `representation` given.
-            preprocess: `PIL image -> [channel, height, width]`. None: the shorter side is resized to `input_size` (bicubic),
-                the centre is cropped, and the channels are normalised with ImageNet's mean and deviation.
+            module: Returns a tensor; or an output object or mapping that holds `image_embeds`, `logits`,
+                `pooler_output` or `last_hidden_state` (transformers); or anything else, with `representation` given.
+            preprocess: `PIL image -> [channel, height, width]`. None: the shorter side is resized to `input_size`
+                (bicubic), the centre is cropped, and the channels are normalised with ImageNet's mean and deviation.
             input_size: Channels, height, width.
             representation: Field or index of the output that is the representation, where it is not found as above.
-            classifier: Path of the submodule (or of several) that makes logits of the representation, such as `head`. None: modules
-                with `get_classifier` (timm's) and those that return `logits` are split by themselves; of any other
+            classifier: Path of the submodule (or of several) that makes logits of the representation, such as `head`.
+                None: modules with `get_classifier` (timm's) and those that return `logits` are split by themselves; of
+                    any other
                 module the output is the representation.
             id: What to call it.
 
         Raises:
-            ModelError: The module does not run at this size, cannot be copied, lacks what was named, or returns no `[image, dim]`.
+            ModelError: The module does not run at this size, cannot be copied, lacks what was named, or returns no
+                `[image, dim]`.
             NonFiniteError: A weight is NaN or infinite.
         """
         check_finite(module)
@@ -104,7 +106,7 @@ class Model:
 
 
 def example_for(module: nn.Module, input_size: tuple[int, int, int], batch: int) -> Tensor:
-    """Standard normal images for a module, drawn without touching any random state: `[batch, channel, height, width]`."""
+    """Standard normal images for a module, always the same: `[batch, channel, height, width]`."""
     device, dtype = _kind(module)
     return torch.randn((batch, *input_size), generator=torch.Generator().manual_seed(0)).to(device, dtype)
 

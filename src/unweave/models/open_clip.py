@@ -1,4 +1,4 @@
-"""Image towers of OpenCLIP: `open_clip/ARCH/TAG`; the representation is `encode_image`, in the space shared with text."""
+"""Image towers of OpenCLIP: `open_clip/ARCH/TAG`; the representation is what `encode_image` returns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def load(request: Request) -> Source:
         raise unknown(f"tag of {name}", tag, tags, where=request.id)
     if request.pretrained and not tag:
         raise ModelError(
-            "The id names no pretrained weights.", where=request.id, cure=f"one of {', '.join(f'open_clip/{name}/{t}' for t in tags)}"
+            "The id names no pretrained weights.",
+            where=request.id,
+            cure=f"one of {', '.join(f'open_clip/{name}/{t}' for t in tags)}",
         )
     with fetching(request.id, allowed=request.pretrained):
         module, _, preprocess = open_clip.create_model_and_transforms(
@@ -36,7 +38,11 @@ def load(request: Request) -> Source:
     size = config["size"]
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     described = describe(
-        height if height == width else (height, width), (height, width), config["mean"], config["std"], config["interpolation"]
+        height if height == width else (height, width),
+        (height, width),
+        config["mean"],
+        config["std"],
+        config["interpolation"],
     )
     described["mode"] = config["resize_mode"]
     return Source(module, preprocess, described, (3, height, width), tower=_visual)

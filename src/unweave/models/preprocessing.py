@@ -1,4 +1,4 @@
-"""The preprocessing of a model that brings none: resize the shorter side, crop the centre, normalise as for ImageNet."""
+"""The preprocessing of a model that brings none: resize the shorter side, crop the centre, normalise as ImageNet."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
 """Where a model's representation is, and how to read it without touching the model.
 
-Problem. A decomposition needs a module that maps images to the representation, what enters the classifier. Models return
-logits, output objects, or a representation that has already gone through a nonlinear head.
+Problem. A decomposition needs a module that maps images to the representation, what enters the classifier. Models
+return logits, output objects, or a representation that has already gone through a nonlinear head.
 
-Idea. Make a *twin* of the module: its submodules are copies, its tensors are the same objects. In the twin the classifier
-is replaced by identities, so the twin's own forward returns the representation, every submodule keeps the name that the
-model gives it, and the user's module is never written to.
+Idea. Make a *twin* of the module: its submodules are copies, its tensors are the same objects. In the twin the
+classifier is replaced by identities, so the twin's own forward returns the representation, every submodule keeps the
+name that the model gives it, and the user's module is never written to.
 
-The rule for what the classifier is, the same for every library: **the maximal tail of linear layers, elementwise functions
-and dropout that acts on one vector per image**. Where the classifier is named, the tail begins there and is extended towards
-the input. Where a model has none, a tail is taken off only if it holds a nonlinearity (a tanh pooler), for a purely linear
-one (CLIP's projection) is part of the representation. So the representation is always the last one before a nonlinear head.
-The tail is observed, not looked up: one forward pass of the twin over one random image. A nonlinearity that is not a module
-(`torch.tanh` inside a forward) cannot be taken off, and stays.
+The rule for what the classifier is, the same for every library: **the maximal tail of linear layers, elementwise
+functions and dropout that acts on one vector per image**. Where the classifier is named, the tail begins there and is
+extended towards the input. Where a model has none, a tail is taken off only if it holds a nonlinearity (a tanh
+pooler), for a purely linear one (CLIP's projection) is part of the representation. So the representation is always the
+last one before a nonlinear head. The tail is observed, not looked up: one forward pass of the twin over one random
+image. A nonlinearity that is not a module (`torch.tanh` inside a forward) cannot be taken off, and stays.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Readout:
 
     Attributes:
         body: Images to representation, `[image, dim]`; shares the tensors of the module it was made from.
-        classifier: Representation to logits; None where no module maps one exactly to the other.
+        classifier: Representation to logits; None where there are none, or no module maps one exactly to the other.
     """
 
     body: nn.Module
@@ -94,13 +94,14 @@ def split(
     Args:
         module: Maps images to a tensor, or to an output object, mapping or tuple that holds one. Not modified.
         example: Images, `[image, channel, height, width]`, on the module's device and of its dtype.
-        heads: Names of the submodules that are the classifier. Empty: a module that names its own (`get_classifier`, as timm's
-            do) is asked.
+        heads: Names of the submodules that are the classifier. Empty: a module that names its own (`get_classifier`,
+            as timm's do) is asked.
         representation: Field or index of the output that is the representation; None for the first of `FIELDS`.
         classifies: The module returns logits, though nobody names its classifier.
 
     Raises:
-        ModelError: The module does not run on the example, lacks the named head or output, or returns no `[image, dim]`.
+        ModelError: The module does not run on the example, lacks the named head or output, or returns no `[image,
+            dim]`.
     """
     body = twin(module)
     asked = [] if heads else _own_heads(body)
@@ -112,32 +113,40 @@ def split(
 
     above = [call for call in calls if any(call.module is end for end in ends)]
     same_input = bool(above) and len(above) == len(ends) and all(call.input is above[0].input for call in above)
+    classifies = classifies or bool(ends) or field == "logits"
     if ends:
         tail = _chain(calls, above[0].input) if same_input else []
     else:
         tail = _chain(calls, value)
-        if not (classifies or field == "logits" or any(_pointwise(call.module) == "bends" for call in tail)):
+        if not classifies and not any(_pointwise(call.module) == "bends" for call in tail):
             tail = []
     removed = [*(call.module for call in tail), *ends]
     for part in removed:
         _take_off(body, part)
 
+    parts = [call.module for call in tail] + ([Mean(ends)] if len(ends) > 1 else ends)
     if field is not None:
         _call_with(body, _field_reader(field))
-    elif asked:
+    found = _represent(body, module, example)
+    classifier = _classifier(parts, found, value) if classifies and parts and (same_input or not ends) else None
+    if asked and classifier is None and hasattr(body, "forward_head"):
+        # The head does more than classify the representation; timm says what it classifies.
         _call_with(body, _pre_logits)
+        _represent(body, module, example)
+    return Readout(body, classifier)
+
+
+def _represent(body: nn.Module, module: nn.Module, example: Tensor) -> Tensor:
     with _running(module, example):
         found = body(example)
-    if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[0] != example.shape[0]:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ModelError(
-            f"What the model returns is {shape}, not a representation [image, dim].",
-            where=type(module).__qualname__,
-            cure="name the output that is the representation (`representation=`), or pool inside the module",
-        )
-    parts = [call.module for call in tail] + ([Mean(ends)] if len(ends) > 1 else ends)
-    whole = not ends or same_input
-    return Readout(body, _classifier(parts, found, value) if parts and whole else None)
+    if isinstance(found, Tensor) and found.ndim == 2 and found.shape[0] == example.shape[0]:
+        return found
+    shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise ModelError(
+        f"What the model returns is {shape}, not a representation [image, dim].",
+        where=type(module).__qualname__,
+        cure="name the output that is the representation (`representation=`), or pool inside the module",
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -161,7 +170,7 @@ def _running(module: nn.Module, example: Tensor) -> Iterator[None]:
         ) from error
 
 
-# --- which submodules are the classifier ---------------------------------------------------------------------------------
+# --- which submodules are the classifier
 
 
 def _own_heads(body: nn.Module) -> list[nn.Module]:
@@ -230,8 +239,8 @@ def _chain(calls: Sequence[_Call], value: Tensor) -> list[_Call]:
 def _pointwise(module: nn.Module) -> str | None:
     """`keeps` for an identity, `bends` for an elementwise nonlinearity, None for anything else.
 
-    Judged by behaviour, so that every library's own activations are known: elementwise is what commutes with a permutation of all
-    entries.
+    Judged by behaviour, so that every library's own activations are known: elementwise is what commutes with a
+    permutation of all entries.
     """
     if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
         return None
@@ -267,14 +276,14 @@ def _classifier(parts: Sequence[nn.Module], representation: Tensor, logits: Tens
     return classifier if close else None
 
 
-# --- how to call the twin ------------------------------------------------------------------------------------------------
+# --- how to call the twin
 
 _Read = Callable[[nn.Module, Tensor], Tensor]
 
 
 def _call_with(body: nn.Module, read: _Read) -> None:
     # A bound method, not a closure: a deep copy of the twin (to float64, say) then calls the copy.
-    body.forward = types.MethodType(read, body)  # type: ignore[method-assign]
+    body.forward = types.MethodType(read, body)
 
 
 def _pre_logits(self: Any, images: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ def load(request: Request) -> Source:
     """Build the model; see `unweave.models.library.Request`.
 
     Raises:
-        ModelError: timm does not know the name or the tag, the hub is out of reach, or the model cannot have this image size.
+        ModelError: timm does not know the name or the tag, the hub is out of reach, or the model cannot have this
+            image size.
     """
     import timm
 
@@ -36,7 +37,11 @@ def load(request: Request) -> Source:
     channels, height, width = config["input_size"]
     resize = tuple(math.floor(length / config["crop_pct"]) for length in (height, width))
     described = describe(
-        resize[0] if height == width else resize, (height, width), config["mean"], config["std"], config["interpolation"]
+        resize[0] if height == width else resize,
+        (height, width),
+        config["mean"],
+        config["std"],
+        config["interpolation"],
     )
     described["mode"] = config["crop_mode"]
     transform = timm.data.create_transform(**config, is_training=False)

@@ -20,7 +20,8 @@ def load(request: Request) -> Source:
     """Build the model; see `unweave.models.library.Request`.
 
     Raises:
-        ModelError: torchvision does not know the name, the weights cannot be fetched, or the model cannot have this image size.
+        ModelError: torchvision does not know the name, the weights cannot be fetched, or the model cannot have this
+            image size.
     """
     from torchvision import models
 

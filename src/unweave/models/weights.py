@@ -1,8 +1,9 @@
 """What may be asked of a module's weights: are they finite, which are they, and random ones that leave no path dead.
 
-Random weights serve offline use and tests, and there a library's own initialisation hides mistakes: LayerScale of 1e-6, biases and
-relative positions of zero or norms of one make whole branches vanish from the sum. `randomise` keeps what the library
-made where it is alive and replaces the rest at scales at which deep models stay finite and of order one.
+Random weights serve offline use and tests, and there a library's own initialisation hides mistakes: LayerScale of
+1e-6, biases and relative positions of zero or norms of one make whole branches vanish from the sum. `randomise` keeps
+what the library made where it is alive and replaces the rest at scales at which deep models stay finite and of order
+one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _MULTIPLIERS = ("weight", "gamma", "gain", "scale", "ls", "lambda")
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Randomise, in place, every parameter and batch statistic that is constant or nearly zero.
 
-    Matrices and filters too small to carry a signal are scaled up to a gain of one. Vectors: near 1 (norms) vary by 10 %; a
-    multiplier near 0 (LayerScale, a norm that starts at zero) becomes 0.1 to 1; what is added becomes normal, with a
-    deviation of 0.02 for biases and 0.1 for tokens, positions and position tables. Batch means are normal with deviation
-    0.1, batch variances lie in 0.5 to 1.5. No random state but the function's own is used.
+    Matrices and filters too small to carry a signal, or large enough to blow it up layer by layer, are scaled to a
+    gain of one. Vectors: what is near one (norms) varies by a tenth; a multiplier near zero (LayerScale, a norm that
+    starts at zero) becomes 0.1 to 1; what is added becomes normal, with a deviation of 0.02 for biases and 0.1 for
+    tokens, positions and position tables. Batch means are normal with deviation 0.1, batch variances lie in 0.5 to 1.5.
+    No random state but the function's own is used.
 
     Args:
         module: Changed in place.
@@ -55,12 +57,12 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
                 gain = float(parameter.square().mean().sqrt()) * math.sqrt(fan_in)
                 if gain < 1e-3 or constant:
                     parameter.copy_(normal(parameter) / math.sqrt(fan_in))
-                elif gain < 0.3:
+                elif not 0.3 <= gain <= 1:
                     parameter.div_(gain)
             elif size >= 0.05 and (constant or parameter.numel() == 1):
                 parameter.mul_(1 + 0.1 * normal(parameter))
             elif size < 0.05 and (constant or size < 1e-3 or parameter.numel() == 1):
-                multiplies = size > 0 and constant or name.startswith(_MULTIPLIERS) or name.endswith(_MULTIPLIERS)
+                multiplies = (size > 0 and constant) or name.startswith(_MULTIPLIERS) or name.endswith(_MULTIPLIERS)
                 deviation = 0.02 if name.endswith("bias") else 0.1
                 parameter.copy_(uniform(parameter, 0.1, 1.0) if multiplies else deviation * normal(parameter))
         mean, variance = getattr(part, "running_mean", None), getattr(part, "running_var", None)
