@@ -1,0 +1,86 @@
+"""RepDecompose: a model's representation as an exact sum of named components, from its computational graph alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import unweave.rules  # noqa: F401  (registers the rules)
+from unweave.components import Level, Selection
+from unweave.contributions import Contributions, Scores
+from unweave.decomposition.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from unweave.models import Model
+
+__all__ = ["Plan", "decompose", "explain", "plan", "score"]
+
+
+def plan(
+    model: Model | nn.Module,
+    example: Float[Tensor, "image channel height width"] | None = None,
+    *,
+    level: Level = "head",
+    select: Selection = None,
+    attention: Literal["through", "stop"] = "through",
+    nonlinear: Literal["stop", "freeze"] = "stop",
+    strict: bool = False,
+) -> Plan:
+    """How to decompose a model's representation; costs seconds and touches no data.
+
+    Args:
+        model: A loaded `Model`, or any module that maps images to their representation `[image, dim]`.
+        example: Images of the size to plan for; not needed for a `Model`, which knows its own.
+        level: `layer` whole branches; `head` heads, MLPs, convolution branches, embedding and biases; `token` heads by the token they read, and
+            MLPs by token; `neuron` MLPs by hidden neuron.
+        select: Which components to compute (see `unweave.components.Selection`); the others are returned as one `rest`.
+        attention: `through`: where a layer reads another stream only by attention (class attention, attention pooling), that attention's
+            probabilities are frozen and the blocks of the other stream are resolved; `stop`: its heads are components and end there.
+        nonlinear: `stop`: what lies below a nonlinearity on the trunk is one component; `freeze`: pass it as `x * (f(x)/x)`, the quotient held.
+        strict: Whether an operation that cannot be followed is an error.
+
+    Raises:
+        CaptureError: The module does not export.
+        RuleError: Under `strict`, an operation on the path cannot be followed.
+        SelectionError: The selection matches nothing.
+    """
+    options: dict[str, Any] = {
+        "level": level,
+        "selection": select,
+        "passing": attention == "through",
+        "freeze": nonlinear == "freeze",
+        "strict": strict,
+    }
+    if hasattr(model, "readout"):
+        return make_plan(model.readout, model.example() if example is None else example, name=model.id, **options)  # type: ignore[arg-type]
+    if example is None:
+        first = next((tensor for tensor in model.parameters()), None)
+        example = torch.zeros(2, 3, 224, 224, dtype=first.dtype if first is not None else torch.float32)
+    return make_plan(model, example, name=type(model).__name__, **options)  # type: ignore[arg-type]
+
+
+def decompose(
+    model: Model | nn.Module, images: Float[Tensor, "image channel height width"], *, level: Level = "head", select: Selection = None
+) -> Contributions:
+    """Every component's contribution to the representation of these images, `[image, component, dim]`; plans anew (see `plan`)."""
+    return plan(model, images, level=level, select=select).run(images)
+
+
+def score(
+    model: Model | nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    directions: Float[Tensor, "direction dim"],
+    *,
+    level: Level = "head",
+    select: Selection = None,
+) -> Scores:
+    """Inner products of every contribution with directions, `[image, component, direction]`; plans anew (see `plan`)."""
+    return plan(model, images, level=level, select=select).score(images, directions)
+
+
+def explain(model: Model | nn.Module, *, level: Level = "head") -> dict[str, Any]:
+    """What a plan consists of, as data: components, operations and rules, coverage, memory."""
+    return plan(model, level=level).report()

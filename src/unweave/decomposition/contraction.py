@@ -1,0 +1,270 @@
+"""In what order to multiply a network of factors, and the multiplications themselves.
+
+A contribution is one einsum of a value with its pending map. Multiplied in the wrong order it costs more than the model; in the right order a
+few percent: tokens are contracted before channels, products of weights are made once, and equal products (the same norm statistics read through
+the same windows, in every layer of a stage) are made once per batch. The order is chosen by dynamic programming over subsets of factors, with the
+arithmetic and the memory traffic of a nominal batch as the cost, and for products of weights alone the memory they occupy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from unweave.decomposition.pending import BATCH, Constant, Index, Indices, Operand
+
+NOMINAL_BATCH = 8
+TRAFFIC = 8.0
+"""What moving one number costs, in multiplications."""
+CONSTANT_LIMIT = 2**26
+"""Entries of the largest product of weights that is kept."""
+EXACT = 8
+"""The largest network whose order is found exactly."""
+
+Labels: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How two tensors are multiplied: one batched matrix product after bringing both to three axes.
+
+    Attributes:
+        first_sum, second_sum: Axes of either that nothing else has; summed beforehand.
+        first, second: The order of the remaining axes: (shared and kept, own, summed) and (shared and kept, summed, own).
+        shared, left, summed, right: How many axes each group has.
+    """
+
+    first_sum: tuple[int, ...]
+    second_sum: tuple[int, ...]
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    shared: int
+    left: int
+    summed: int
+    right: int
+
+
+@dataclass(eq=False)
+class Value:
+    """One intermediate tensor: an operand as it is read, or a product of two.
+
+    Attributes:
+        number: Its place; inputs come before.
+        sizes: The length of each axis; 0 stands for the number of images.
+        constant: Whether it is made of weights alone.
+        operand: What is read, for a leaf.
+        inputs: The two factors, for a product.
+        pairing: How they are multiplied.
+    """
+
+    number: int
+    sizes: tuple[int, ...]
+    constant: bool
+    operand: Operand | None = None
+    inputs: tuple[Value, ...] = ()
+    pairing: Pairing | None = None
+
+    def elements(self, batch: int = NOMINAL_BATCH) -> int:
+        """The number of entries."""
+        return prod(size or batch for size in self.sizes)
+
+
+def _length(index: Index) -> int:
+    return NOMINAL_BATCH if index is BATCH else index.size
+
+
+def _elements(indices: frozenset[Index]) -> int:
+    return prod(_length(index) for index in indices)
+
+
+class Contractions:
+    """Builds products, each only once.
+
+    Attributes:
+        values: Every intermediate tensor, inputs before what is made of them.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[Value] = []
+        self._known: dict[object, Value] = {}
+        self._orders: dict[object, object] = {}
+
+    def leaf(self, operand: Operand) -> tuple[Value, Indices]:
+        """An operand as a tensor with one axis for each atomic index."""
+        indices = tuple(dict.fromkeys(operand.indices))
+        names = {index: (place, index.size) for place, index in enumerate(indices)}
+        layout = tuple((tuple(names[index] for index in axis.indices), axis.take) for axis in operand.axes)
+        sizes = tuple(index.size for index in indices)
+        return self._value((operand.source, layout), sizes, operand.constant, operand), indices
+
+    def contract(self, operands: Sequence[Operand], out: Indices) -> tuple[Value, Indices]:
+        """The sum over all indices but `out` of the product of the operands.
+
+        Returns:
+            The value and the order of its axes (those of `out` that any operand has, in some order).
+        """
+        leaves = [self.leaf(operand) for operand in operands]
+        while len(leaves) > EXACT:
+            leaves = self._shortened(leaves, out)
+        if len(leaves) == 1:
+            value, indices = leaves[0]
+            kept = tuple(index for index in indices if index in out)
+            if len(kept) < len(indices):
+                one = self.leaf(Operand(_ONE, ()))
+                return self.pair((value, indices), one, out)
+            return value, indices
+        return self._build(self._order(leaves, out), leaves, out)
+
+    def pair(self, first: tuple[Value, Indices], second: tuple[Value, Indices], out: Indices) -> tuple[Value, Indices]:
+        """The product of two values, summed over what is not in `out`."""
+        (a, la), (b, lb) = first, second
+        if b.constant is False and a.constant:
+            (a, la), (b, lb) = (b, lb), (a, la)
+        lead, other = (la, lb) if a.elements() >= b.elements() else (lb, la)
+        order = [*lead, *(index for index in other if index not in lead)]
+        shared = [index for index in order if index in la and index in lb and index in out]
+        summed = [index for index in order if index in la and index in lb and index not in out]
+        left = [index for index in la if index not in lb and index in out]
+        right = [index for index in lb if index not in la and index in out]
+        pairing = Pairing(
+            tuple(place for place, index in enumerate(la) if index not in lb and index not in out),
+            tuple(place for place, index in enumerate(lb) if index not in la and index not in out),
+            tuple(_place(la, index, lb, out) for index in (*shared, *left, *summed)),
+            tuple(_place(lb, index, la, out) for index in (*shared, *summed, *right)),
+            len(shared),
+            len(left),
+            len(summed),
+            len(right),
+        )
+        indices = (*shared, *left, *right)
+        sizes = tuple(index.size for index in indices)
+        value = self._value((a, b, pairing), sizes, a.constant and b.constant, None, (a, b), pairing)
+        return value, indices
+
+    def _value(
+        self,
+        key: object,
+        sizes: tuple[int, ...],
+        constant: bool,
+        operand: Operand | None = None,
+        inputs: tuple[Value, ...] = (),
+        pairing: Pairing | None = None,
+    ) -> Value:
+        if key not in self._known:
+            self._known[key] = Value(len(self.values), sizes, constant, operand, inputs, pairing)
+            self.values.append(self._known[key])
+        return self._known[key]
+
+    def _shortened(self, leaves: list[tuple[Value, Indices]], out: Indices) -> list[tuple[Value, Indices]]:
+        """The network with its cheapest pair multiplied."""
+        best: tuple[float, int, int] = (inf, 0, 1)
+        for i in range(len(leaves)):
+            for j in range(i + 1, len(leaves)):
+                rest = {index for k, (_, own) in enumerate(leaves) if k not in (i, j) for index in own} | set(out)
+                union = frozenset(leaves[i][1]) | frozenset(leaves[j][1])
+                if not set(leaves[i][1]) & set(leaves[j][1]) and len(leaves[i][1]) and len(leaves[j][1]):
+                    continue
+                cost = _elements(frozenset(union & rest)) + 1e-3 * _elements(union)
+                best = min(best, (cost, i, j))
+        _, i, j = best
+        rest = {index for k, (_, own) in enumerate(leaves) if k not in (i, j) for index in own} | set(out)
+        joined = self.pair(leaves[i], leaves[j], tuple(rest))
+        return [leaf for k, leaf in enumerate(leaves) if k not in (i, j)] + [joined]
+
+    def _order(self, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> object:
+        names: dict[Index, int] = {}
+        key = (
+            tuple((tuple((names.setdefault(i, len(names)), i.size) for i in own), value.constant) for value, own in leaves),
+            tuple(names.get(index, -1) for index in out),
+        )
+        if key not in self._orders:
+            self._orders[key] = best_order([frozenset(own) for _, own in leaves], [v.constant for v, _ in leaves], frozenset(out))
+        return self._orders[key]
+
+    def _build(self, order: object, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> tuple[Value, Indices]:
+        def subset(tree: object) -> set[int]:
+            return {tree} if isinstance(tree, int) else subset(tree[0]) | subset(tree[1])  # type: ignore[index]
+
+        def build(tree: object) -> tuple[Value, Indices]:
+            if isinstance(tree, int):
+                return leaves[tree]
+            inside = subset(tree)
+            rest = {index for k, (_, own) in enumerate(leaves) if k not in inside for index in own} | set(out)
+            return self.pair(build(tree[0]), build(tree[1]), tuple(rest))  # type: ignore[index]
+
+        return build(order)
+
+
+_ONE = Constant((), (), lambda: torch.ones(()), "one")
+
+
+def _place(own: Indices, index: Index, other: Indices, out: Indices) -> int:
+    """The axis of an index once the axes that only this operand has are summed away."""
+    kept = [one for one in own if one in other or one in out]
+    return kept.index(index)
+
+
+def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out: frozenset[Index]) -> object:
+    """The cheapest binary tree over the factors, as nested pairs of their places.
+
+    Args:
+        sets: The indices of each factor.
+        constants: Which factors are made of weights alone: multiplying two of them is done once and costs the memory of the product.
+        out: The indices of the result.
+    """
+    count = len(sets)
+    full = (1 << count) - 1
+    union = [frozenset[Index]()] * (full + 1)
+    for mask in range(1, full + 1):
+        low = (mask & -mask).bit_length() - 1
+        union[mask] = union[mask & (mask - 1)] | sets[low]
+    inside = [union[mask] & (union[full ^ mask] | out) for mask in range(full + 1)]
+    size = [_elements(own) for own in inside]
+    fixed = [all(constants[k] for k in range(count) if mask >> k & 1) for mask in range(full + 1)]
+    cost: list[float] = [inf] * (full + 1)
+    tree: list[object] = [None] * (full + 1)
+    for mask in range(1, full + 1):
+        if mask & (mask - 1) == 0:
+            cost[mask], tree[mask] = 0.0, mask.bit_length() - 1
+            continue
+        part = (mask - 1) & mask
+        while part > mask ^ part:
+            other = mask ^ part
+            joined = inside[part] | inside[other]
+            if fixed[mask]:
+                step = float(size[mask]) if size[mask] <= CONSTANT_LIMIT else inf
+            else:
+                step = _elements(joined) + TRAFFIC * (size[part] + size[other] + size[mask])
+            total = cost[part] + cost[other] + step
+            if total < cost[mask]:
+                cost[mask], tree[mask] = total, (tree[part], tree[other])
+            part = (part - 1) & mask
+        if tree[mask] is None:
+            low = mask & -mask
+            tree[mask] = (tree[low], tree[mask ^ low])
+    return tree[full]
+
+
+def arranged(tensor: Tensor, pairing: Pairing, first: bool) -> Tensor:
+    """A factor brought to three axes: (shared, own, summed) for the first, (shared, summed, own) for the second."""
+    own_sum, order = (pairing.first_sum, pairing.first) if first else (pairing.second_sum, pairing.second)
+    if own_sum:
+        tensor = tensor.sum(own_sum)
+    tensor = tensor.permute(order)
+    cut = pairing.shared + (pairing.left if first else pairing.summed)
+    shape = tensor.shape
+    return tensor.reshape(prod(shape[: pairing.shared]), prod(shape[pairing.shared : cut]), prod(shape[cut:]))
+
+
+def multiplied(first: Tensor, second: Tensor, pairing: Pairing) -> Tensor:
+    """The product of two arranged factors, `[shared, left, right]`."""
+    if not pairing.summed:
+        return first * second  # [shared, left, 1] * [shared, 1, right]
+    if first.shape[0] == 1:
+        return (first[0] @ second[0])[None]
+    return torch.bmm(first, second)

@@ -1,0 +1,420 @@
+"""The pending map: how a node of the graph still reaches the representation, as a small network of factors.
+
+Walking back from the representation z, the linear map from a node X to z is kept as a sum of *terms*, each a product of factors that
+share named indices (an einsum that is never multiplied out while walking):
+
+    z[b, D]  =  sum over all other indices of   scale * factor_1 * factor_2 * ... * X
+
+A factor is either a **constant** (made of weights alone: it is contracted once per model and kept) or a **runtime** value that depends on the
+image but is small (1/std of a norm, rows of attention probabilities, a gate). Each axis of X, and of each factor, is a tuple of atomic
+indices (row-major), with an optional `take`: the positions of that axis that are read. So the whole vocabulary of shape operations
+is three moves: relabel an axis (permute, view), split an index (view), and compose a take (slice, select, roll, cat, pad). Where two
+splits of one axis disagree (windows of 7 over patches merged by 2) a small one-hot factor relates the two.
+
+A class-token readout is then `take=(0,)` on the token axis of everything below it; mean pooling is a fresh token index and a scale of
+1/T; nothing else is special about either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from unweave.graph.capture import Extent, extents_of
+
+_serial = count()
+RELATION_LIMIT = 2**24
+"""Entries of the largest one-hot factor that is built to relate two groupings of the same positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """One atomic index of a pending map, of size two or more. The batch index is the single instance `BATCH`."""
+
+    size: int
+    serial: int = field(default_factory=lambda: next(_serial))
+
+    def __repr__(self) -> str:
+        return "b" if self is BATCH else f"i{self.serial}:{self.size}"
+
+
+BATCH = Index(0)
+Indices: TypeAlias = tuple[Index, ...]
+
+
+def size_of(indices: Indices) -> int:
+    """The number of entries that indices without the batch run over."""
+    return prod(index.size for index in indices)
+
+
+def fresh(size: int) -> Indices:
+    """A new index of this size; none where there is only one entry."""
+    return (Index(size),) if size > 1 else ()
+
+
+class Irregular(Exception):
+    """A pending map cannot follow this operation; the walk stops here and what lies below becomes one component."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tensor: the indices that run over it (row-major), and the positions they read.
+
+    Attributes:
+        indices: The atomic indices; none for an axis of one entry, or for a single position.
+        take: The position that each flat entry of `indices` reads; None where they run over the whole axis in order.
+        length: The length of the tensor's axis where `take` is given.
+    """
+
+    indices: Indices = ()
+    take: tuple[int, ...] | None = None
+    length: int = 0
+
+    @property
+    def extent(self) -> Extent:
+        if self.take is not None:
+            return Extent(self.length)
+        return Extent(prod(index.size for index in self.indices if index is not BATCH), BATCH in self.indices)
+
+    def positions(self) -> np.ndarray:
+        """The position each flat entry reads."""
+        return np.arange(size_of(self.indices)) if self.take is None else np.asarray(self.take)
+
+    def substituted(self, old: Index, new: Indices) -> Axis:
+        if old not in self.indices:
+            return self
+        return replace(self, indices=tuple(part for one in self.indices for part in (new if one is old else (one,))))
+
+
+def reading(indices: Indices, positions: Sequence[int], length: int) -> Axis:
+    """An axis of this length read at these positions."""
+    if len(positions) == length and all(place == entry for entry, place in enumerate(positions)):
+        return Axis(indices)
+    return Axis(indices, tuple(int(place) for place in positions), length)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor made of weights alone, evaluated when a plan first runs and kept for its device and dtype.
+
+    Attributes:
+        shape: Its shape.
+        inputs: What it is made of: image-independent graph nodes or other constants.
+        make: Turns the inputs' values into the tensor.
+        key: Equal keys mean equal values, so that equal structure is built and multiplied once.
+    """
+
+    shape: tuple[int, ...]
+    inputs: tuple[fx.Node | Constant, ...]
+    make: Callable[..., Tensor]
+    key: object = None
+
+    @staticmethod
+    def of(node: fx.Node) -> Constant:
+        """The value of an image-independent node."""
+        return Constant(tuple(extent.size for extent in extents_of(node)), (node,), _same, node)
+
+    @staticmethod
+    def array(values: np.ndarray) -> Constant:
+        """A tensor known now: one-hot structure."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        return Constant(values.shape, (), lambda: tensor, (values.shape, tensor.numpy().tobytes()))
+
+    def __hash__(self) -> int:
+        return id(self) if self.key is None else hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Constant) and self.key is not None and self.key == other.key)
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A factor that depends on the image, computed from node values once they are known.
+
+    Attributes:
+        kind: Names the computation; with `node` it identifies the value.
+        node: The node it belongs to.
+        inputs: Nodes whose values `make` takes.
+        make: Turns `(*values, positions)` into the tensor, where `positions[i]` are the ones read along axis i (None: all).
+        reads: The axes (from the end) of which `make` itself returns only the positions read; the others come whole.
+    """
+
+    kind: str
+    node: fx.Node
+    inputs: tuple[fx.Node, ...] = field(compare=False)
+    make: Callable[..., Tensor] = field(compare=False)
+    reads: tuple[int, ...] = field(default=(), compare=False)
+
+
+Source: TypeAlias = "Constant | Runtime | fx.Node"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor and how each of its axes is read."""
+
+    source: Source
+    axes: tuple[Axis, ...]
+
+    @property
+    def indices(self) -> Indices:
+        """All indices, in the row-major order of the tensor."""
+        return tuple(index for axis in self.axes for index in axis.indices)
+
+    @property
+    def constant(self) -> bool:
+        return isinstance(self.source, Constant)
+
+    def substituted(self, old: Index, new: Indices) -> Operand:
+        if old not in self.indices:
+            return self
+        return replace(self, axes=tuple(axis.substituted(old, new) for axis in self.axes))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product of factors: the pending map of a node, or one summand of it.
+
+    Attributes:
+        axes: How the node itself is read.
+        factors: What its value is multiplied with.
+        out: The indices of the representation's own axis.
+        scale: A plain number.
+        channel: The indices of the axis that the last weight on the way contracts: what heads are split from.
+        kept: Indices that survive in the result beside the batch and `out`.
+        anchor: An earlier node on the way that holds the same numbers in a layout cheaper to read (only data movement in between).
+    """
+
+    axes: tuple[Axis, ...]
+    factors: tuple[Operand, ...]
+    out: Indices
+    scale: float = 1.0
+    channel: frozenset[Index] = frozenset()
+    kept: Indices = ()
+    anchor: Operand | None = None
+
+    @property
+    def indices(self) -> Indices:
+        return tuple(index for axis in self.axes for index in axis.indices)
+
+    def operand(self, source: Source) -> Operand:
+        """The node as an operand: the anchor where there is one."""
+        return self.anchor or Operand(source, self.axes)
+
+    # -- moves -----------------------------------------------------------------------------------------------------------
+
+    def read(self, axes: Sequence[Axis]) -> Term:
+        """The same factors, of an input read so. An index that no axis and no factor carries any more is summed: it counts its size."""
+        term = replace(self, axes=tuple(axes))
+        alive = {*term.indices, *self.kept, *self.out, BATCH}
+        for factor in self.factors:
+            alive.update(factor.indices)
+        return replace(term, scale=self.scale * prod(index.size for index in {*self.indices} - alive))
+
+    def times(self, *factors: Operand, scale: float = 1.0) -> Term:
+        """The map with more factors."""
+        return replace(self, factors=self.factors + factors, scale=self.scale * scale)
+
+    def through(self, indices: Indices) -> Term:
+        """Marks these as the axis that the last weight on the way contracts."""
+        return replace(self, channel=frozenset(indices), anchor=None)
+
+    def unanchored(self) -> Term:
+        return replace(self, anchor=None)
+
+    def broadcast(self, extents: Sequence[Extent]) -> Term:
+        """The map of an input of these extents that was broadcast (right-aligned) to the present node's shape."""
+        offset = len(self.axes) - len(extents)
+        axes = [
+            Axis() if extent == Extent(1) and axis.extent != Extent(1) else axis
+            for axis, extent in zip(self.axes[offset:], extents, strict=True)
+        ]
+        changed = offset > 0 or any(new is not old for new, old in zip(axes, self.axes, strict=False))
+        return self.unanchored().read(axes) if changed else self
+
+    def taken(self, position: int, places: Sequence[int | None], length: int) -> Term | None:
+        """The map of an input, of which entry k of the present axis `position` lies at `places[k]`; None: it is not from there.
+
+        Args:
+            position: Which axis.
+            places: For every position along the present node's axis, the position along the input's axis.
+            length: The length of the input's axis.
+
+        Returns:
+            The map of the input; None where nothing of it is read.
+        """
+        axis = self.axes[position]
+        if BATCH in axis.indices:
+            raise Irregular("positions are taken along the image axis")
+        entries = [places[place] for place in axis.positions()]
+        inside = [entry for entry, place in enumerate(entries) if place is not None]
+        if not inside:
+            return None
+        term = self if len(inside) == len(entries) else self._restricted(axis.indices, inside)
+        kept = [place for place in entries if place is not None]
+        axes = list(term.axes)
+        axes[position] = reading(axes[position].indices, kept, length)
+        return replace(term, axes=tuple(axes), anchor=None)
+
+    def _restricted(self, indices: Indices, inside: Sequence[int]) -> Term:
+        """Replace these indices by one that runs over only the flat entries `inside`."""
+        new = fresh(len(inside))
+        factors = [[narrowed(axis, indices, inside, new) for axis in factor.axes] for factor in self.factors]
+        channel = self.channel - set(indices) | set(new) if set(indices) & self.channel else self.channel
+        axes = tuple(Axis(new, None) if axis.indices == indices else axis for axis in self.axes)
+        loose = {index for axis in axes for index in axis.indices} & set(indices) or {*self.kept, *self.out} & set(indices)
+        if loose or any(axis is None for factor in factors for axis in factor):
+            one_hot = np.zeros((size_of(indices), len(inside)))
+            one_hot[list(inside), np.arange(len(inside))] = 1
+            shape = (*(index.size for index in indices), *(index.size for index in new))
+            relation = Operand(
+                Constant.array(one_hot.reshape(shape)), tuple(Axis((index,)) for index in (*indices, *new))
+            )
+            return replace(self, axes=axes, factors=(*self.factors, relation), channel=channel)
+        moved = tuple(
+            replace(factor, axes=tuple(axis for axis in axes if axis is not None))
+            for factor, axes in zip(self.factors, factors, strict=True)
+        )
+        return replace(self, axes=axes, factors=moved, channel=channel)
+
+    def split(self, old: Index, new: Indices) -> Term:
+        """The map with one index written as several."""
+        return replace(
+            self,
+            axes=tuple(axis.substituted(old, new) for axis in self.axes),
+            factors=tuple(factor.substituted(old, new) for factor in self.factors),
+            channel=self.channel - {old} | set(new) if old in self.channel else self.channel,
+            kept=Axis(self.kept).substituted(old, new).indices,
+            out=Axis(self.out).substituted(old, new).indices,
+            anchor=self.anchor and self.anchor.substituted(old, new),
+        )
+
+    # -- views -----------------------------------------------------------------------------------------------------------
+
+    def regrouped(self, extents: Sequence[Extent]) -> Term:
+        """The map of an input with these extents, of which the present node is a row-major view.
+
+        Raises:
+            Irregular: The image axis cannot be told apart from the others, or relating the two groupings is too large.
+        """
+        places = [place for place, axis in enumerate(self.axes) if axis.extent != Extent(1)]
+        wanted = [extent for extent in extents if extent != Extent(1)]
+        term, axes = self, []
+        while places or wanted:
+            group, targets = _next_group([self.axes[place].extent for place in places], wanted)
+            term, new = term._regroup(places[:group], wanted[:targets])
+            axes += new
+            places, wanted = places[group:], wanted[targets:]
+        supply = iter(axes)
+        return replace(term, axes=tuple(Axis() if extent == Extent(1) else next(supply) for extent in extents))
+
+    def _regroup(self, places: Sequence[int], targets: Sequence[Extent]) -> tuple[Term, list[Axis]]:
+        own = [self.axes[place] for place in places]
+        if len(own) == 1 and len(targets) == 1:
+            return self, own
+        if all(axis.take is None for axis in own):
+            cut = _cut(tuple(index for axis in own for index in axis.indices), targets)
+            if cut is not None:
+                term = self
+                for old, new in cut[0]:
+                    term = term.split(old, new)
+                return term, cut[1]
+        return self._related(own, targets)
+
+    def _related(self, own: Sequence[Axis], targets: Sequence[Extent]) -> tuple[Term, list[Axis]]:
+        """Relate two groupings that do not refine each other by a one-hot factor."""
+        if own[0].indices[:1] == (BATCH,) and own[0].take is None and targets[0].batch:
+            inner = [Axis(own[0].indices[1:]), *own[1:]]  # the image leads on both sides: relate what follows it
+            first = [Extent(targets[0].size)] if targets[0].size > 1 else []
+            term, axes = self._related([axis for axis in inner if axis.extent != Extent(1)], [*first, *targets[1:]])
+            if not first:
+                return term, [Axis((BATCH,)), *axes]
+            if axes[0].take is not None:
+                raise Irregular("the image axis is mixed with positions")
+            return term, [Axis((BATCH, *axes[0].indices)), *axes[1:]]
+        if any(axis.extent.batch for axis in own) or any(extent.batch for extent in targets):
+            raise Irregular("the image axis is mixed with positions")
+        grid = np.meshgrid(*[axis.positions() for axis in own], indexing="ij")
+        flat = np.ravel_multi_index(tuple(part.ravel() for part in grid), [axis.extent.size for axis in own])
+        axes, rows = [], []
+        for places, extent in zip(np.unravel_index(flat, [extent.size for extent in targets]), targets, strict=True):
+            read, row = np.unique(places, return_inverse=True)
+            axes.append(reading(fresh(len(read)), read.tolist(), extent.size))
+            rows.append(row)
+        sides = [*own, *axes]
+        shape = [size_of(axis.indices) for axis in sides]
+        if prod(shape) > RELATION_LIMIT:
+            raise Irregular(f"relating {len(flat)} positions takes {prod(shape):,} entries")
+        one_hot = np.zeros((len(flat), *shape[len(own) :]))
+        one_hot[(np.arange(len(flat)), *rows)] = 1
+        relation = Operand(Constant.array(one_hot.reshape(shape)), tuple(Axis(axis.indices) for axis in sides))
+        return self.unanchored().times(relation), axes
+
+
+def narrowed(axis: Axis, indices: Indices, inside: Sequence[int], new: Indices) -> Axis | None:
+    """An axis on which `indices` run over only their flat entries `inside`, as `new`; None where they do not lie side by side on it."""
+    own = axis.indices
+    if not set(own) & set(indices):
+        return axis
+    start = next((at for at in range(len(own)) if own[at : at + len(indices)] == indices), None)
+    if start is None or BATCH in own:
+        return None
+    before, after = own[:start], own[start + len(indices) :]
+    flat = np.arange(size_of(own)).reshape(size_of(before), size_of(indices), size_of(after))
+    places = axis.positions()[flat[:, list(inside)].ravel()]
+    return reading(before + new + after, places.tolist(), axis.extent.size)
+
+
+def _next_group(own: Sequence[Extent], wanted: Sequence[Extent]) -> tuple[int, int]:
+    """The shortest heads of both lists that span the same entries."""
+    left, right = Extent(1), Extent(1)
+    group = targets = 0
+    while not group or left != right:
+        behind = right.batch and not left.batch or (left.batch == right.batch and left.size <= right.size)
+        if (behind and group < len(own)) or targets >= len(wanted):
+            if group >= len(own):
+                raise Irregular(f"{list(own)} is no view of {list(wanted)}")
+            left, group = left * own[group], group + 1
+        else:
+            right, targets = right * wanted[targets], targets + 1
+    return group, targets
+
+
+def _cut(flat: Indices, targets: Sequence[Extent]) -> tuple[list[tuple[Index, Indices]], list[Axis]] | None:
+    """Deal the indices out to the targets in order, splitting them where needed; None where the splits disagree."""
+    splits: list[tuple[Index, Indices]] = []
+    queue = list(flat)
+    axes = []
+    for target in targets:
+        size, batch, indices = target.size, target.batch, []
+        while size > 1 or batch:
+            if not queue:
+                return None
+            index = queue.pop(0)
+            if index is BATCH:
+                if not batch:
+                    return None
+                batch = False
+            elif size % index.size == 0:
+                size //= index.size
+            elif index.size % size == 0 and size > 1:
+                parts = (Index(size), Index(index.size // size))
+                splits.append((index, parts))
+                queue.insert(0, parts[1])
+                index, size = parts[0], 1
+            else:
+                return None
+            indices.append(index)
+        axes.append(Axis(tuple(indices)))
+    return (splits, axes) if not queue else None

@@ -1,0 +1,312 @@
+"""From the places where contributions are read to named components.
+
+A piece is one contraction whose result has one column for each of its components: the heads of an attention, the tokens or neurons of an MLP, or
+a single whole. Names are the model's own module paths; nothing here looks inside them except for the numbers that count blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from torch import fx
+
+from unweave.components import Component, Grid, Kind, Level
+from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Operand, Term, narrowed, size_of
+from unweave.decomposition.walk import Branch, Site, Walk, heads
+from unweave.graph.grid import cells
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One summand of a piece: `sign` times the sum over all indices but the batch, `kept` and `out` of the operands' product."""
+
+    operands: tuple[Operand, ...]
+    kept: Indices
+    out: Indices
+    scale: float
+
+    def whole(self) -> Reading:
+        """The same, summed over what was kept apart."""
+        return replace(self, kept=())
+
+    def only(self, place: int, inside: Sequence[int]) -> Reading | None:
+        """The same, of only some entries of one kept index; None where its factors do not lie so."""
+        index = self.kept[place]
+        new = (type(index)(len(inside)),)
+        moved = []
+        for operand in self.operands:
+            axes = [narrowed(axis, (index,), inside, new) for axis in operand.axes]
+            if any(axis is None for axis in axes):
+                return None
+            moved.append(replace(operand, axes=tuple(axis for axis in axes if axis is not None)))
+        kept = tuple(new[0] if one is index else one for one in self.kept)
+        return replace(self, operands=tuple(moved), kept=kept)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Components that are read together.
+
+    Attributes:
+        components: One for each column of the result.
+        readings: The summands.
+        branch: The branch they belong to.
+        order: Where it lies in the model's execution.
+        shape: How many entries each kept index has; its product is the number of components.
+    """
+
+    components: tuple[Component, ...]
+    readings: tuple[Reading, ...]
+    branch: Branch
+    order: tuple[int, int]
+    shape: tuple[int, ...] = ()
+
+
+def pieces_of(walk: Walk, level: Level) -> tuple[tuple[Piece, ...], dict[str, Grid]]:
+    """Every component of a model at a level, in execution order, and the token grid of each path where it is known."""
+    return _Namer(walk, level).run()
+
+
+def reading_of(term: Term, source: fx.Node | Constant, kept: Indices = (), sign: float = 1.0) -> Reading:
+    """The contraction of a value with its pending map."""
+    return Reading((term.operand(source), *term.factors), kept, term.out, term.scale * sign)
+
+
+class _Namer:
+    def __init__(self, walk: Walk, level: Level) -> None:
+        self.walk, self.level, self.graph = walk, level, walk.graph
+        self.children = {id(branch.parent) for branch in walk.branches if branch.parent}
+        self.layers = self._layers()
+        self.paths = self._paths()
+        self.grids: dict[str, Grid] = {}
+
+    def run(self) -> tuple[tuple[Piece, ...], dict[str, Grid]]:
+        found: list[Piece] = []
+        for branch in self.walk.branches:
+            found += self._trunk(branch) if branch.residual is None else self._branch(branch)
+        return tuple(sorted(found, key=lambda piece: piece.order)), self.grids
+
+    # -- pieces ----------------------------------------------------------------------------------------------------------
+
+    def _trunk(self, root: Branch) -> Iterable[Piece]:
+        embed = [site for site in root.sites if site.role == "embed"]
+        if embed:
+            first = min((self.graph.order[s.source] for s in embed if isinstance(s.source, fx.Node)), default=0)
+            yield self._whole("embed", "embed", embed, root, (min(first, 0), 0))
+        taken: set[str] = set()
+        for site in root.sites:
+            if site.role == "lumped":
+                path = self.graph.module(site.via) or "trunk"
+                if site.via is self.graph.output and not self.walk.paths.has_residual(site.via):
+                    path = "output"
+                while path in taken:
+                    path += "_"
+                taken.add(path)
+                yield self._whole(path, "lumped", [site], root, (self.graph.order[site.via], 0))
+        yield from self._attention(root, None)
+        by_module: dict[str, list[Site]] = {}
+        for site in root.sites:
+            if site.role == "bias":
+                by_module.setdefault(self.graph.module(site.via) or "trunk", []).append(site)
+        for path, sites in by_module.items():
+            yield self._whole(path, "bias", sites, root, (max(self.graph.order[s.via] for s in sites), 9))
+
+    def _branch(self, branch: Branch) -> Iterable[Piece]:
+        assert branch.residual is not None
+        path, layer = self.paths[branch], self.layers[branch]
+        order = self.graph.order[branch.residual.node]
+        bias = [site for site in branch.sites if site.role == "bias"]
+        sources = [site for site in branch.sites if site.role in ("source", "read")]
+        attentive = any(site.role == "attention" for site in branch.sites)
+        simple = not branch.passed and id(branch) not in self.children
+        if simple and (self.level == "layer" or not (attentive or self.level in ("token", "neuron"))):
+            readings = [reading_of(term, branch.residual.branch) for term in branch.entry]
+            readings += [reading_of(term, site.source, sign=-1.0) for site in bias for term in site.terms]
+            kind: Kind = "attn" if attentive else self._kind(branch)
+            yield Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0))
+        else:
+            yield from self._attention(branch, layer)
+            if sources:
+                yield self._sources(branch, sources, attentive, layer, order)
+        if bias:
+            yield replace(self._whole(path, "bias", bias, branch, (order, 9)), components=(Component(path, "bias", layer),))
+
+    def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:
+        readings = [reading_of(term, site.source) for site in sites for term in site.terms]
+        return Piece((Component(path, kind),), tuple(readings), branch, order)
+
+    def _attention(self, branch: Branch, layer: int | None) -> Iterable[Piece]:
+        role = "tokens" if self.level == "token" else "attention"
+        attentions = list(dict.fromkeys(site.attention for site in branch.sites if site.role == "attention"))
+        for number, attention in enumerate(attentions):
+            assert attention is not None
+            sites = [site for site in branch.sites if site.attention is attention]
+            site = next((site for site in sites if site.role == role), sites[0])
+            path = self.paths[branch] if branch.residual else self.graph.module(attention)
+            if len(attentions) > 1:
+                path = self.graph.module(attention) if number or branch.residual is None else path
+            order = (self.graph.order[branch.residual.node if branch.residual else attention], 1 + number)
+            yield self._split(site, path, "head", layer, branch, order)
+
+    def _split(
+        self, site: Site, path: str, kind: Kind, layer: int | None, branch: Branch, order: tuple[int, int]
+    ) -> Piece:
+        """An attention in one component for each head (and token)."""
+        first = site.terms[0]
+        if site.role == "tokens":
+            kept = [_tokens(term) for term in site.terms]
+        else:
+            kept = [((*heads_of(term, site, self.walk),), ()) for term in site.terms]
+        if self.level == "layer":
+            kept = [((), ())] * len(kept)
+        readings = [
+            reading_of(term, site.source, own_heads + tokens)
+            for term, (own_heads, tokens) in zip(site.terms, kept, strict=True)
+        ]
+        own_heads, tokens = kept[0]
+        count = size_of(own_heads)
+        places = self._token_places(site, first, tokens, path) if tokens else [(None, None, None)]
+        components = tuple(
+            Component(path, "attn" if self.level == "layer" else kind, layer, None if self.level == "layer" else head, token, None, row, column)
+            for head, (token, row, column) in product(range(count), places)
+        )
+        return Piece(components, tuple(readings), branch, order, tuple(index.size for index in own_heads + tokens))
+
+    def _token_places(
+        self, site: Site, term: Term, tokens: Indices, path: str
+    ) -> list[tuple[int | None, int | None, int | None]]:
+        """For each token entry: its number in the layer's own sequence, and its cell on the layer's grid."""
+        assert isinstance(site.source, fx.Node)
+        numbers = _numbers(term, tokens)
+        grid = cells(self.graph, site.source, [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel])
+        if grid is not None:
+            self.grids[path] = grid
+        places: list[tuple[int | None, int | None, int | None]] = []
+        for number in numbers:
+            cell = grid.cells[number] if grid is not None and number < len(grid.cells) else -1
+            places.append((number, cell // grid.width, cell % grid.width) if grid is not None and cell >= 0 else (number, None, None))
+        return places
+
+    def _sources(self, branch: Branch, sites: Sequence[Site], attentive: bool, layer: int | None, order: int) -> Piece:
+        """The part of a branch that is not attention."""
+        kind = self._kind(branch)
+        path = self.paths[branch]
+        if attentive or any(site.attention for site in branch.sites):
+            kind = "conv" if branch.convolves else "linear"
+            path = f"{path}.{kind}"
+        only = sites[0] if len(sites) == 1 and len(sites[0].terms) == 1 else None
+        kept_role = next((term.kept for site in sites for term in site.terms if term.kept), ())
+        if branch.passed and kept_role and all(len(term.kept) == len(kept_role) for site in sites for term in site.terms):
+            readings = [reading_of(term, site.source, term.kept) for site in sites for term in site.terms]
+            components = tuple(Component(self.paths[branch], "head", layer, head) for head in range(size_of(kept_role)))
+            return Piece(components, tuple(readings), branch, (order, 1), tuple(index.size for index in kept_role))
+        if only and only.role == "source" and self.level in ("token", "neuron"):
+            term = only.terms[0]
+            own = tuple(i for i in dict.fromkeys(term.operand(only.source).indices) if i is not BATCH)
+            kept = tuple(i for i in own if (i in term.channel) == (self.level == "neuron"))
+            if kept:
+                reading = reading_of(term, only.source, kept)
+                if self.level == "token":
+                    places = self._token_places(only, term, kept, path)
+                    components = tuple(Component(path, kind, layer, None, token, None, row, column) for token, row, column in places)
+                else:
+                    components = tuple(Component(path, kind, layer, neuron=number) for number in range(size_of(kept)))
+                return Piece(components, (reading,), branch, (order, 2), tuple(index.size for index in kept))
+        readings = [reading_of(term, site.source) for site in sites for term in site.terms]
+        return Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 2))
+
+    def _kind(self, branch: Branch) -> Kind:
+        nonlinear = any(site.role == "source" for site in branch.sites)
+        return "conv" if branch.convolves or any(self._convolved(site) for site in branch.sites) else "mlp" if nonlinear else "linear"
+
+    def _convolved(self, site: Site) -> bool:
+        """Whether a source is computed by a spatial convolution inside its branch."""
+        from unweave.decomposition.walk import _convolves
+
+        if site.role != "source" or not isinstance(site.source, fx.Node):
+            return False
+        branch = next(branch for branch in self.walk.branches if site in branch.sites)
+        if branch.residual is None:
+            return False
+        return any(_convolves(node) for node in self.walk.paths.between(branch.residual.read, site.source))
+
+    # -- names -----------------------------------------------------------------------------------------------------------
+
+    def _paths(self) -> dict[Branch, str]:
+        """The module path of every branch: what its source and its last projection share, with the kind where that names a whole block."""
+        base: dict[Branch, str] = {}
+        for branch in self.walk.branches:
+            if branch.residual is None:
+                continue
+            nodes = [site.attention or site.via for site in branch.sites if site.role == "attention"]
+            nodes = nodes or [site.via for site in branch.sites if site.role in ("source", "read")][:1]
+            nodes = [node for node in nodes if not (branch.residual and node is branch.residual.read)]
+            nodes += [branch.projection] if branch.projection else []
+            modules = [self.graph.module(node) for node in nodes if self.graph.module(node)]
+            base[branch] = _shared(modules) if modules else self.graph.module(branch.residual.branch)
+        named: dict[Branch, str] = {}
+        for branch, path in base.items():
+            others = [other for own, other in base.items() if own is not branch]
+            last = path.rpartition(".")[2]
+            if not path or last.isdigit() or any(other == path or other.startswith(f"{path}.") for other in others):
+                attentive = any(site.role in ("attention", "tokens") for site in branch.sites) or branch.passed
+                path = f"{path}.{'attn' if attentive else self._kind(branch)}".lstrip(".")
+            while path in named.values():
+                path += "_"
+            named[branch] = path
+        return named
+
+    def _layers(self) -> dict[Branch, int]:
+        """The ordinal of each branch's block: the innermost numbered module around its residual addition."""
+        blocks: dict[str, int] = {}
+        layers: dict[Branch, int] = {}
+        ordered = sorted(
+            (branch for branch in self.walk.branches if branch.residual),
+            key=lambda branch: self.graph.order[branch.residual.node],  # type: ignore[union-attr]
+        )
+        for branch in ordered:
+            assert branch.residual is not None
+            parts = self.graph.module(branch.residual.node).split(".")
+            while parts and not re.search(r"\d$", parts[-1]):
+                parts.pop()
+            block = ".".join(parts) or self.graph.module(branch.residual.node)
+            layers[branch] = blocks.setdefault(block, len(blocks))
+        return layers
+
+
+def _shared(modules: Sequence[str]) -> str:
+    parts = modules[0].split(".")
+    for module in modules[1:]:
+        other = module.split(".")
+        length = 0
+        while length < min(len(parts), len(other)) and parts[length] == other[length]:
+            length += 1
+        parts = parts[:length]
+    return ".".join(parts)
+
+
+def heads_of(term: Term, site: Site, walk: Walk) -> Indices:
+    """The head indices of an attention's output."""
+    return heads(term)
+
+
+def _tokens(term: Term) -> tuple[Indices, Indices]:
+    """The head and the token indices at an attention's values."""
+    own = tuple(index for axis in term.axes for index in axis.indices if index is not BATCH)
+    return term.kept, tuple(index for index in own if index not in term.channel and index not in term.kept)
+
+
+def _numbers(term: Term, tokens: Indices) -> list[int]:
+    """The flat place of each token entry among all positions of the value."""
+    import numpy as np
+
+    axes = [axis for axis in term.axes if set(axis.indices) & set(tokens) or (axis.take is not None and not axis.indices)]
+    lengths, positions = [], []
+    for axis in axes:
+        lengths.append(axis.extent.size)
+        positions.append(axis.positions())
+    grid = np.meshgrid(*positions, indexing="ij") if positions else []
+    return np.ravel_multi_index([part.ravel() for part in grid], lengths).tolist() if positions else [0]

@@ -1,0 +1,401 @@
+"""A plan: what a model's representation is made of, and how to compute it; made once, run on any batch.
+
+Making a plan captures the model, walks back from the representation, names the components and chooses what to compute; it touches no images.
+Running it is pure: the model's operations are interpreted over its own weights, and nothing is left in the model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from unweave.components import LEVELS, Component, Grid, Level, Selection, select
+from unweave.contributions import Contributions, Scores
+from unweave.decomposition.pieces import Piece, Reading, pieces_of, reading_of
+from unweave.decomposition.program import Job, Program
+from unweave.decomposition.walk import Branch, Lump, Walk, walk
+from unweave.errors import ConservationError, NonFiniteError, RuleError, SelectionError, UnweaveError
+from unweave.graph.capture import Graph, capture, extents_of, operation
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""The largest relative error of the sum, by the dtype that the model computes in."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How far the attention of a model was resolved.
+
+    Attributes:
+        attention_layers: Attention layers that the representation depends on.
+        resolved: Those whose heads are components, or that were passed through to another stream.
+        passed: Those that were passed through.
+        unresolved: For each of the others, where it is and why.
+    """
+
+    attention_layers: int
+    resolved: int
+    passed: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything about a decomposition that does not depend on the images.
+
+    Attributes:
+        name: What the plan is of.
+        components: The columns of the result, in execution order; `rest` last, if something was not selected.
+        level: How far branches are split.
+        grids: The token grid of each path where it is known (token level).
+        coverage: How far attention was resolved.
+        lumps: Operations that could not be followed; what lies below them is one component.
+    """
+
+    name: str
+    components: tuple[Component, ...]
+    level: Level
+    grids: dict[str, Grid]
+    coverage: Coverage
+    lumps: tuple[Lump, ...]
+    _walk: Walk = field(repr=False)
+    _jobs: tuple[Job, ...] = field(repr=False)
+    _subtractions: tuple[tuple[int, tuple[int, ...]], ...] = field(repr=False)
+    _programs: dict[int | None, Program] = field(default_factory=dict, repr=False)
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        images: Float[Tensor, "image channel height width"],
+        ids: Sequence[str] | None = None,
+        *,
+        tolerance: float | None = None,
+    ) -> Contributions:
+        """Every component's contribution to the representation of a batch.
+
+        Args:
+            images: Preprocessed images on the model's device and in its dtype; any number of them.
+            ids: Their names; their row numbers if not given.
+            tolerance: The largest relative error of the sum; by default 1e-5 in float32, 1e-10 in float64, 5e-2 in bfloat16.
+
+        Raises:
+            ConservationError: The contributions do not add up to the representation.
+            NonFiniteError: A weight or an activation is NaN or infinite.
+            UnweaveError: The images are on another device, in another dtype, or of another size.
+        """
+        names, allowed = self._checked(images, ids, tolerance)
+        values, representation = self._program(None).run(images)
+        values = self._with_rest(values)
+        z = representation.to(values.dtype)
+        error = (values.sum(1) - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(torch.finfo(z.dtype).tiny)
+        self._conserved(error, allowed, names, values)
+        return Contributions(values, self.components, names, representation, error, allowed)
+
+    def score(
+        self,
+        images: Float[Tensor, "image channel height width"],
+        directions: Float[Tensor, "direction dim"],
+        ids: Sequence[str] | None = None,
+        *,
+        tolerance: float | None = None,
+    ) -> Scores:
+        """Every contribution's inner product with given directions, without forming the contributions.
+
+        Args:
+            images: As for `run`.
+            directions: `[direction, dim]`.
+            ids: Names of the images.
+            tolerance: The largest error of the sum, relative to the norms of the representation and the direction.
+
+        Raises:
+            ConservationError, NonFiniteError, UnweaveError: As for `run`.
+        """
+        names, allowed = self._checked(images, ids, tolerance)
+        dim = extents_of(self._walk.graph.output)[1].size
+        if directions.dim() != 2 or directions.shape[1] != dim or len(directions) == 0:
+            raise UnweaveError(
+                f"Directions should be [direction, {dim}], not {list(directions.shape)}.", cure="one row for each direction"
+            )
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+        given = directions.to(images.device, dtype)
+        values, representation = self._program(len(given)).run(images, given.T.contiguous())
+        values = self._with_rest(values)
+        z = representation.to(values.dtype)
+        norms = z.norm(dim=-1, keepdim=True) * given.norm(dim=-1)
+        error = ((values.sum(1) - z @ given.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
+        self._conserved(error, allowed, names, values)
+        return Scores(values, self.components, names, representation, error, allowed)
+
+    def drop(self) -> None:
+        """Forgets the weight-only matrices, which the next run makes again."""
+        self._programs.clear()
+
+    @property
+    def dim(self) -> int:
+        """The width of the representation."""
+        return extents_of(self._walk.graph.output)[1].size
+
+    def _program(self, directions: int | None) -> Program:
+        if directions not in self._programs:
+            self._programs[directions] = Program(self._walk.graph, self._jobs, len(self.components), directions)
+        return self._programs[directions]
+
+    def _with_rest(self, values: Tensor) -> Tensor:
+        for column, chosen in self._subtractions:
+            values[:, column] -= values[:, list(chosen)].sum(1)
+        return values
+
+    def _checked(self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None) -> tuple[tuple[str, ...], float]:
+        expected = self._walk.graph.input.meta["val"]
+        if images.dim() != expected.dim() or tuple(images.shape[1:]) != tuple(expected.shape[1:]):
+            raise UnweaveError(
+                f"The plan is for images {list(expected.shape[1:])}, these are {list(images.shape)}.",
+                cure="preprocess them with the model's own preprocessing, or plan for this size",
+            )
+        if images.dtype != expected.dtype or images.device != expected.device:
+            raise UnweaveError(
+                f"The plan is for {expected.dtype} on {expected.device}, these images are {images.dtype} on {images.device}.",
+                cure="move the images, or plan again after moving the model",
+            )
+        weights = next((tensor for tensor in self._walk.graph.tensors.values() if tensor.is_floating_point()), None)
+        if weights is not None and weights.device != expected.device:
+            raise UnweaveError(f"The model was moved to {weights.device} since it was planned on {expected.device}.", cure="plan again")
+        names = tuple(ids) if ids is not None else tuple(str(row) for row in range(len(images)))
+        if len(names) != len(images):
+            raise UnweaveError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
+        return names, TOLERANCE.get(images.dtype, 1e-5) if tolerance is None else tolerance
+
+    def _conserved(self, error: Tensor, allowed: float, names: Sequence[str], values: Tensor) -> None:
+        if not error.numel():
+            return
+        if not bool(torch.isfinite(error).all()):
+            row = int((~torch.isfinite(error)).nonzero()[0])
+            bad = (~torch.isfinite(values[row]).all(-1)).nonzero().flatten().tolist()
+            where = str(self.components[bad[0]]) if bad else "the representation"
+            raise NonFiniteError(
+                f"The contributions of image {names[row]} are not finite.",
+                where=where,
+                cure="check the image and the weights for NaN or infinity",
+            )
+        worst = int(error.argmax())
+        if float(error[worst]) > allowed:
+            raise ConservationError(
+                f"The contributions of image {names[worst]} miss the representation by {float(error[worst]):.2e}, "
+                f"more than {allowed:.0e} of its norm.",
+                where=self.name,
+                cure="compute in float64, or report the model: a rule of unweave may be wrong for it",
+            )
+
+    # -- explaining ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def operations(self) -> tuple[tuple[str, str, int, tuple[str, ...]], ...]:
+        """What fired: `(operation, kind of its rule, how often, some modules)`, most frequent first."""
+        counts: Counter[tuple[str, str]] = Counter()
+        modules: dict[tuple[str, str], list[str]] = {}
+        for node, rule in self._walk.fired:
+            key = (rule.operation, rule.kind)
+            counts[key] += 1
+            modules.setdefault(key, []).append(self._walk.graph.module(node))
+        return tuple((name, kind, n, tuple(dict.fromkeys(modules[name, kind]))[:3]) for (name, kind), n in counts.most_common())
+
+    @property
+    def memory_per_image(self) -> int:
+        """Bytes that one image adds beside the model's own forward pass: what is kept for the contractions, and the result."""
+        return self._program(None).bytes_per_image
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of the weight-only matrices that the plan keeps once it has run."""
+        return self._program(None).constant_bytes
+
+    def report(self) -> dict[str, Any]:
+        """The plan as data, ready for JSON."""
+        kinds = Counter(component.kind for component in self.components)
+        return {
+            "model": self.name,
+            "dim": self.dim,
+            "level": self.level,
+            "components": [component.as_dict() for component in self.components],
+            "kinds": dict(kinds),
+            "operations": [
+                {"operation": name, "rule": kind, "count": count, "modules": list(modules)}
+                for name, kind, count, modules in self.operations
+            ],
+            "coverage": {
+                "attention_layers": self.coverage.attention_layers,
+                "resolved": self.coverage.resolved,
+                "passed": list(self.coverage.passed),
+                "unresolved": list(self.coverage.unresolved),
+            },
+            "lumps": [
+                {"operation": lump.operation, "module": lump.module, "line": lump.line, "reason": lump.reason, "rule": lump.rule}
+                for lump in self.lumps
+            ],
+            "dense": list(self.dense),
+            "memory_per_image": self.memory_per_image,
+            "constant_bytes": self.constant_bytes,
+            "grids": {
+                path: {"height": grid.height, "width": grid.width, "prefix": grid.prefix} for path, grid in self.grids.items()
+            },
+        }
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        """Components whose pending map depends on the image in every channel, so that their contraction is as large as the value itself."""
+        return tuple(str(self.components[column]) for column in self._program(None).dense)
+
+    def __str__(self) -> str:
+        kinds = Counter(component.kind for component in self.components)
+        lines = [
+            f"{self.name}: {len(self.components)} components at level {self.level}, representation of {self.dim}",
+            "  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
+            f"  attention layers resolved: {self.coverage.resolved} of {self.coverage.attention_layers}",
+            *(f"    not resolved: {reason}" for reason in self.coverage.unresolved),
+            f"  kept: {self.memory_per_image / 2**20:.1f} MiB per image, {self.constant_bytes / 2**20:.1f} MiB of weight products",
+        ]
+        for name, kind, count, modules in self.operations:
+            lines.append(f"  {count:5d}  {name:<40s} {kind:<7s} {', '.join(modules)}")
+        for lump in self.lumps:
+            lines.append(f"  stopped at {lump.operation} in {lump.module or 'the model'}: {lump.reason} ({lump.line})")
+        return "\n".join(lines)
+
+
+def make_plan(
+    module: nn.Module,
+    example: Float[Tensor, "image channel height width"],
+    *,
+    name: str = "module",
+    level: Level = "head",
+    selection: Selection = None,
+    passing: bool = True,
+    freeze: bool = False,
+    strict: bool = False,
+) -> Plan:
+    """Captures a module, walks back from its output, and decides what to compute.
+
+    Raises:
+        CaptureError: The module does not export.
+        RuleError: Under `strict`, an operation on the path has no rule.
+        SelectionError: The selection matches nothing.
+    """
+    if level not in LEVELS:
+        raise SelectionError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
+    found = walk(capture(module, example), passing=passing, freeze=freeze)
+    if strict and found.lumps:
+        lump = found.lumps[0]
+        raise RuleError(
+            f"{lump.operation} cannot be followed: {lump.reason}.",
+            where=f"{lump.module} ({lump.line})",
+            cure=f"write its rule:\n{lump.rule}" if lump.rule else "decompose without `strict`; what lies below is one component",
+        )
+    pieces, grids = pieces_of(found, level)
+    everything = tuple(component for piece in pieces for component in piece.components)
+    chosen = select(everything, selection)
+    jobs, subtractions, components = _jobs(pieces, everything, chosen, found)
+    return Plan(name, components, level, grids, _coverage(found), found.lumps, found, jobs, subtractions)
+
+
+def _jobs(
+    pieces: Sequence[Piece], everything: Sequence[Component], chosen: Sequence[int], found: Walk
+) -> tuple[tuple[Job, ...], tuple[tuple[int, tuple[int, ...]], ...], tuple[Component, ...]]:
+    """What to compute for a selection: the chosen columns, and one `rest` column for everything else."""
+    column = {place: number for number, place in enumerate(chosen)}
+    rest = len(chosen)
+    components = tuple(everything[place] for place in chosen)
+    complete = len(chosen) == len(everything)
+    jobs: list[Job] = []
+    missing: dict[int, list[tuple[Piece, tuple[int, ...]]]] = {}
+    subtractions: list[tuple[int, tuple[int, ...]]] = []
+    start = 0
+    whole_branches: dict[int, bool] = {}
+    for piece in pieces:
+        places = range(start, start + len(piece.components))
+        start += len(piece.components)
+        own = [place for place in places if place in column]
+        columns = tuple(column[place] for place in own)
+        if own:
+            inside = tuple(place - places.start for place in own)
+            jobs.append(_chosen(piece, inside, columns))
+        if not complete:
+            missing.setdefault(id(piece.branch), []).append((piece, columns))
+            whole_branches.setdefault(id(piece.branch), True)
+            whole_branches[id(piece.branch)] &= not own
+    if complete:
+        return tuple(jobs), (), components
+    parents = {id(branch.parent) for branch in found.branches if branch.parent}
+    for identity, group in missing.items():
+        branch: Branch = group[0][0].branch
+        if branch.residual is not None and not branch.passed and identity not in parents:
+            taken = tuple(number for _, columns in group for number in columns)
+            if sum(len(piece.components) for piece, _ in group) == len(taken):
+                continue  # everything of this branch was chosen
+            jobs.append(Job(tuple(reading_of(term, branch.residual.branch) for term in branch.entry), (rest,)))
+            if taken:
+                subtractions.append((rest, taken))
+            continue
+        for piece, columns in group:
+            if len(columns) == len(piece.components):
+                continue
+            jobs.append(Job(tuple(reading.whole() for reading in piece.readings), (rest,)))
+            if columns:
+                subtractions.append((rest, columns))
+    return tuple(jobs), tuple(subtractions), (*components, Component("rest", "rest"))
+
+
+def _chosen(piece: Piece, inside: tuple[int, ...], columns: tuple[int, ...]) -> Job:
+    """The job of some columns of a piece; whole heads are left out of the products altogether."""
+    count = len(piece.components)
+    if len(inside) == count:
+        return Job(piece.readings, columns)
+    if piece.shape:
+        block = count // piece.shape[0]
+        first = sorted({place // block for place in inside})
+        if len(first) < piece.shape[0]:
+            narrowed = [_narrowed(reading, first) for reading in piece.readings]
+            if all(reading is not None for reading in narrowed):
+                at = {head: number for number, head in enumerate(first)}
+                left = tuple(at[place // block] * block + place % block for place in inside)
+                chosen = None if len(left) == len(first) * block else left
+                return Job(tuple(reading for reading in narrowed if reading is not None), columns, chosen)
+    return Job(piece.readings, columns, inside)
+
+
+def _narrowed(reading: Reading, inside: Sequence[int]) -> Reading | None:
+    return reading.only(0, inside) if reading.kept and len(inside) > 1 else None
+
+
+def _coverage(found: Walk) -> Coverage:
+    graph: Graph = found.graph
+    layers = found.paths.attention
+    heads = {site.attention for branch in found.branches for site in branch.sites if site.role == "attention"}
+    passed = {node for node, _ in found.fired if node in set(layers)}
+    below = [(graph.module(lump_node), lump_node) for lump_node in _stops(found)]
+    unresolved = []
+    for node in layers:
+        if node in heads or node in passed:
+            continue
+        reason = next(
+            (f"below {operation(stop)} in {module or 'the model'}" for module, stop in below if graph.depends(stop, node)),
+            "its output does not reach the representation by a path without another attention or nonlinearity",
+        )
+        unresolved.append(f"{graph.module(node)} ({operation(node)}): {reason}")
+    return Coverage(
+        len(layers), len(heads | passed), tuple(graph.module(node) for node in layers if node in passed), tuple(unresolved)
+    )
+
+
+def _stops(found: Walk) -> list[fx.Node]:
+    return [
+        site.source
+        for branch in found.branches
+        for site in branch.sites
+        if site.role in ("lumped", "source") and isinstance(site.source, fx.Node)
+    ]

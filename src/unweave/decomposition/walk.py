@@ -1,0 +1,348 @@
+"""The reverse walk: from the representation back along the trunk, into every branch, to the places where contributions are read.
+
+The walk knows no operations and no models. It hands the pending map from node to node by the rule table, and decides only where to stop:
+
+* at a residual addition the branch gets a scope of its own, and is not followed past the point where it reads the trunk;
+* at an operation that is not linear (inside a branch: its MLP or convolution; on the trunk: what lies below is one component);
+* at the attention's own output, whose batch-like axes are the heads; at token level the map goes on through the frozen probabilities;
+* where nothing residual lies below: the embedding; and at every constant: the biases.
+
+Where a layer reads another stream only by attention (class attention, attention pooling), that attention is frozen and passed through.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import fx
+
+from unweave.decomposition.merge import merged
+from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
+from unweave.graph.capture import Graph, extents_of, line_of, operation
+from unweave.graph.path import Paths, Residual, Traits
+from unweave.rules.registry import Rule, Step, find, missing, read
+
+TERM_LIMIT = 64
+"""Summands of one node's pending map beyond which the walk stops there."""
+
+Role = Literal["attention", "tokens", "source", "read", "embed", "lumped", "bias"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where contributions are read: `sum over terms` of the pending map, applied to a value.
+
+    Attributes:
+        role: `attention` (the attention's output, one piece for each head), `tokens` (the same attention, at its values), `source` (the end of
+            an MLP or convolution), `read` (where a branch without any nonlinearity reads the trunk), `embed`, `lumped`, `bias`.
+        source: The value: a node, or a constant.
+        terms: The pending map there.
+        via: The operation by which the walk came here.
+        attention: The attention layer of the site, if it belongs to one.
+    """
+
+    role: Role
+    source: fx.Node | Constant
+    terms: tuple[Term, ...]
+    via: fx.Node
+    attention: fx.Node | None = None
+
+
+@dataclass(eq=False)
+class Branch:
+    """What one residual addition adds; the root (`residual` None) is the trunk itself.
+
+    Attributes:
+        residual: The addition.
+        parent: The branch that this one lies in.
+        entry: The pending map of the branch's output.
+        sites: Where its contributions are read, in the order of the walk.
+        projection: The last operation of the branch with a weight matrix.
+        passed: Whether the walk went on to another stream through an attention of this branch.
+    """
+
+    residual: Residual | None
+    parent: Branch | None
+    entry: tuple[Term, ...] = ()
+    sites: list[Site] = field(default_factory=list)
+    projection: fx.Node | None = None
+    passed: bool = False
+    convolves: bool = False
+
+
+@dataclass(frozen=True)
+class Lump:
+    """Why what lies below an operation is one component.
+
+    Attributes:
+        operation, module, line: Where.
+        reason: Why.
+        rule: The rule to write, where that is what is missing.
+        share_of: `trunk` or `branch`.
+    """
+
+    operation: str
+    module: str
+    line: str
+    reason: str
+    rule: str = ""
+    inside: Literal["trunk", "branch"] = "trunk"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What the walk found.
+
+    Attributes:
+        graph, paths: The model.
+        branches: The root first, then every branch, in the order of the walk.
+        lumps: Operations that could not be followed.
+        fired: Each operation that was passed, with its rule, in the order of the walk.
+        out: The indices of the representation.
+    """
+
+    graph: Graph
+    paths: Paths
+    branches: tuple[Branch, ...]
+    lumps: tuple[Lump, ...]
+    fired: tuple[tuple[fx.Node, Rule], ...]
+
+
+def traits(node: fx.Node) -> Traits:
+    """The traits of a node's rule."""
+    if node.op != "call_function":
+        return Traits(linear=False)
+    rule = find(node)
+    if rule is None:
+        return Traits(linear=False)
+    product = rule.product is not None or operation(node) == "aten.einsum"
+    return Traits(rule.kind != "source", product, rule.normalises, rule.movement)
+
+
+def walk(graph: Graph, *, passing: bool = True, freeze: bool = False) -> Walk:
+    """Walks back from the representation.
+
+    Args:
+        graph: The captured model.
+        passing: Whether to pass through an attention by which alone another stream is read.
+        freeze: Whether to pass nonlinearities on the trunk as `x * frozen slope`.
+    """
+    return _Walker(graph, passing, freeze).run()
+
+
+class _Walker:
+    def __init__(self, graph: Graph, passing: bool, freeze: bool) -> None:
+        self.graph, self.paths, self.passing, self.freeze = graph, Paths(graph, traits), passing, freeze
+        self.root = Branch(None, None)
+        self.branches = [self.root]
+        self.lumps: list[Lump] = []
+        self.fired: dict[fx.Node, Rule] = {}
+        self.pending: dict[fx.Node, dict[Branch, list[Term]]] = defaultdict(lambda: defaultdict(list))
+        self.queue: list[tuple[int, fx.Node]] = []
+
+    def run(self) -> Walk:
+        dim = extents_of(self.graph.output)[1].size
+        out = fresh(dim)
+        start = Term((Axis((BATCH,)), Axis(out)), (), out, channel=frozenset(out))
+        self._push(self.graph.output, self.root, start)
+        while self.queue:
+            _, node = heapq.heappop(self.queue)
+            for branch, terms in self.pending.pop(node).items():
+                self._visit(node, branch, merged(terms))
+        return Walk(self.graph, self.paths, tuple(self.branches), tuple(self.lumps), tuple(self.fired.items()))
+
+    def _push(self, node: fx.Node, branch: Branch, term: Term) -> None:
+        if node not in self.pending:
+            heapq.heappush(self.queue, (-self.graph.order[node], node))
+        self.pending[node][branch].append(term)
+
+    def _visit(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
+        anchored = tuple(term if term.anchor else replace(term, anchor=Operand(node, term.axes)) for term in terms)
+        if any(own.residual and own.residual.read is node for own in _chain(branch)):
+            self._stop("read", node, branch, anchored)
+        elif branch is self.root and not self.paths.has_residual(node):
+            self._stop("embed" if self.paths.has_residual(self.graph.output) else "lumped", node, branch, anchored)
+            if not self.paths.has_residual(self.graph.output):
+                self._lump(node, branch, "the model has no residual stream: its output is one component")
+        elif len(terms) > TERM_LIMIT:
+            self._end(node, branch, anchored, f"the pending map has {len(terms)} summands here")
+        elif node in self.paths.residuals:
+            self._split(self.paths.residuals[node], branch, terms)
+        else:
+            self._pass(node, branch, anchored)
+
+    def _split(self, residual: Residual, branch: Branch, terms: tuple[Term, ...]) -> None:
+        """At a residual addition: the trunk goes on in its scope, the branch in one of its own."""
+        own = Branch(residual, branch)
+        self.branches.append(own)
+        for node, term in self._reads(residual.node, terms, None):
+            if node is residual.branch:
+                own.entry += (term,)
+                self._push(residual.branch, own, replace(term, kept=(), anchor=None))
+            elif isinstance(node, fx.Node):
+                self._push(node, branch, term.unanchored())
+
+    def _pass(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
+        """Hands the map on to the inputs, or stops where there is no way on."""
+        rule = find(node) if node.op == "call_function" else None
+        live = self.paths.live(node) if rule else None
+        attention = node.op == "call_function" and self.paths.is_attention(node)
+        if attention and not self._attend(node, branch, terms):
+            return
+        if rule is None or rule.kind == "source":
+            if rule and self.freeze and branch is self.root and len(self.paths.inputs(node)) == 1 and not rule.normalises:
+                self._slope(node, branch, terms)
+            else:
+                self._end(node, branch, terms, self._reason(node, rule))
+            return
+        factors = [own for own in self.paths.inputs(node)]
+        if traits(node).product and len(factors) > 1 and live is None:
+            self._end(node, branch, terms, "a product of two values that both vary; neither is a gate")
+            return
+        try:
+            reads = list(self._reads(node, terms, live))
+        except Irregular as reason:
+            self._end(node, branch, terms, str(reason), loud=True)
+            return
+        self.fired[node] = rule
+        name = operation(node)
+        if branch.projection is None and name.rpartition(".")[2] in ("linear", "conv1d", "conv2d", "convolution", "matmul", "addmm", "einsum", "mm", "bmm"):
+            branch.projection = node
+        branch.convolves |= _convolves(node)
+        for source, term in reads:
+            if not rule.movement:
+                term = term.unanchored()
+            if isinstance(source, Constant) or not self.graph.image_dependent(source):
+                self._constant(source, branch, term, node)
+            else:
+                self._push(source, *self._scoped(source, branch, term))
+
+    def _reads(self, node: fx.Node, terms: tuple[Term, ...], live: fx.Node | None) -> Iterator[tuple[fx.Node | Constant, Term]]:
+        rule = find(node)
+        assert rule is not None
+        from unweave.graph.capture import arguments
+
+        step = Step(node, self.graph, live, arguments(node))
+        for term in terms:
+            yield from read(step, rule, term)
+
+    def _scoped(self, source: fx.Node, branch: Branch, term: Term) -> tuple[Branch, Term]:
+        """The scope that a node belongs to: a value that is not computed from what the branch reads belongs to the scope outside."""
+        while branch.residual is not None and not self.graph.depends(source, branch.residual.read):
+            branch.passed = True
+            assert branch.parent is not None
+            branch, term = branch.parent, replace(term, kept=())
+        return branch, term
+
+    def _attend(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> bool:
+        """At an attention layer: reads its heads; says whether to go on through its probabilities."""
+        live = self.paths.live(node)
+        read = branch.residual.read if branch.residual else None
+        through = self.passing and live is not None and (read is None or self.paths.bypasses(live, read))
+        if through:
+            for number, term in enumerate(terms):
+                if read is not None:
+                    terms = (*terms[:number], replace(term, kept=heads(term)), *terms[number + 1 :])
+            self._attention_passed(node, branch, terms)
+            return False
+        branch.sites.append(Site("attention", node, terms, node, node))
+        if live is not None:
+            try:
+                values = tuple(
+                    replace(value, kept=heads(value))
+                    for source, value in self._reads(node, terms, live)
+                    if source is live
+                )
+            except Irregular:
+                values = ()
+            if values:
+                branch.sites.append(Site("tokens", live, values, node, node))
+        return False
+
+    def _attention_passed(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
+        rule = find(node)
+        assert rule is not None
+        self.fired[node] = rule
+        try:
+            reads = list(self._reads(node, terms, self.paths.live(node)))
+        except Irregular as reason:
+            self._end(node, branch, terms, str(reason), loud=True)
+            return
+        branch.passed = True
+        for source, term in reads:
+            if isinstance(source, fx.Node) and self.graph.image_dependent(source):
+                self._push(source, *self._scoped(source, branch, term.unanchored()))
+            else:
+                self._constant(source, branch, term.unanchored(), node)
+
+    def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
+        """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
+        source = self.paths.inputs(node)[0]
+
+        def slope(value, result, _):  # type: ignore[no-untyped-def]
+            return (result / value).nan_to_num(0.0, 0.0, 0.0)
+
+        factor = Runtime("slope", node, (source, node), slope)
+        self._lump(node, branch, "passed as a gate x * (f(x) / x) held at its value: an approximation of another kind")
+        for term in terms:
+            moved = term.unanchored().times(Operand(factor, term.axes))
+            self._push(source, *self._scoped(source, branch, moved))
+
+    def _constant(self, source: fx.Node | Constant, branch: Branch, term: Term, via: fx.Node) -> None:
+        held = source if isinstance(source, Constant) else Constant.of(source)
+        axes = tuple(Axis() if axis.extent.batch else axis for axis in term.axes)
+        term = replace(term.read(axes), anchor=None, kept=())
+        embeds = branch is self.root and operation(via) in ("aten.cat", "aten.stack", "aten.expand")
+        self._stop("embed" if embeds else "bias", held, branch, (term,), via)
+
+    def _stop(self, role: Role, source: fx.Node | Constant, branch: Branch, terms: tuple[Term, ...], via: fx.Node | None = None) -> None:
+        branch.sites.append(Site(role, source, terms, via if via is not None else source))  # type: ignore[arg-type]
+
+    def _end(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], reason: str, *, loud: bool = False) -> None:
+        """No way on: inside a branch this is its nonlinearity, on the trunk a lump."""
+        known = node.op == "call_function" and (rule := find(node)) is not None and (rule.kind == "source" or traits(node).product)
+        if branch is self.root or loud or not known:
+            self._lump(node, branch, reason)
+        self._stop("lumped" if branch is self.root else "source", node, branch, terms)
+
+    def _lump(self, node: fx.Node, branch: Branch, reason: str) -> None:
+        unknown = node.op == "call_function" and find(node) is None
+        where = "trunk" if branch is self.root else "branch"
+        self.lumps.append(
+            Lump(
+                operation(node) if node.op == "call_function" else "the images themselves",
+                self.graph.module(node),
+                line_of(node),
+                reason,
+                missing(node) if unknown and hasattr(node.target, "_schema") else "",
+                where,  # type: ignore[arg-type]
+            )
+        )
+
+    def _reason(self, node: fx.Node, rule: Rule | None) -> str:
+        if node.op != "call_function":
+            return "the walk reached the images"
+        return "it has no rule" if rule is None else "it is not linear"
+
+
+def heads(term: Term) -> Indices:
+    """The head indices of an attention's output or values: its batch-like axes that come from the channels of the projection after it."""
+    return tuple(index for axis in term.axes[:-2] for index in axis.indices if index in term.channel)
+
+
+def _chain(branch: Branch | None) -> Iterator[Branch]:
+    while branch is not None:
+        yield branch
+        branch = branch.parent
+
+
+def _convolves(node: fx.Node) -> bool:
+    """Whether an operation mixes neighbouring positions."""
+    name = operation(node)
+    if name in ("aten.conv1d", "aten.conv2d", "aten.convolution"):
+        return any(extent.size > 1 for extent in extents_of(node.args[1])[2:])  # type: ignore[arg-type]
+    return name in ("aten.avg_pool2d", "aten.max_pool2d")

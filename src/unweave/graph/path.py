@@ -1,0 +1,242 @@
+"""Trunk and branches, found from the graph alone.
+
+At an addition of `a` and `b = f(a)`, `a` is the trunk (the residual stream) and `b` a branch that reads it. A shortcut that is itself a
+linear projection of what the branch reads is the trunk as well. A branch must do something: a sum with a fixed linear function of `a` without
+weights (subtracting a mean) is no branch. Which operand of a product is followed, and which held at its value, is decided here too: attention
+weights and gates are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from torch import fx
+
+from unweave.graph.capture import Graph, operation
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the graph needs to know of an operation's rule, without knowing the rule.
+
+    Attributes:
+        linear: Whether a pending map passes through it.
+        product: The names of its two tensor arguments, if it multiplies them.
+        normalises: Whether its output is a set of attention weights.
+        movement: Whether it only moves numbers.
+    """
+
+    linear: bool
+    product: bool = False
+    normalises: bool = False
+    movement: bool = False
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An addition of a branch to the trunk.
+
+    Attributes:
+        node: The addition.
+        trunk, branch: Its operands.
+        read: The node of the trunk that the branch is computed from.
+    """
+
+    node: fx.Node
+    trunk: fx.Node
+    branch: fx.Node
+    read: fx.Node
+
+
+class Paths:
+    """The paths of a graph: which additions are residual, which operand of a product is followed.
+
+    Args:
+        graph: The captured model.
+        traits: The traits of a node's operation.
+    """
+
+    def __init__(self, graph: Graph, traits: Callable[[fx.Node], Traits]) -> None:
+        self.graph, self.traits = graph, lru_cache(maxsize=None)(traits)
+
+    def inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The image-dependent inputs of a node, each once."""
+        return [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+
+    @cached_property
+    def residuals(self) -> dict[fx.Node, Residual]:
+        """Every residual addition of the graph."""
+        found = {}
+        for node in self.graph.nodes:
+            if operation(node) in ("aten.add", "aten.sub") and (residual := self._residual(node)):
+                found[node] = residual
+        return found
+
+    @cached_property
+    def _residual_mask(self) -> int:
+        mask = 0
+        for node in self.residuals:
+            mask |= 1 << self.graph.order[node]
+        return mask
+
+    def has_residual(self, node: fx.Node) -> bool:
+        """Whether a residual addition lies at or below this node."""
+        return bool(self.graph.ancestors[node] & self._residual_mask)
+
+    @cached_property
+    def attention(self) -> tuple[fx.Node, ...]:
+        """The attention layers: every product of attention weights with values."""
+        return tuple(
+            node
+            for node in self.graph.nodes
+            if operation(node) == "aten.scaled_dot_product_attention"
+            or (self.traits(node).product and self.is_attention(node))
+        )
+
+    def is_attention(self, node: fx.Node) -> bool:
+        """Whether a node is a product of attention weights with values."""
+        if operation(node) == "aten.scaled_dot_product_attention":
+            return True
+        inputs = self.inputs(node)
+        return len(inputs) == 2 and self._weights(inputs[0]) != self._weights(inputs[1])
+
+    @lru_cache(maxsize=None)  # noqa: B019  (a Paths lives as long as its plan is made)
+    def _weights(self, node: fx.Node) -> bool:
+        """Whether a node is attention weights: a softmax, seen through anything but another product, norm or nonlinearity."""
+        traits = self.traits(node)
+        if traits.normalises:
+            return True
+        inputs = self.inputs(node)
+        if not traits.linear or not inputs or operation(node) in _NORMS:
+            return False
+        if len(inputs) > 1 and (traits.product or operation(node) == "aten.scaled_dot_product_attention"):
+            # weights scaled by a gate, or renormalised, are weights still
+            return operation(node) in ("aten.mul", "aten.div") and any(self._weights(own) for own in inputs)
+        if len(inputs) == 2 and (self.graph.depends(*inputs) or self.graph.depends(*inputs[::-1])):
+            return False  # the residual stream
+        return any(self._weights(own) for own in inputs)
+
+    def live(self, node: fx.Node) -> fx.Node | None:
+        """The operand of a product of two image-dependent values that is followed; None where neither may be held.
+
+        Attention weights are held beside the values they weigh; a gate that is computed from the other operand by more than an elementwise
+        function (squeeze-excite, a norm written out) is held beside it. `x * sigmoid(x)` and `silu(g) * u` are not products of that sort.
+        """
+        if operation(node) == "aten.scaled_dot_product_attention":
+            return node.args[2]  # type: ignore[return-value]
+        inputs = self.inputs(node)
+        if len(inputs) != 2:
+            return inputs[0] if inputs and len(node.all_input_nodes) > 1 else None
+        first, second = inputs
+        if self._weights(first) != self._weights(second):
+            return second if self._weights(first) else first
+        if operation(node) == "aten.div":
+            first, second = node.args[0], node.args[1]  # type: ignore[assignment]
+            return first if not self._elementwise(second, first) else None
+        if operation(node) != "aten.mul":
+            return None
+        for own, gate in ((first, second), (second, first)):
+            origin = self._origin(own)
+            if self.graph.depends(gate, origin) and not self._elementwise(gate, origin):
+                return own
+        return None
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """What a value is a mere relayout of."""
+        while self.traits(node).movement and len(inputs := self.inputs(node)) == 1:
+            node = inputs[0]
+        return node
+
+    def _elementwise(self, node: fx.Node, origin: fx.Node) -> bool:
+        """Whether every path from `origin` to `node` goes through elementwise operations only."""
+        pending, seen = [node], set()
+        while pending:
+            own = pending.pop()
+            if own is origin or own in seen or not self.graph.depends(own, origin):
+                continue
+            seen.add(own)
+            if operation(own) in _MIXES:
+                return False
+            pending += self.inputs(own)
+        return True
+
+    def between(self, read: fx.Node, branch: fx.Node) -> list[fx.Node]:
+        """The nodes computed from `read` that `branch` is computed from."""
+        mask = self.graph.ancestors[branch]
+        return [
+            node
+            for node in self.graph.nodes
+            if mask >> self.graph.order[node] & 1 and node is not read and self.graph.depends(node, read)
+        ]
+
+    def bypasses(self, node: fx.Node, read: fx.Node) -> bool:
+        """Whether a node depends on the image other than through `read`."""
+        pending, seen = [node], {read}
+        while pending:
+            own = pending.pop()
+            if own in seen:
+                continue
+            seen.add(own)
+            if own is self.graph.input:
+                return True
+            pending += self.inputs(own)
+        return False
+
+    def _residual(self, node: fx.Node) -> Residual | None:
+        operands = [own for own in node.args[:2] if isinstance(own, fx.Node) and self.graph.image_dependent(own)]
+        if len(operands) != 2 or operands[0] is operands[1]:
+            return None
+        for trunk, branch in (operands, operands[::-1]):
+            if self.graph.depends(branch, trunk):
+                return Residual(node, trunk, branch, trunk) if self._works(trunk, branch) else None
+        reads = [self._linear_read(own, other) for own, other in (operands, operands[::-1])]
+        if (reads[0] is None) == (reads[1] is None):
+            return None
+        place = 0 if reads[0] is not None else 1
+        trunk, branch, read = operands[place], operands[1 - place], reads[place]
+        return Residual(node, trunk, branch, read) if read is not None and self._works(read, branch) else None
+
+    def _works(self, read: fx.Node, branch: fx.Node) -> bool:
+        """Whether anything between has weights or is not linear."""
+        for node in self.between(read, branch):
+            traits = self.traits(node)
+            held = any(
+                not self.graph.image_dependent(source) and source.meta["val"].is_floating_point()
+                for source in node.all_input_nodes
+                if hasattr(source.meta.get("val"), "is_floating_point")
+            )
+            if held or not traits.linear or operation(node) in _NORMS or (traits.product and len(self.inputs(node)) > 1):
+                return True
+        return False
+
+    def _linear_read(self, node: fx.Node, other: fx.Node) -> fx.Node | None:
+        """The last node that `other` depends on from which `node` is computed by linear operations alone; None where there is none."""
+        pending, reached, seen = [node], [], set()
+        while pending:
+            own = pending.pop()
+            if own in seen:
+                continue
+            seen.add(own)
+            if self.graph.depends(other, own):
+                reached.append(own)
+                continue
+            traits, inputs = self.traits(own), self.inputs(own)
+            if not traits.linear or not inputs or (len(inputs) > 1 and (traits.product or self.is_attention(own))):
+                return None
+            pending += inputs
+        return max(reached, key=self.graph.order.__getitem__) if reached else None
+
+
+_NORMS = frozenset(
+    f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm")
+)
+_MIXES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "mean sum amax max linear matmul bmm mm einsum addmm conv1d conv2d convolution avg_pool2d adaptive_avg_pool2d max_pool2d "
+        "layer_norm rms_norm group_norm instance_norm batch_norm softmax scaled_dot_product_attention var std "
+        "linalg_vector_norm norm cumsum"
+    ).split()
+)

@@ -1,0 +1,96 @@
+"""Convolutions: a linear layer over channels and window offsets; the windows are structure, not weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unweave.decomposition.pending import Axis, Constant, Irregular, Operand, Term, fresh, reading
+from unweave.graph.capture import Extent
+from unweave.rules.registry import Reads, Step, rule
+
+
+def windows(
+    term: Term, dim: int, extent: Extent, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[Term, Axis]:
+    """The map of an input whose axis `dim` was read in windows, and the axis of the offset within a window.
+
+    Args:
+        term: The map whose axis `dim` runs over the windows.
+        dim: The axis.
+        extent: The input's length along it.
+        kernel, stride, padding, dilation: As for a convolution.
+    """
+    axis, length = term.axes[dim], extent.size
+    offsets = Axis(fresh(kernel))
+    axes = list(term.axes)
+    if kernel == stride and padding == 0 and dilation == 1 and axis.extent.size * kernel == length and axis.take is None:
+        axes[dim] = Axis(axis.indices + offsets.indices)  # windows that tile the axis: a view
+        return term.read(axes), offsets
+    starts = axis.positions() * stride - padding
+    if kernel == 1 and padding == 0:
+        axes[dim] = reading(axis.indices, starts.tolist(), length)
+        return term.read(axes), offsets
+    places = starts[:, None] + np.arange(kernel) * dilation
+    inside = (places >= 0) & (places < length)
+    read, position = np.unique(places[inside], return_inverse=True)
+    axes[dim] = reading(fresh(len(read)), read.tolist(), length)
+    one_hot = np.zeros((*places.shape, len(read)))
+    one_hot[(*np.nonzero(inside), position)] = 1
+    own = Axis(axis.indices)
+    shape = [len(starts)] * bool(own.indices) + [kernel] * bool(offsets.indices) + [len(read)] * (len(read) > 1)
+    sides = [side for side in (own, offsets, Axis(axes[dim].indices)) if side.indices]
+    return term.times(Operand(Constant.array(one_hot.reshape(shape)), tuple(sides))).read(axes), offsets
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.convolution", kind="linear")
+def convolution(step: Step, term: Term) -> Reads:
+    """`y[b, o, p] = sum_{c, k} w[o, c, k] x[b, c, p * stride + k] + bias[o]`, in groups."""
+    if step.given.get("transposed") or step.moves(step["weight"]):
+        raise Irregular("a transposed convolution, or one whose weight depends on the image")
+    image, channels, *positions = step.output
+    kernel = [extent.size for extent in step.extents("weight")[2:]]
+    groups = int(step["groups"])
+    stride, padding, dilation = (_spread(step[name], kernel, step) for name in ("stride", "padding", "dilation"))
+    moved = term.unanchored()
+    if groups > 1:
+        moved = moved.regrouped([image, Extent(groups), Extent(channels.size // groups), *positions])
+        own, lead = Axis(moved.axes[1].indices + moved.axes[2].indices), moved.axes[1]
+        if moved.axes[1].take is not None or moved.axes[2].take is not None:
+            raise Irregular("a grouped convolution of which only some channels are read")
+        moved = moved.read([moved.axes[0], own, *moved.axes[3:]])
+    else:
+        own, lead = moved.axes[1], Axis()
+    inner = Axis(fresh(step.extents("weight")[1].size))
+    offsets = []
+    for number in range(len(kernel)):
+        moved, offset = windows(
+            moved,
+            number + 2,
+            step.extents("input")[number + 2],
+            kernel[number],
+            stride[number],
+            padding[number],
+            dilation[number],
+        )
+        offsets.append(offset)
+    weight = Operand(Constant.of(step["weight"]), (own, inner, *offsets))
+    contracted = lead.indices + inner.indices
+    yield (
+        step["input"],
+        moved.times(weight).read([moved.axes[0], Axis(contracted), *moved.axes[2:]]).through(contracted),
+    )
+    if step["bias"] is not None:
+        yield step["bias"], term.unanchored().read([term.axes[1]])
+
+
+def _spread(value: object, kernel: list[int], step: Step) -> list[int]:
+    if value == "valid":
+        return [0] * len(kernel)
+    if value == "same":
+        gaps = _spread(step["dilation"], kernel, step)
+        totals = [gap * (size - 1) for gap, size in zip(gaps, kernel, strict=True)]
+        if any(total % 2 for total in totals):
+            raise Irregular("'same' padding that is not symmetric")
+        return [total // 2 for total in totals]
+    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+    return [int(part) for part in (values * len(kernel) if len(values) == 1 else values)]

@@ -1,0 +1,173 @@
+"""Pooling: means and resampling are linear; a maximum is linear once its winners are held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unweave.decomposition.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.rules.convolution import windows
+from unweave.rules.registry import Reads, Step, rule
+
+
+def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
+    """The axes that were reduced, the map with the others, and one fresh axis for each that was."""
+    extents = step.extents("input")
+    given = step["dim"]
+    dims = [given] if isinstance(given, int) else list(given or [])
+    reduced = sorted(dim % len(extents) for dim in dims) or list(range(len(extents)))
+    if any(extents[dim].batch for dim in reduced):
+        raise Irregular("a reduction runs over the images")
+    axes = list(term.axes)
+    for dim in reduced:
+        new = Axis(fresh(extents[dim].size))
+        axes[dim:dim] = [new]
+        if step["keepdim"]:
+            del axes[dim + 1]
+    return reduced, term.unanchored(), axes
+
+
+@rule("aten.mean", kind="linear")
+def mean(step: Step, term: Term) -> Reads:
+    """A mean over axes, as tokens are pooled."""
+    reduced, term, axes = _reduced(step, term)
+    count = prod(step.extents("input")[dim].size for dim in reduced)
+    yield step["input"], term.times(scale=1 / count).read(axes)
+
+
+@rule("aten.sum", kind="linear")
+def total(step: Step, term: Term) -> Reads:
+    """A sum over axes."""
+    _, term, axes = _reduced(step, term)
+    yield step["input"], term.read(axes)
+
+
+@rule("aten.amax", kind="frozen")
+def amax(step: Step, term: Term) -> Reads:
+    """A maximum over one axis: the winners are held."""
+    reduced, term, axes = _reduced(step, term)
+    if len(reduced) != 1:
+        raise Irregular("a maximum over several axes")
+    dim = reduced[0]
+
+    def winners(value: Tensor, _: Sequence[object]) -> Tensor:
+        mask = torch.zeros_like(value)
+        return mask.scatter_(dim, value.argmax(dim, keepdim=True), 1.0)
+
+    factor = Operand(Runtime("winners", step.node, (step["input"],), winners), tuple(axes))
+    yield step["input"], term.times(factor).read(axes)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    values = [int(value)] * 2 if isinstance(value, (int, float)) else [int(part) for part in value]  # type: ignore[attr-defined]
+    return (values[0], values[-1])
+
+
+@rule("aten.avg_pool2d", kind="linear")
+def avg_pool2d(step: Step, term: Term) -> Reads:
+    """A mean over windows."""
+    kernel, padding = _pair(step["kernel_size"]), _pair(step["padding"])
+    stride = _pair(step["stride"]) if step["stride"] else kernel
+    if step["divisor_override"] is not None:
+        raise Irregular("a pooling with a divisor of its own")
+    moved = term.unanchored()
+    for number, dim in enumerate((len(term.axes) - 2, len(term.axes) - 1)):
+        size, length, border = kernel[number], step.extents("input")[dim].size, padding[number]
+        matrix = np.zeros((step.output[dim].size, length))
+        for place in range(len(matrix)):
+            start = place * stride[number] - border
+            end = min(start + size, length + border)
+            count = end - start if step["count_include_pad"] else min(end, length) - max(start, 0)
+            matrix[place, max(start, 0) : min(end, length)] = 1 / count
+        moved = mixed(moved, dim, matrix)
+    yield step["input"], moved
+
+
+@rule("aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool1d", kind="linear")
+def adaptive_avg_pool(step: Step, term: Term) -> Reads:
+    """A mean over regions that divide the axis evenly."""
+    moved = term.unanchored()
+    count = 2 if step.node.target.__name__.startswith("adaptive_avg_pool2d") else 1  # type: ignore[union-attr]
+    for dim in range(len(term.axes) - count, len(term.axes)):
+        out, length = step.output[dim].size, step.extents("input")[dim].size
+        matrix = np.zeros((out, length))
+        for place in range(out):
+            start, end = place * length // out, -((-(place + 1) * length) // out)
+            matrix[place, start:end] = 1 / (end - start)
+        moved = mixed(moved, dim, matrix)
+    yield step["input"], moved
+
+
+def mixed(term: Term, dim: int, matrix: np.ndarray) -> Term:
+    """The map of an input whose axis `dim` was multiplied by `matrix`, `[output, input]`."""
+    out, length = matrix.shape
+    size = length // out
+    axes = list(term.axes)
+    blocks = np.kron(np.eye(out), np.ones((1, size)) / size) if size * out == length else None
+    if blocks is not None and np.array_equal(matrix, blocks) and axes[dim].take is None:
+        axes[dim] = Axis(axes[dim].indices + fresh(size))
+        return term.times(scale=1 / size).read(axes)
+    new = fresh(length)
+    axes[dim] = Axis(new)
+    if length == 1:
+        return term.times(Operand(Constant.array(matrix[:, 0]), (term.axes[dim],))).read(axes)
+    return term.times(Operand(Constant.array(matrix), (term.axes[dim], Axis(new)))).read(axes)
+
+
+@rule(
+    "aten.upsample_nearest2d",
+    "aten.upsample_bilinear2d",
+    "aten.upsample_bicubic2d",
+    "aten._upsample_bilinear2d_aa",
+    "aten._upsample_bicubic2d_aa",
+    "aten.upsample_nearest_exact2d",
+    kind="linear",
+)
+def upsample(step: Step, term: Term) -> Reads:
+    """Resampling: one fixed matrix for each axis, read off the operation itself."""
+    operation: Callable[..., Tensor] = step.node.target  # type: ignore[assignment]
+    moved = term.unanchored()
+    for dim in (2, 3):
+        length, out = step.extents("input")[dim].size, step.output[dim].size
+        unit = torch.eye(length)[None, :, :, None] if dim == 2 else torch.eye(length)[None, :, None, :]
+        given = {**step.given, "output_size": [out, 1] if dim == 2 else [1, out]}
+        for name in ("scale_factors", "scales_h", "scales_w", "scales"):
+            if name in given:
+                given[name] = None
+        arguments = [unit if name == "input" else value for name, value in given.items()]
+        moved = mixed(moved, dim, operation(*arguments).reshape(length, out).T.numpy())
+    yield step["input"], moved
+
+
+@rule("aten.max_pool2d", kind="frozen")
+def max_pool2d(step: Step, term: Term) -> Reads:
+    """A maximum over windows: the winners are held."""
+    kernel, padding, dilation = _pair(step["kernel_size"]), _pair(step["padding"]), _pair(step["dilation"])
+    stride = _pair(step["stride"]) if step["stride"] else kernel
+    if step["ceil_mode"]:
+        raise Irregular("max pooling that rounds up")
+
+    def winners(value: Tensor, _: Sequence[object]) -> Tensor:
+        border = (padding[1], padding[1], padding[0], padding[0])
+        padded = functional.pad(value, border, value=float("-inf"))
+        spans = [(size - 1) * gap + 1 for size, gap in zip(kernel, dilation, strict=True)]
+        patches = padded.unfold(2, spans[0], stride[0]).unfold(3, spans[1], stride[1])
+        patches = patches[..., :: dilation[0], :: dilation[1]]
+        flat = patches.flatten(4)
+        mask = torch.zeros_like(flat).scatter_(4, flat.argmax(4, keepdim=True), 1.0)
+        return mask.view(patches.shape)
+
+    moved, inner = term.unanchored(), []
+    for number, dim in enumerate((2, 3)):
+        moved, offsets = windows(
+            moved, dim, step.extents("input")[dim], kernel[number], stride[number], padding[number], dilation[number]
+        )
+        inner.append(offsets)
+    factor = Operand(Runtime("winners", step.node, (step["input"],), winners), (*term.axes, *inner))
+    yield step["input"], moved.times(factor).read(moved.axes)
+

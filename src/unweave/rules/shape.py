@@ -1,0 +1,275 @@
+"""Operations that move numbers without changing them: views, permutations, slices, concatenation, rolls, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+from torch import fx
+
+from unweave.decomposition.pending import Axis, Irregular, Term
+from unweave.graph.capture import Extent, extents_of
+from unweave.rules.registry import Reads, Step, rule
+
+
+@rule(
+    "aten.clone",
+    "aten.contiguous",
+    "aten.detach",
+    "aten.alias",
+    "aten.to",
+    "aten._to_copy",
+    "aten.type_as",
+    "aten.lift_fresh",
+    "aten.lift_fresh_copy",
+    "aten.dropout",
+    "aten.feature_dropout",
+    "aten.positive",
+    kind="linear",
+    movement=True,
+)
+def same(step: Step, term: Term) -> Reads:
+    """Nothing changes (dropout is off in evaluation)."""
+    yield step["input"], term
+
+
+@rule(
+    "aten.view",
+    "aten.reshape",
+    "aten._unsafe_view",
+    "aten._reshape_copy",
+    "aten.flatten",
+    "aten.unflatten",
+    "aten.squeeze",
+    "aten.unsqueeze",
+    "aten.view_as",
+    "aten.reshape_as",
+    kind="linear",
+    movement=True,
+)
+def view(step: Step, term: Term) -> Reads:
+    """The same entries in row-major order, grouped otherwise."""
+    yield step["input"], term.regrouped(step.extents("input"))
+
+
+def _permuted(step: Step, term: Term, order: Sequence[int]) -> Reads:
+    axes = [Axis()] * len(order)
+    for place, origin in enumerate(order):
+        axes[origin % len(order)] = term.axes[place]
+    yield step["input"], term.read(axes)
+
+
+@rule("aten.permute", kind="linear", movement=True)
+def permute(step: Step, term: Term) -> Reads:
+    """Axes in another order."""
+    yield from _permuted(step, term, step["dims"])
+
+
+@rule("aten.transpose", "aten.swapaxes", "aten.swapdims", kind="linear", movement=True)
+def transpose(step: Step, term: Term) -> Reads:
+    """Two axes exchanged."""
+    order = list(range(len(term.axes)))
+    names = ("dim0", "dim1") if "dim0" in step.given else ("axis0", "axis1")
+    first, second = (int(step[name]) % len(order) for name in names)
+    order[first], order[second] = order[second], order[first]
+    yield from _permuted(step, term, order)
+
+
+@rule("aten.t", "aten.numpy_T", "aten.matrix_H", "aten.mT", kind="linear", movement=True)
+def reverse(step: Step, term: Term) -> Reads:
+    """The last two axes exchanged (all of them, for numpy_T)."""
+    order = list(range(len(term.axes)))
+    yield from _permuted(step, term, order[::-1] if len(order) < 3 else [*order[:-2], order[-1], order[-2]])
+
+
+@rule("aten.movedim", kind="linear", movement=True)
+def movedim(step: Step, term: Term) -> Reads:
+    """Some axes moved to other places."""
+    rank = len(term.axes)
+    origins, places = (
+        [int(dim) % rank for dim in (step[name] if isinstance(step[name], (list, tuple)) else [step[name]])]
+        for name in ("source", "destination")
+    )
+    rest = iter(dim for dim in range(rank) if dim not in origins)
+    moved = dict(zip(places, origins, strict=True))
+    yield from _permuted(step, term, [moved[place] if place in moved else next(rest) for place in range(rank)])
+
+
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", kind="linear")
+def expand(step: Step, term: Term) -> Reads:
+    """One entry shared by many: the map is summed over them (never over images)."""
+    yield step["input"], term.broadcast(step.extents("input"))
+
+
+@rule("aten.repeat", "aten.tile", kind="linear")
+def repeat(step: Step, term: Term) -> Reads:
+    """An axis laid out several times."""
+    own = step.extents("input")
+    padded = (Extent(1),) * (len(step.output) - len(own)) + own
+    split: list[Extent] = []
+    for inner, outer in zip(padded, step.output, strict=True):
+        times = Extent(outer.size // inner.size, outer.batch and not inner.batch)
+        split += [times, inner]
+    pairs = term.regrouped(split)
+    yield step["input"], pairs.unanchored().read(pairs.axes[1::2][len(padded) - len(own) :])
+
+
+@rule("aten.select", kind="linear")
+def select(step: Step, term: Term) -> Reads:
+    """One position of an axis, as the class token is read."""
+    extents = step.extents("input")
+    dim = int(step["dim"]) % len(extents)
+    length = extents[dim].size
+    if extents[dim].batch:
+        raise Irregular("an image is selected from the batch")
+    axes = [*term.axes[:dim], Axis((), (int(step["index"]) % length,), length), *term.axes[dim:]]
+    if length == 1:
+        axes[dim] = Axis()
+    yield step["input"], term.unanchored().read(axes)
+
+
+def _taken(source: fx.Node, term: Term, dim: int, places: Sequence[int | None]) -> Reads:
+    moved = term.taken(dim, places, extents_of(source)[dim].size)
+    if moved is not None:
+        yield source, moved
+
+
+@rule("aten.slice", "aten.slice_copy", "aten.narrow", kind="linear")
+def slices(step: Step, term: Term) -> Reads:
+    """A range of an axis."""
+    dim = step.dim()
+    extent = step.extents("input")[dim]
+    start = step["start"]
+    if extent == step.output[dim]:
+        yield step["input"], term
+    elif isinstance(start, fx.Node) or extent.batch:
+        raise Irregular("a range of the images is taken")
+    else:
+        first = min(max(int(start or 0) + (extent.size if (start or 0) < 0 else 0), 0), extent.size)
+        stride = int(step.given.get("step") or 1)
+        yield from _taken(step["input"], term, dim, range(first, first + stride * step.output[dim].size, stride))
+
+
+@rule("aten.flip", kind="linear")
+def flip(step: Step, term: Term) -> Reads:
+    """Axes reversed."""
+    moved: Term | None = term
+    for dim in step["dims"]:
+        length = step.output[dim].size
+        moved = moved and moved.taken(int(dim) % len(step.output), range(length - 1, -1, -1), length)
+    if moved is not None:
+        yield step["input"], moved
+
+
+@rule("aten.roll", kind="linear")
+def roll(step: Step, term: Term) -> Reads:
+    """Axes shifted in a circle, as between Swin's windows."""
+    if not step["dims"]:
+        raise Irregular("a roll over the flattened tensor")
+    moved: Term | None = term
+    for shift, dim in zip(step["shifts"], step["dims"], strict=True):
+        length = step.output[dim].size
+        places = [(place - int(shift)) % length for place in range(length)]
+        moved = moved and moved.taken(int(dim) % len(step.output), places, length)
+    if moved is not None:
+        yield step["input"], moved
+
+
+@rule("aten.constant_pad_nd", "aten.pad", kind="linear")
+def pad(step: Step, term: Term) -> Reads:
+    """A border of zeros (what is read there comes from nowhere), or of repeated, mirrored or wrapped entries."""
+    mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(step.given.get("mode") or "constant")
+    if mode is None and step.given.get("value"):
+        raise Irregular("padding with a number other than zero")
+    moved: Term | None = term
+    borders = list(step["pad"])
+    for number, (before, after) in enumerate(zip(borders[::2], borders[1::2], strict=True)):
+        dim = len(step.output) - 1 - number
+        length = step.extents("input")[dim].size
+        if before == after == 0:
+            continue
+        inside = np.arange(max(0, -before), length - max(0, -after))
+        around = (max(0, before), max(0, after))
+        places: list[int | None]
+        if mode:
+            places = np.pad(inside, around, mode=mode).tolist()  # type: ignore[call-overload]
+        else:
+            places = [None] * around[0] + inside.tolist() + [None] * around[1]
+        moved = moved and moved.taken(dim, places, length)
+    if moved is not None:
+        yield step["input"], moved
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate", kind="linear")
+def cat(step: Step, term: Term) -> Reads:
+    """Tensors one after the other along an axis."""
+    dim = step.dim()
+    parts = [part for part in step["tensors"] if part.meta["val"].numel() != 0]
+    ends = list(accumulate(extents_of(part)[dim].size for part in parts))
+    for part, end in zip(parts, ends, strict=True):
+        length = extents_of(part)[dim].size
+        places = [at - (end - length) if end - length <= at < end else None for at in range(ends[-1])]
+        yield from _taken(part, term, dim, places)
+
+
+@rule("aten.stack", kind="linear")
+def stack(step: Step, term: Term) -> Reads:
+    """Tensors side by side along a new axis."""
+    dim = step.dim()
+    for place, part in enumerate(step["tensors"]):
+        moved = term.taken(dim, [0 if at == place else None for at in range(len(step["tensors"]))], 1)
+        if moved is not None:
+            yield part, moved.read([*moved.axes[:dim], *moved.axes[dim + 1 :]])
+
+
+@rule("aten.index_select", kind="linear")
+def index_select(step: Step, term: Term) -> Reads:
+    """Positions named by a constant."""
+    yield from _taken(step["input"], term, step.dim(), _places(step, step["index"], step.extents("input")[step.dim()]))
+
+
+@rule("aten.index", kind="linear")
+def index(step: Step, term: Term) -> Reads:
+    """Positions of one axis named by a constant."""
+    used = [dim for dim, chosen in enumerate(step["indices"]) if chosen is not None]
+    if len(used) != 1:
+        raise Irregular("several axes are indexed at once")
+    dim = used[0]
+    chosen = step["indices"][dim]
+    rank = len(extents_of(chosen))
+    flat = Extent(len(_places(step, chosen, step.extents("input")[dim])))
+    merged = term.regrouped([*step.output[:dim], flat, *step.output[dim + rank :]])
+    yield from _taken(step["input"], merged, dim, _places(step, chosen, step.extents("input")[dim]))
+
+
+def _places(step: Step, chosen: fx.Node, extent: Extent) -> list[int]:
+    if step.moves(chosen) or extent.batch:
+        raise Irregular("positions are chosen by the image")
+    values = step.graph.value(chosen).flatten()
+    if values.dtype.is_floating_point or values.dtype.is_complex:
+        raise Irregular("positions are not whole numbers")
+    if str(values.dtype) == "torch.bool":
+        return [place for place, taken in enumerate(values.tolist()) if taken]
+    return [int(place) % extent.size for place in values.tolist()]
+
+
+@rule("aten.pixel_unshuffle", kind="linear", movement=True)
+def pixel_unshuffle(step: Step, term: Term) -> Reads:
+    """Blocks of pixels become channels: `[b, c, h*r, w*r] -> [b, c*r*r, h, w]`."""
+    image, channels, height, width = step.extents("input")
+    r = Extent(int(step["downscale_factor"]))
+    h, w = Extent(height.size // r.size), Extent(width.size // r.size)
+    split = term.regrouped([image, channels, r, r, h, w])
+    b, c, down, across, row, column = split.axes
+    yield step["input"], split.read([b, c, row, down, column, across]).regrouped(step.extents("input"))
+
+
+@rule("aten.pixel_shuffle", kind="linear", movement=True)
+def pixel_shuffle(step: Step, term: Term) -> Reads:
+    """Channels become blocks of pixels: `[b, c*r*r, h, w] -> [b, c, h*r, w*r]`."""
+    image, _, h, w = step.extents("input")
+    r = Extent(int(step["upscale_factor"]))
+    split = term.regrouped([image, step.output[1], h, r, w, r])
+    b, c, row, down, column, across = split.axes
+    yield step["input"], split.read([b, c, down, across, row, column]).regrouped(step.extents("input"))
