@@ -1,6 +1,8 @@
 """What the verbs print, write and refuse, with a model and a plan that are not real."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +41,16 @@ def test_decompose(run, plan, photos, tmp_path):
     assert result.exit_code == 0, result.output
     assert [shape[0] for shape, _ in plan.batches] == [3, 1]
     assert in_order(result.stdout, "Largest shares", "blocks.1.mlp", "7 others", "all 9", "100.00 %")
-    assert in_order(result.stdout, "1 images were left out", "2.png", "known format", "4 images in", "within 1.0e-07")
+    assert in_order(
+        result.stdout,
+        "1 images were left out",
+        "2.png",
+        "known format",
+        "2 of 3 layers",
+        "lumped: 0.00 %",
+        "4 images in",
+    )
+    assert "within 1.0e-07" in result.stdout
     contributions = Contributions.load(tmp_path / "out")
     assert contributions.ids == ("0.png", "1.png", "3.png", "4.png")
     assert contributions.origin.skipped[0][0] == "2.png"
@@ -56,6 +67,7 @@ def test_decompose_json_is_all_of_standard_output(run, plan, photos):
     found = json.loads(result.stdout)
     assert found["images"] == 4 and found["skipped"][0]["id"] == "2.png"
     assert found["top"][0]["name"] == "blocks.1.mlp" and found["total_share"] == pytest.approx(1)
+    assert found["attention"]["resolved"] == 2 and found["lumped_share"] == 0
     assert found["files"] == {
         "contributions": "unweave-out/timm_fake/contributions.safetensors",
         "card": "unweave-out/timm_fake/contributions.json",
@@ -128,6 +140,33 @@ def test_interrupt_leaves_nothing_and_says_so(run, plan, photos, tmp_path):
     plan.before = interrupt
     result = run("decompose", "timm/fake", photos, "--batch-size", 1)
     assert result.exit_code == 130 and "Interrupted. Nothing was written." in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+SLOW = """
+import signal, time, conftest, unweave
+from unweave.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+plan = conftest.FakePlan(before=lambda plan: time.sleep(0.2))
+unweave.load_model, unweave.plan = (lambda id, **options: conftest.FakeModel(id)), (lambda model, **options: plan)
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing(photos, tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "decompose", "m", photos, photos / "1.png", "-o", "out", "--batch-size", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(tmp_path.glob("out/.*.partial")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Nothing was written" in said
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 

@@ -54,6 +54,12 @@ def test_failing_preprocessing_is_reported(folder):
     assert len(loader.skipped) == 8 and "odd" in loader.skipped[0].reason
 
 
+def test_an_image_like_a_thread_is_reported(tmp_path):
+    Image.new("L", (60000, 1)).save(tmp_path / "a.png")
+    loader = batches(Tiny(), find_images(tmp_path), 2)
+    assert list(loader) == [] and "60000 x 1" in loader.skipped[0].reason
+
+
 def test_sizes_that_differ(folder):
     class Varying(Tiny):
         def preprocess(self, image):

@@ -6,6 +6,7 @@ Libraries that take long to import are imported inside the verbs, so that help a
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -72,4 +73,6 @@ def main() -> None:
         # A terminal that lacks a character shows a question mark rather than ending the run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    # A job that is stopped by its scheduler cleans up like one that is stopped at the keyboard.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="unweave")

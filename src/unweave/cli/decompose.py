@@ -15,6 +15,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import in_bytes, in_percent, print_error, print_json, print_note, print_warning, table, working
+from unweave.cli.explain import coverage_text
 from unweave.errors import ImageError, UnweaveError
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ def decompose(
     if not no_figure:
         files["figure"] = str(_drawn(plan.components, share, loaded.id, writer))
     ranked = sorted(range(len(share)), key=lambda index: -abs(share[index]))[:top]
+    lumped = sum(
+        (value for component, value in zip(plan.components, share, strict=True) if component.kind == "lumped"), 0.0
+    )
     if json:
         print_json(
             {
@@ -114,6 +118,12 @@ def decompose(
                 "seconds": round(seconds, 3),
                 "largest_error": writer.largest_error,
                 "total_share": sum(share),
+                "lumped_share": lumped,
+                "attention": {
+                    "layers": plan.coverage.attention_layers,
+                    "resolved": plan.coverage.resolved,
+                    "unresolved": list(plan.coverage.unresolved),
+                },
                 "top": [{**plan.components[index].as_dict(), "share": share[index]} for index in ranked],
                 "files": files,
             }
@@ -123,10 +133,15 @@ def decompose(
     if skipped:
         console.print(Text())
         console.print(table(f"{len(skipped)} images were left out", {"image": "left", "why": "left"}, skipped))
+    console.print(Text())
+    console.print(coverage_text(plan.coverage), soft_wrap=True)
+    if plan.lumps:
+        why = f"lumped: {in_percent(lumped)} of the representation in parts without a rule (see `unweave explain`)"
+        console.print(Text(why, "yellow"), soft_wrap=True)
     rate = writer.written / max(seconds, 1e-9)
     console.print(
         Text(
-            f"\n{writer.written:,} images in {seconds:.1f} s ({rate:.1f} images/s). The components add up to the "
+            f"{writer.written:,} images in {seconds:.1f} s ({rate:.1f} images/s). The components add up to the "
             f"representation within {writer.largest_error:.1e} (relative, largest of all images)."
         ),
         soft_wrap=True,

@@ -97,6 +97,8 @@ def components_table(components: Sequence[Component]) -> RenderableType:
 
 def coverage_text(coverage: Any) -> Text:
     """How many attention layers were resolved into heads, and why not the others."""
+    if not coverage.attention_layers:
+        return Text("attention: this model has none")
     whole = coverage.resolved == coverage.attention_layers
     style = "green" if whole else "yellow"
     text = Text.assemble(

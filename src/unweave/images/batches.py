@@ -14,6 +14,9 @@ from torch import Tensor
 
 from unweave.errors import ImageError
 
+_NARROW = 200
+"""How many times longer than its short side an image may be."""
+
 OnError: TypeAlias = Literal["skip", "raise"]
 
 
@@ -109,6 +112,9 @@ class Batches:
 
     def _tensor(self, image: Source) -> Tensor:
         picture = image.read()
+        # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow with it without bound.
+        if max(picture.size) > _NARROW * min(picture.size):
+            raise ImageError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
         try:
             return self._model.preprocess(picture)
         # A preprocessing is anybody's code, and one odd picture must not end the run.
