@@ -179,12 +179,12 @@ class _Walker:
         """At a residual addition: the trunk goes on in its scope, the branch in one of its own."""
         own = Branch(residual, branch)
         self.branches.append(own)
-        for node, term in self._reads(residual.node, terms, None):
+        for node, term in self._reads(residual.node, tuple(term.unanchored() for term in terms), None):
             if node is residual.branch:
                 own.entry += (term,)
-                self._push(residual.branch, own, replace(term, kept=(), anchor=None))
+                self._push(residual.branch, own, replace(term, kept=()))
             elif isinstance(node, fx.Node):
-                self._push(node, branch, term.unanchored())
+                self._push(node, *self._scoped(node, branch, term))
 
     def _pass(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """Hands the map on to the inputs, or stops where there is no way on."""
