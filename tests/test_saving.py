@@ -21,12 +21,13 @@ COMPONENTS = (
     Component("blocks.0.mlp", "mlp", layer=0),
 )
 ORIGIN = Origin(
-    "timm/vit_tiny_patch16_224",
-    "ab12",
-    {"mean": [0.5, 0.5, 0.5]},
-    "head",
-    "kind:head",
-    (("ü.jpg", "The file is empty."),),
+    model="timm/vit",
+    weights_hash="ab12",
+    preprocessing={"mean": [0.5, 0.5, 0.5]},
+    level="head",
+    selection="kind:head",
+    computed_in="bfloat16",
+    skipped=(("ü.jpg", "The file is empty."),),
 )
 
 
@@ -66,7 +67,12 @@ def test_round_trip(tmp_path, dtype, name):
 def test_the_card_tells_what_the_numbers_are(tmp_path):
     path = make().save(tmp_path)
     card = json.loads(path.with_suffix(".json").read_text())
-    assert card["model"] == ORIGIN.model and card["weights_hash"] == "ab12" and card["selection"] == "kind:head"
+    assert (
+        card["model"] == ORIGIN.model
+        and card["weights_hash"] == "ab12"
+        and card["selection"] == "kind:head"
+        and card["computed_in"] == "bfloat16"
+    )
     assert card["components"][1] == {
         "name": "blocks.0.attn.head.1", "path": "blocks.0.attn", "kind": "head", "layer": 0, "head": 1,
     }  # fmt: skip

@@ -30,6 +30,7 @@ class Origin:
         preprocessing: How pictures became inputs, ready for JSON.
         level: How finely the branches were split.
         selection: The components asked for, as text; None for all.
+        computed_in: The numbers that the model computed in.
         skipped: Images that were left out, each as (id, reason).
     """
 
@@ -38,6 +39,7 @@ class Origin:
     preprocessing: Mapping[str, object]
     level: str
     selection: str | None = None
+    computed_in: str = "float32"
     skipped: tuple[tuple[str, str], ...] = ()
 
 

@@ -41,6 +41,7 @@ NAME = "contributions"
 """The files' stem where only a folder is given."""
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_KNOWN = ("model", "weights_hash", "preprocessing", "level", "selection", "computed_in")
 _BLOCK = 1 << 24
 
 
@@ -257,17 +258,7 @@ class ContributionsWriter:
             self._write(new + done, memoryview(block))
 
     def _describe(self, layout: _Layout, origin: Origin | None) -> str:
-        known = (
-            {
-                "model": origin.model,
-                "weights_hash": origin.weights_hash,
-                "preprocessing": dict(origin.preprocessing),
-                "level": origin.level,
-                "selection": origin.selection,
-            }
-            if origin
-            else dict.fromkeys(("model", "weights_hash", "preprocessing", "level", "selection"))
-        )
+        known = {name: getattr(origin, name) for name in _KNOWN} if origin else dict.fromkeys(_KNOWN)
         return _lines(
             {
                 "format": FORMAT,
@@ -344,8 +335,10 @@ def load(path: str | os.PathLike[str]) -> Contributions:
 
 
 def _origin(card: dict[str, Any]) -> Origin:
-    fields = {name: card[name] for name in ("model", "weights_hash", "preprocessing", "level", "selection")}
-    return Origin(**fields, skipped=tuple((image["id"], image["reason"]) for image in card["skipped"]))
+    return Origin(
+        **{name: card[name] for name in _KNOWN},
+        skipped=tuple((image["id"], image["reason"]) for image in card["skipped"]),
+    )
 
 
 def _component(fields: dict[str, Any]) -> Component:

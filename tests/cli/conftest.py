@@ -1,6 +1,6 @@
 """A model and a plan in place of real ones: the command line is tested apart from the mathematics."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pytest
@@ -39,6 +39,7 @@ class FakeModel:
 class Coverage:
     attention_layers: int = 3
     resolved: int = 2
+    passed: tuple = ("class_attention",)
     unresolved: tuple = ("pool: it reads [one] token",)
 
 
@@ -66,8 +67,11 @@ class FakePlan:
     def report(self):
         return {
             "components": [component.as_dict() for component in self.components],
-            "operations": [{"operation": "aten.linear", "rule": "affine", "count": 12}],
-            "dense": ["aten.convolution at stem"],
+            "operations": [
+                {"operation": "aten.linear", "rule": "linear", "count": 12, "modules": ["", "blocks.0.mlp"]}
+            ],
+            "lumps": [{**asdict(lump), "rule": "@rule(aten.cumsum) ..."} for lump in self.lumps],
+            "dense": ["blocks.0.mlp"],
         }
 
     def run(self, images, ids=None):

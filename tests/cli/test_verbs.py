@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -104,10 +104,7 @@ def test_without_images_samples_are_used_and_said(run, plan):
 def test_fine_levels_warn_of_their_size(run, plan, level):
     result = run("decompose", "timm/fake", "--level", level, "--no-figure")
     size = 8 * 4 * (9 * 16 + 16 + 1)
-    assert (
-        f"warning: 8 images x 9 components x 16 numbers of float32 take 5.2 kB on disk ({size:,} bytes)"
-        in result.stderr
-    )
+    assert f"warning: 8 images x 9 components x 16 numbers take 5.2 kB on disk ({size:,} bytes)" in result.stderr
 
 
 def test_broken_image_stops_when_asked(run, plan, photos, tmp_path):
@@ -243,8 +240,10 @@ def test_explain(run, plan):
     assert in_order(
         result.stdout, "2 of 3 layers", "pool: it reads [one] token", "1.2 MB per image", "999 B of constants"
     )
-    assert in_order(result.stdout, "aten.linear", "affine", "12", "aten.convolution at stem")
-    assert in_order(result.stdout, "aten.cumsum", "neck", "model.py:7", "no rule for [aten.cumsum]")
+    assert in_order(result.stdout, "aten.linear", "linear", "12", "the model, blocks.0.mlp", "dense fall-backs")
+    assert in_order(
+        result.stdout, "aten.cumsum", "neck", "model.py:7", "no rule for [aten.cumsum]", "@rule(aten.cumsum)"
+    )
     assert plan.arguments["random_weights"] is True and plan.arguments["select"] is None
 
 
@@ -264,17 +263,13 @@ def test_help_is_quick_and_imports_no_torch():
     program = "import sys; from unweave.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time and not the clock's, which counts whatever else the machine is doing.
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert "decompose" in done.stdout and done.stdout.splitlines()[-1] == "False"
-    assert min(times) < 0.5 or min(times) < 3 * _start_of_python()
-
-
-def _start_of_python():
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import json, subprocess, typing"], check=True)
-    return time.perf_counter() - started
+    assert min(times) < 0.5
 
 
 def test_version(run):

@@ -84,9 +84,11 @@ def decompose(
         print_note("No images were given, so these are unweave's own drawn samples.")
     destination = output or Path("unweave-out", loaded.id.replace("/", "_"))
     loader = batches(loaded, sources, batch_size, on_error)
+    # A plan adds up in float32 at least, whatever the model computes in.
+    stored = torch.promote_types(numbers, torch.float32)
     started = perf_counter()
-    with ContributionsWriter(destination, plan.components, images=len(sources), dim=plan.dim, dtype=numbers) as writer:
-        size = f"{len(sources):,} images x {len(plan.components):,} components x {plan.dim:,} numbers of {dtype}"
+    with ContributionsWriter(destination, plan.components, images=len(sources), dim=plan.dim, dtype=stored) as writer:
+        size = f"{len(sources):,} images x {len(plan.components):,} components x {plan.dim:,} numbers"
         say = print_warning if level in ("token", "neuron") else print_note
         say(f"{size} take {in_bytes(writer.size)} on disk ({writer.size:,} bytes).")
         share = _written(plan, loader, writer, place, numbers)
@@ -95,7 +97,9 @@ def decompose(
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
             raise ImageError(f"None of the {len(sources)} images could be read ({reasons}).", where=str(sources[0].id))
         chosen = ", ".join(select) if select else None
-        tensors = writer.finish(Origin(loaded.id, loaded.weights_hash, loaded.preprocessing, level, chosen, skipped))
+        tensors = writer.finish(
+            Origin(loaded.id, loaded.weights_hash, loaded.preprocessing, level, chosen, dtype, skipped)
+        )
     seconds = perf_counter() - started
     files = {"contributions": str(tensors), "card": str(writer.card)}
     if not no_figure:

@@ -56,13 +56,25 @@ def _described(name: str, plan: Any) -> Group:
             f"{in_bytes(plan.constant_bytes)} of constants"
         ),
     ]
-    for title in ("operations", "dense"):
-        if report.get(title):
-            parts += [Text(), _listed(title if title == "operations" else "dense fall-backs", report[title])]
-    if plan.lumps:
-        columns = {"lumped": "left", "module": "left", "at": "left", "why": "left"}
-        rows = [[str(note.operation), str(note.module), str(note.line), str(note.reason)] for note in plan.lumps]
-        parts += [Text(), table("One component each, for want of a rule", columns, rows)]
+    rows = [
+        [
+            entry["operation"],
+            entry["rule"],
+            str(entry["count"]),
+            ", ".join(name or "the model" for name in entry["modules"]),
+        ]
+        for entry in report["operations"]
+    ]
+    columns = {"operation": "left", "rule": "left", "times": "right", "for example in": "left"}
+    parts += [Text(), table("Operations on the path", columns, rows)]
+    if report["dense"]:
+        parts += [Text(), Text(f"dense fall-backs, as large as the values themselves: {_several(report['dense'])}")]
+    if report["lumps"]:
+        rows = [[lump["operation"], lump["module"], lump["line"], lump["reason"]] for lump in report["lumps"]]
+        columns = {"stopped at": "left", "module": "left", "line": "left", "because": "left"}
+        parts += [Text(), table("One component for all below", columns, rows)]
+    for rule in dict.fromkeys(lump["rule"] for lump in report["lumps"] if lump["rule"]):
+        parts += [Text("\nthe rule to write:", "dim"), Text(rule)]
     return Group(*parts)
 
 
@@ -101,9 +113,9 @@ def coverage_text(coverage: Any) -> Text:
         return Text("attention: this model has none")
     whole = coverage.resolved == coverage.attention_layers
     style = "green" if whole else "yellow"
-    text = Text.assemble(
-        "attention: ", (f"{coverage.resolved} of {coverage.attention_layers} layers resolved into heads", style)
-    )
+    text = Text.assemble("attention: ", (f"{coverage.resolved} of {coverage.attention_layers} layers resolved", style))
+    if coverage.passed:
+        text.append(f", {len(coverage.passed)} of them passed through: {', '.join(coverage.passed)}")
     for reason in coverage.unresolved:
         text.append(f"\n  {reason}", "yellow")
     return text
@@ -113,10 +125,5 @@ def _span(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
 
 
-def _listed(title: str, entries: Any) -> RenderableType:
-    if isinstance(entries, dict):
-        entries = [{"operation": name, "rule": value} for name, value in entries.items()]
-    entries = [entry if isinstance(entry, dict) else {"operation": entry} for entry in entries]
-    columns = list(dict.fromkeys(name for entry in entries for name in entry))
-    sides = {name: "right" if isinstance(entries[0].get(name), int) else "left" for name in columns}
-    return table(title.capitalize(), sides, [[str(entry.get(name, "")) for name in columns] for entry in entries])
+def _several(names: list[str], number: int = 12) -> str:
+    return ", ".join(names[:number]) + (f" and {len(names) - number:,} more" if len(names) > number else "")

@@ -112,7 +112,7 @@ class Batches:
 
     def _tensor(self, image: Source) -> Tensor:
         picture = image.read()
-        # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow with it without bound.
+        # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow along without bound.
         if max(picture.size) > _NARROW * min(picture.size):
             raise ImageError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
         try:
