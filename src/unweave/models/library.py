@@ -22,7 +22,7 @@ from unweave.errors import ModelError
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess
-from unweave.models.readout import split
+from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 
 
@@ -119,7 +119,7 @@ class Source:
         preprocessing: The same in words, for JSON.
         input_size: Channels, height, width.
         tower: Which part of the module maps images to what it makes of them.
-        classifies: The module returns logits, though it does not name its classifier.
+        returns: What the tower returns, where it does not name its classifier.
     """
 
     module: nn.Module
@@ -127,7 +127,7 @@ class Source:
     preprocessing: dict[str, Any]
     input_size: tuple[int, int, int]
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
-    classifies: bool = False
+    returns: Returns = "features"
 
 
 def load_model(
@@ -174,7 +174,7 @@ def load_model(
     module.to(device, dtype)
     tower = source.tower(module)
     check_finite(tower)
-    parts = split(tower, example_for(tower, source.input_size, 1), classifies=source.classifies)
+    parts = split(tower, example_for(tower, source.input_size, 1), returns=source.returns)
     return Model(
         id=id,
         module=module,

@@ -8,8 +8,8 @@ classifier is replaced by identities, so the twin's own forward returns the repr
 name that the model gives it, and the user's module is never written to.
 
 The rule for what the classifier is, the same for every library: **the maximal tail of linear layers, elementwise
-functions and dropout that acts on one vector per image**. Where the classifier is named, the tail begins there and is
-extended towards the input. Where a model has none, a tail is taken off only if it holds a nonlinearity (a tanh
+functions and dropout that acts on one vector per image**. Where the library names the classifier, the tail begins there
+and is extended towards the input; what the user names is taken as it is. Where a model has none, a tail is taken off only if it holds a nonlinearity (a tanh
 pooler), for a purely linear one (CLIP's projection) is part of the representation. So the representation is always the
 last one before a nonlinear head. The tail is observed, not looked up: one forward pass of the twin over one random
 image. A nonlinearity that is not a module (`torch.tanh` inside a forward) cannot be taken off, and stays.
@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from unweave.errors import ModelError, UnweaveError
 
 FIELDS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")
 """The fields of an output object that may hold the representation; the first that is there is taken."""
+
+Returns = Literal["representation", "features", "logits"]
+"""What the tensor is that a module returns."""
 
 _RECENT = 64
 """How many of the last module calls are kept while looking for the tail; it is a handful in every known model."""
@@ -87,7 +90,7 @@ def split(
     *,
     heads: Sequence[str] = (),
     representation: str | int | None = None,
-    classifies: bool = False,
+    returns: Returns = "representation",
 ) -> Readout:
     """Split a module at its representation.
 
@@ -97,11 +100,12 @@ def split(
         heads: Names of the submodules that are the classifier. Empty: a module that names its own (`get_classifier`,
             as timm's do) is asked.
         representation: Field or index of the output that is the representation; None for the first of `FIELDS`.
-        classifies: The module returns logits, though nobody names its classifier.
+        returns: What a tensor that the module returns is, where no head is named: the representation itself, features
+            from which a nonlinear tail is taken off, or logits.
 
     Raises:
-        ModelError: The module does not run on the example, lacks the named head or output, or returns no `[image,
-            dim]`.
+        ModelError: The module does not run on the example, lacks the named head or output, or returns anything but
+            `[image, dim]`.
     """
     body = twin(module)
     asked = [] if heads else _own_heads(body)
@@ -113,26 +117,38 @@ def split(
 
     above = [call for call in calls if any(call.module is end for end in ends)]
     same_input = bool(above) and len(above) == len(ends) and all(call.input is above[0].input for call in above)
-    classifies = classifies or bool(ends) or field == "logits"
+    if representation is None and field is not None:
+        returns = "logits" if field == "logits" else "features"
+    elif representation is None and hasattr(body, "get_classifier") and returns == "representation":
+        returns = "features"
     if ends:
-        tail = _chain(calls, above[0].input) if same_input else []
+        tail = _chain(calls, above[0].input) if same_input and asked else []
     else:
-        tail = _chain(calls, value)
-        if not classifies and not any(_pointwise(call.module) == "bends" for call in tail):
+        tail = [] if returns == "representation" else _chain(calls, value)
+        if returns == "features" and not any(_pointwise(call.module) == "bends" for call in tail):
             tail = []
-    removed = [*(call.module for call in tail), *ends]
-    for part in removed:
+    for part in [*(call.module for call in tail), *ends]:
         _take_off(body, part)
 
     parts = [call.module for call in tail] + ([Mean(ends)] if len(ends) > 1 else ends)
-    if field is not None:
-        _call_with(body, _field_reader(field))
-    found = _represent(body, module, example)
-    classifier = _classifier(parts, found, value) if classifies and parts and (same_input or not ends) else None
-    if asked and classifier is None and hasattr(body, "forward_head"):
-        # The head does more than classify the representation; timm says what it classifies.
-        _call_with(body, _pre_logits)
-        _represent(body, module, example)
+    known = bool(parts) and (same_input if ends else returns == "logits")
+    reads: list[_Read | None] = [None if field is None else _field_reader(field)]
+    if asked and hasattr(body, "forward_head"):
+        # For heads that do more than classify one representation, timm says what it is that they classify.
+        reads.append(_pre_logits)
+    classifier = None
+    for read in reads:
+        if read is not None:
+            _call_with(body, read)
+        try:
+            found = _represent(body, module, example)
+        except ModelError:
+            if read is reads[-1]:
+                raise
+            continue
+        classifier = _classifier(parts, found, value) if known else None
+        if classifier is not None:
+            break
     return Readout(body, classifier)
 
 

@@ -37,10 +37,10 @@ def load(request: Request) -> Source:
         size = request.image_size
         preprocess: Preprocess
         preprocess, described = preprocessing.default((3, size, size))
-        return Source(module, preprocess, described, (3, size, size), classifies=True)
+        return Source(module, preprocess, described, (3, size, size), returns="logits")
     (crop,), (resize,) = preset.crop_size, preset.resize_size
     described = describe(resize, (crop, crop), preset.mean, preset.std, preset.interpolation.value)
-    return Source(module, preset, described, (3, crop, crop), classifies=True)
+    return Source(module, preset, described, (3, crop, crop), returns="logits")
 
 
 def _create(request: Request, weights: object) -> nn.Module:
@@ -55,7 +55,7 @@ def _create(request: Request, weights: object) -> nn.Module:
         except TypeError:
             if not keywords:
                 raise
-        except ValueError as error:
+        except (AssertionError, ValueError) as error:
             raise ModelError(
                 f"The model cannot have images of {size} pixels: {first_line(error)}",
                 where=request.id,
