@@ -196,7 +196,7 @@ def _ranking(components: Sequence[Any], share: list[float], ranked: list[int]) -
     largest = max((abs(share[index]) for index in ranked), default=0.0) or 1.0
     rows: list[list[str | Text]] = []
     for index in ranked:
-        bar = "\N{FULL BLOCK}" * max(1, round(24 * abs(share[index]) / largest))
+        bar = "\N{FULL BLOCK}" * max(1, round(16 * abs(share[index]) / largest))
         style = "red" if share[index] >= 0 else "blue"
         rows.append([str(components[index]), components[index].kind, in_percent(share[index]), Text(bar, style)])
     rest = sum(share) - sum(share[index] for index in ranked)
