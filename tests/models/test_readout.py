@@ -14,19 +14,18 @@ from unweave.models.weights import randomise
 
 TINY = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
-CAFORMER = {"dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1)}
+MAXVIT = {"img_size": 64, "embed_dim": (32, 32, 64, 64), "depths": (1, 1, 1, 1)}
 
 CLASSIFIERS = {
     "vit": ("vit_tiny_patch16_224", TINY, 32),
     "deit3": ("deit3_small_patch16_224", TINY, 32),
     "swin": ("swin_tiny_patch4_window7_224", SWIN, 32),
-    "maxvit": ("test_maxxvit", {}, 64),
-    "caformer": ("caformer_s18", CAFORMER, 64),
-    "levit": ("levit_128s", {}, 224),
-    "repvit": ("repvit_m0_9", {}, 64),
+    "maxvit": ("maxvit_tiny_tf_224", {**MAXVIT, "head_hidden_size": 24}, 64),
+    "coatnet": ("test_coatnet", {"img_size": 64}, 64),
+    "levit": ("levit_128s", {"img_size": 64}, 64),
     "resnet": ("test_resnet", {}, 64),
     "convnext": ("test_convnext", {}, 64),
-    "efficientvit": ("efficientvit_m0", {}, 224),
+    "efficientvit": ("efficientvit_m0", {}, 64),
 }
 
 
@@ -84,9 +83,7 @@ def test_torchvision_models_are_read_before_their_nonlinear_heads(name, size, he
 
 
 def test_a_hidden_head_layer_of_timm_belongs_to_the_classifier():
-    module = timm_model(
-        "maxvit_tiny_tf_224", img_size=64, embed_dim=(16, 16, 32, 32), depths=(1, 1, 1, 1), head_hidden_size=24
-    )
+    module = timm_model("maxvit_tiny_tf_224", **MAXVIT, head_hidden_size=24)
     model = Model.from_module(module, input_size=(3, 64, 64))
     images = model.example(2)
     with torch.no_grad():
@@ -107,9 +104,9 @@ def test_distilled_models_are_read_at_the_mean_of_both_tokens_which_determines_n
 
 
 def test_heads_of_different_widths_are_left_to_timm():
-    module = timm_model("crossvit_tiny_240", img_size=48)
-    model = Model.from_module(module, input_size=(3, 48, 48))
-    images = model.example(2)
+    module = timm_model("crossvit_tiny_240")
+    model = Model.from_module(module, input_size=(3, 240, 240))
+    images = model.example(1)
     with torch.no_grad():
         expected = module.forward_head(module.forward_features(images), pre_logits=True)
         torch.testing.assert_close(model.readout(images), expected)
