@@ -46,6 +46,7 @@ def test_deep_models_stay_of_order_one(name, size):
     assert 0.1 < float(features.std()) < 10
 
 
+@torch.no_grad()
 def test_the_parts_get_the_scales_that_are_promised():
     module = timm.create_model("vit_tiny_patch16_224", **{**TINY, "embed_dim": 64}, init_values=1e-6)
     randomise(module)
