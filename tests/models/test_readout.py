@@ -25,6 +25,8 @@ CLASSIFIERS = {
     "levit": ("levit_128s", {"img_size": 64}, 64),
     "resnet": ("test_resnet", {}, 64),
     "convnext": ("test_convnext", {}, 64),
+    "bit": ("resnetv2_18", {}, 64),
+    "sequencer": ("sequencer2d_s", {"layers": (1, 1, 1, 1), "embed_dims": (32, 32, 32, 32)}, 224),
     "efficientvit": ("efficientvit_m0", {}, 64),
 }
 

@@ -8,11 +8,12 @@ classifier is replaced by identities, so the twin's own forward returns the repr
 name that the model gives it, and the user's module is never written to.
 
 The rule for what the classifier is, the same for every library: **the maximal tail of linear layers, elementwise
-functions and dropout that acts on one vector per image**. Where the library names the classifier, the tail begins there
-and is extended towards the input; what the user names is taken as it is. Where a model has none, a tail is taken off only if it holds a nonlinearity (a tanh
-pooler), for a purely linear one (CLIP's projection) is part of the representation. So the representation is always the
-last one before a nonlinear head. The tail is observed, not looked up: one forward pass of the twin over one random
-image. A nonlinearity that is not a module (`torch.tanh` inside a forward) cannot be taken off, and stays.
+functions and dropout that acts on one vector per image**. Where the library names the classifier, the tail begins
+there and is extended towards the input; what the user names is taken as it is. Where a model has none, a tail is
+taken off only if it holds a nonlinearity (a tanh pooler), for a purely linear one (CLIP's projection) is part of the
+representation. So the representation is always the last one before a nonlinear head. The tail is observed, not looked
+up: one forward pass of the twin over one random image. A nonlinearity that is not a module (`torch.tanh` inside a
+forward) cannot be taken off, and stays.
 """
 
 from __future__ import annotations
@@ -112,6 +113,10 @@ def split(
     ends = asked or [_submodule(body, name) for name in heads]
     with _running(module, example):
         calls, output = _observe(body, example, ends)
+        if asked and any(call.input[0].numel() > call.input.shape[1] for call in calls if call.module in asked):
+            # What is named pools as well as classifies: the classifier is only its tail.
+            asked, ends, returns = [], [], "logits"
+            calls, output = _observe(body, example, ends)
     field = _field(output, representation)
     value = _pick(output, field)
 
@@ -131,6 +136,8 @@ def split(
         _take_off(body, part)
 
     parts = [call.module for call in tail] + ([Mean(ends)] if len(ends) > 1 else ends)
+    if parts and same_input and above[0].input.ndim == 4:
+        parts = [nn.Unflatten(1, (-1, 1, 1)), *parts, nn.Flatten(1)]  # a convolution that sees one cell
     known = bool(parts) and (same_input if ends else returns == "logits")
     reads: list[_Read | None] = [None if field is None else _field_reader(field)]
     if asked and hasattr(body, "forward_head"):
