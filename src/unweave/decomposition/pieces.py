@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+import numpy as np
 from torch import fx
 
 from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Operand, Term, narrowed, size_of
-from unweave.decomposition.walk import Branch, Site, Walk, heads
+from unweave.decomposition.walk import Branch, Site, Walk, convolves
 from unweave.graph.grid import cells
 
 
@@ -157,9 +158,9 @@ class _Namer:
         """An attention in one component for each head (and token)."""
         first = site.terms[0]
         if site.role == "tokens":
-            kept = [_tokens(term) for term in site.terms]
+            kept = [(own, _tokens(term, own)) for term, own in zip(site.terms, site.heads, strict=True)]
         else:
-            kept = [((*heads_of(term, site, self.walk),), ()) for term in site.terms]
+            kept = [(own, ()) for own in site.heads]
         if self.level == "layer":
             kept = [((), ())] * len(kept)
         readings = [
@@ -224,14 +225,12 @@ class _Namer:
 
     def _convolved(self, site: Site) -> bool:
         """Whether a source is computed by a spatial convolution inside its branch."""
-        from unweave.decomposition.walk import _convolves
-
         if site.role != "source" or not isinstance(site.source, fx.Node):
             return False
         branch = next(branch for branch in self.walk.branches if site in branch.sites)
         if branch.residual is None:
             return False
-        return any(_convolves(node) for node in self.walk.paths.between(branch.residual.read, site.source))
+        return any(convolves(node) for node in self.walk.paths.between(branch.residual.read, site.source))
 
     # -- names -----------------------------------------------------------------------------------------------------------
 
@@ -288,21 +287,14 @@ def _shared(modules: Sequence[str]) -> str:
     return ".".join(parts)
 
 
-def heads_of(term: Term, site: Site, walk: Walk) -> Indices:
-    """The head indices of an attention's output."""
-    return heads(term)
-
-
-def _tokens(term: Term) -> tuple[Indices, Indices]:
-    """The head and the token indices at an attention's values."""
-    own = tuple(index for axis in term.axes for index in axis.indices if index is not BATCH)
-    return term.kept, tuple(index for index in own if index not in term.channel and index not in term.kept)
+def _tokens(term: Term, own: Indices) -> Indices:
+    """The token indices at an attention's values: all but the images, the channels and the heads."""
+    indices = dict.fromkeys(index for axis in term.axes for index in axis.indices)
+    return tuple(index for index in indices if index is not BATCH and index not in term.channel and index not in own)
 
 
 def _numbers(term: Term, tokens: Indices) -> list[int]:
     """The flat place of each token entry among all positions of the value."""
-    import numpy as np
-
     axes = [axis for axis in term.axes if set(axis.indices) & set(tokens) or (axis.take is not None and not axis.indices)]
     lengths, positions = [], []
     for axis in axes:

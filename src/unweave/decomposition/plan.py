@@ -133,6 +133,14 @@ class Plan:
         self._conserved(error, allowed, names, values)
         return Scores(values, self.components, names, representation, error, allowed)
 
+    def at(self, level: Level | None = None, select: Selection = None) -> Plan:
+        """The same model at another level or with another selection, without capturing it again.
+
+        Raises:
+            SelectionError: There is no such level, or the selection matches nothing.
+        """
+        return _planned(self.name, self._walk, level or self.level, select)
+
     def drop(self) -> None:
         """Forgets the weight-only matrices, which the next run makes again."""
         self._programs.clear()
@@ -286,8 +294,6 @@ def make_plan(
         RuleError: Under `strict`, an operation on the path has no rule.
         SelectionError: The selection matches nothing.
     """
-    if level not in LEVELS:
-        raise SelectionError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
     found = walk(capture(module, example), passing=passing, freeze=freeze)
     if strict and found.lumps:
         lump = found.lumps[0]
@@ -296,6 +302,13 @@ def make_plan(
             where=f"{lump.module} ({lump.line})",
             cure=f"write its rule:\n{lump.rule}" if lump.rule else "decompose without `strict`; what lies below is one component",
         )
+    return _planned(name, found, level, selection)
+
+
+def _planned(name: str, found: Walk, level: Level, selection: Selection) -> Plan:
+    """A plan from a finished walk."""
+    if level not in LEVELS:
+        raise SelectionError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
     pieces, grids = pieces_of(found, level)
     everything = tuple(component for piece in pieces for component in piece.components)
     chosen = select(everything, selection)

@@ -16,18 +16,21 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Literal
 
 from torch import fx
 
 from unweave.decomposition.merge import merged
 from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
-from unweave.graph.capture import Graph, extents_of, line_of, operation
+from unweave.graph.capture import Graph, arguments, extents_of, line_of, operation
 from unweave.graph.path import Paths, Residual, Traits
-from unweave.rules.registry import Rule, Step, find, missing, read
+from unweave.rules.registry import TABLE, Rule, Step, find, missing
 
 TERM_LIMIT = 64
 """Summands of one node's pending map beyond which the walk stops there."""
+
+_WEIGHTED = frozenset(f"aten.{name}" for name in "linear conv1d conv2d convolution matmul mm bmm addmm baddbmm einsum".split())
 
 Role = Literal["attention", "tokens", "source", "read", "embed", "lumped", "bias"]
 
@@ -43,6 +46,7 @@ class Site:
         terms: The pending map there.
         via: The operation by which the walk came here.
         attention: The attention layer of the site, if it belongs to one.
+        heads: For each term, the indices of that attention's heads.
     """
 
     role: Role
@@ -50,6 +54,7 @@ class Site:
     terms: tuple[Term, ...]
     via: fx.Node
     attention: fx.Node | None = None
+    heads: tuple[Indices, ...] = ()
 
 
 @dataclass(eq=False)
@@ -82,7 +87,7 @@ class Lump:
         operation, module, line: Where.
         reason: Why.
         rule: The rule to write, where that is what is missing.
-        share_of: `trunk` or `branch`.
+        inside: Whether it lies on the trunk, or inside a branch.
     """
 
     operation: str
@@ -102,7 +107,6 @@ class Walk:
         branches: The root first, then every branch, in the order of the walk.
         lumps: Operations that could not be followed.
         fired: Each operation that was passed, with its rule, in the order of the walk.
-        out: The indices of the representation.
     """
 
     graph: Graph
@@ -189,18 +193,19 @@ class _Walker:
     def _pass(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """Hands the map on to the inputs, or stops where there is no way on."""
         rule = find(node) if node.op == "call_function" else None
-        live = self.paths.live(node) if rule else None
-        attention = node.op == "call_function" and self.paths.is_attention(node)
-        if attention and not self._attend(node, branch, terms):
-            return
         if rule is None or rule.kind == "source":
-            if rule and self.freeze and branch is self.root and len(self.paths.inputs(node)) == 1 and not rule.normalises:
+            if rule and self.freeze and branch is self.root and not rule.normalises and len(self.paths.inputs(node)) == 1:
                 self._slope(node, branch, terms)
             else:
                 self._end(node, branch, terms, self._reason(node, rule))
             return
-        factors = [own for own in self.paths.inputs(node)]
-        if traits(node).product and len(factors) > 1 and live is None:
+        live, varying = self.paths.live(node), len(self.paths.inputs(node))
+        if self.paths.is_attention(node) and live is not None:
+            on = self._attend(node, branch, terms, live)
+            if on is None:
+                return
+            terms = on
+        elif traits(node).product and varying > 1 and live is None:
             self._end(node, branch, terms, "a product of two values that both vary; neither is a gate")
             return
         try:
@@ -209,26 +214,23 @@ class _Walker:
             self._end(node, branch, terms, str(reason), loud=True)
             return
         self.fired[node] = rule
-        name = operation(node)
-        if branch.projection is None and name.rpartition(".")[2] in ("linear", "conv1d", "conv2d", "convolution", "matmul", "addmm", "einsum", "mm", "bmm"):
+        if branch.projection is None and varying == 1 and operation(node) in _WEIGHTED:
             branch.projection = node
-        branch.convolves |= _convolves(node)
+        branch.convolves |= convolves(node)
         for source, term in reads:
-            if not rule.movement:
-                term = term.unanchored()
+            own = term if rule.movement else term.unanchored()
             if isinstance(source, Constant) or not self.graph.image_dependent(source):
-                self._constant(source, branch, term, node)
+                self._constant(source, branch, own, node)
             else:
-                self._push(source, *self._scoped(source, branch, term))
+                self._push(source, *self._scoped(source, branch, own))
 
     def _reads(self, node: fx.Node, terms: tuple[Term, ...], live: fx.Node | None) -> Iterator[tuple[fx.Node | Constant, Term]]:
-        rule = find(node)
-        assert rule is not None
-        from unweave.graph.capture import arguments
-
+        """The pending maps of a node's inputs, by its rule."""
+        rule = TABLE[operation(node)]
         step = Step(node, self.graph, live, arguments(node))
         for term in terms:
-            yield from read(step, rule, term)
+            if rule.reads is not None:
+                yield from rule.reads(step, term)
 
     def _scoped(self, source: fx.Node, branch: Branch, term: Term) -> tuple[Branch, Term]:
         """The scope that a node belongs to: a value that is not computed from what the branch reads belongs to the scope outside."""
@@ -238,46 +240,21 @@ class _Walker:
             branch, term = branch.parent, replace(term, kept=())
         return branch, term
 
-    def _attend(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> bool:
-        """At an attention layer: reads its heads; says whether to go on through its probabilities."""
-        live = self.paths.live(node)
+    def _attend(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], live: fx.Node) -> tuple[Term, ...] | None:
+        """At an attention layer: its heads are components, and None is returned; or the terms with which to pass through it."""
         read = branch.residual.read if branch.residual else None
-        through = self.passing and live is not None and (read is None or self.paths.bypasses(live, read))
-        if through:
-            for number, term in enumerate(terms):
-                if read is not None:
-                    terms = (*terms[:number], replace(term, kept=heads(term)), *terms[number + 1 :])
-            self._attention_passed(node, branch, terms)
-            return False
-        branch.sites.append(Site("attention", node, terms, node, node))
-        if live is not None:
-            try:
-                values = tuple(
-                    replace(value, kept=heads(value))
-                    for source, value in self._reads(node, terms, live)
-                    if source is live
-                )
-            except Irregular:
-                values = ()
-            if values:
-                branch.sites.append(Site("tokens", live, values, node, node))
-        return False
-
-    def _attention_passed(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
-        rule = find(node)
-        assert rule is not None
-        self.fired[node] = rule
         try:
-            reads = list(self._reads(node, terms, self.paths.live(node)))
-        except Irregular as reason:
-            self._end(node, branch, terms, str(reason), loud=True)
-            return
-        branch.passed = True
-        for source, term in reads:
-            if isinstance(source, fx.Node) and self.graph.image_dependent(source):
-                self._push(source, *self._scoped(source, branch, term.unanchored()))
-            else:
-                self._constant(source, branch, term.unanchored(), node)
+            values = tuple(term for _, term in self._reads(node, terms, live))
+        except Irregular:
+            values = ()
+        split = tuple(_heads(node, *pair) for pair in zip_longest(terms, values))
+        if self.passing and values and (read is None or self.paths.bypasses(live, read)):
+            branch.passed = True  # what of it reads the branch's own trunk stays split by head
+            return terms if read is None else tuple(replace(term, kept=own) for term, own in zip(terms, split, strict=True))
+        branch.sites.append(Site("attention", node, terms, node, node, split))
+        if values:
+            branch.sites.append(Site("tokens", live, values, node, node, split))
+        return None
 
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
@@ -329,9 +306,13 @@ class _Walker:
         return "it has no rule" if rule is None else "it is not linear"
 
 
-def heads(term: Term) -> Indices:
-    """The head indices of an attention's output or values: its batch-like axes that come from the channels of the projection after it."""
-    return tuple(index for axis in term.axes[:-2] for index in axis.indices if index in term.channel)
+def _heads(node: fx.Node, term: Term, value: Term | None) -> Indices:
+    """The head indices of an attention's output: its batch-like axes that come from the channels of the projection after it."""
+    batch = [index for axis in term.axes[:-2] for index in axis.indices]
+    if value is not None and operation(node) != "aten.scaled_dot_product_attention":
+        weights, values = set(value.factors[-1].indices), set(value.indices)
+        batch = [index for index in term.indices if index in weights and index in values]
+    return tuple(index for index in batch if index in term.channel)
 
 
 def _chain(branch: Branch | None) -> Iterator[Branch]:
@@ -340,7 +321,7 @@ def _chain(branch: Branch | None) -> Iterator[Branch]:
         branch = branch.parent
 
 
-def _convolves(node: fx.Node) -> bool:
+def convolves(node: fx.Node) -> bool:
     """Whether an operation mixes neighbouring positions."""
     name = operation(node)
     if name in ("aten.conv1d", "aten.conv2d", "aten.convolution"):

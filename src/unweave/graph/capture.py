@@ -224,8 +224,8 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
-            if any(_mutates(node) for node in program.graph.nodes):
-                program = program.run_decompositions({})
+            if not all(_functional(program.graph, node) for node in list(program.graph.nodes) if _mutates(node)):
+                program = program.run_decompositions({})  # costs as much again; only where memory is really shared
         except Exception as error:  # torch.export raises whatever the module's own code raises
             raise CaptureError(
                 f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
@@ -248,6 +248,51 @@ def _wrapper(module: nn.Module) -> str:
 
 def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _functional(graph: fx.Graph, node: fx.Node) -> bool:
+    """Writes an in-place operation as its functional twin, if nothing else reads the memory that it overwrites; says whether it did."""
+    target = node.target
+    name = target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    twin = getattr(aten, name.removesuffix("_"), None)
+    overload = getattr(twin, target._overloadname, None) if name.endswith("_") else None  # type: ignore[union-attr]
+    written = node.args[0] if node.args else None
+    if overload is None or not isinstance(written, fx.Node):
+        return False
+    place = {own: number for number, own in enumerate(graph.nodes)}
+    base = written
+    while _views(base):
+        base = base.args[0]  # type: ignore[assignment]
+    if base.op != "call_function":
+        return False
+    aliases, pending = set(), [base]
+    while pending:
+        own = pending.pop()
+        aliases.add(own)
+        pending += [user for user in own.users if _views(user) and user not in aliases and user.args[0] is own]
+    for alias in aliases - {written}:
+        if any(place[user] > place[node] for user in alias.users):
+            return False
+    with graph.inserting_before(node):
+        replacement = graph.call_function(overload, node.args, node.kwargs)
+    replacement.meta = dict(node.meta)
+    later = [user for user in written.users if place.get(user, -1) > place[node]]
+    for user in later:
+        user.replace_input_with(written, replacement)
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
+    return True
+
+
+def _views(node: fx.Node) -> bool:
+    """Whether an operation returns (or may return) its first argument's own memory."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", "") == "getitem"
+    schema = node.target._schema
+    maybe = "dropout" in schema.name  # in evaluation it returns its input, though its schema does not say so
+    return not schema.is_mutable and (maybe or any(result.alias_info is not None for result in schema.returns))
 
 
 def _first_line(error: Exception) -> str:

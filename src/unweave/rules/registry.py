@@ -141,8 +141,3 @@ def missing(node: fx.Node) -> str:
         f'    yield step["input"], ...  # the pending map of the input, from that of the output'
     )
 
-
-def read(step: Step, row: Rule, term: Term) -> Reads:
-    """The pending maps of an operation's inputs."""
-    if row.reads is not None:
-        yield from row.reads(step, term)
