@@ -1,8 +1,8 @@
 """A component: one named piece of the model that writes into its representation, and selections of them.
 
 A component is addressed by the model's own module path and, where the level splits further, by head, token or neuron:
-`blocks.9.attn.head.7`, `layers.2.blocks.14.mlp`, `stages.1.blocks.0.conv`, `embed`. The string is a rendering only; code reads
-the fields.
+`blocks.9.attn.head.7`, `layers.2.blocks.14.mlp`, `stages.1.blocks.0.conv`, `embed`. The string is a rendering only;
+code reads the fields.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from unweave.errors import SelectionError
 Kind = Literal["head", "attn", "mlp", "conv", "linear", "embed", "bias", "lumped", "rest"]
 """What a component is made of.
 
-`head` one attention head; `attn` a whole attention branch; `mlp` a branch that ends in a nonlinearity; `conv` a branch with a spatial
-convolution; `linear` a branch without any nonlinearity; `embed` what enters the residual stream; `bias` the bias terms of one branch;
-`lumped` a part of the path that has no rule or is not linear; `rest` the sum of all that was not selected.
+`head` one attention head; `attn` a whole attention branch; `mlp` a branch that ends in a nonlinearity; `conv` a
+branch with a spatial convolution; `linear` a branch without any nonlinearity; `embed` what enters the residual
+stream; `bias` the bias terms of one branch; `lumped` a part of the path that has no rule or is not linear; `rest` the
+sum of all that was not selected.
 """
 
 Level = Literal["layer", "head", "token", "neuron"]
@@ -81,7 +82,8 @@ class Component:
 
 
 Selection: TypeAlias = "str | Callable[[Component], bool] | Iterable[str | Component] | None"
-"""Which components: None (all), a glob on the name, a kind (`kind:head`), the last n layers (`last:4`), a predicate, or several of these.
+"""Which components: None (all), a glob on the name, a kind (`kind:head`), the last n layers (`last:4`), a predicate,
+or several of these.
 
 A glob matches the component itself or anything below it: `blocks.9` and `blocks.9.*` both take every head of block 9.
 """

@@ -1,7 +1,7 @@
 """One family of errors.
 
-Every error that unweave raises on purpose is an `UnweaveError`. Its message says what happened, where (component, module,
-source line or file), and what to do about it; the command line prints exactly that and leaves with status 2.
+Every error that unweave raises on purpose is an `UnweaveError`. Its message says what happened, where (component,
+module, source line or file), and what to do about it; the command line prints exactly that and leaves with status 2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class UnweaveError(Exception):
 
 
 class ModelError(UnweaveError):
-    """A model cannot be found, loaded, or read: unknown id, missing library, unreachable hub, ill-fitting checkpoint."""
+    """A model cannot be found, loaded, or read: unknown id, missing library, unreachable hub, ill-fitting
+    checkpoint."""
 
 
 class CaptureError(UnweaveError):

@@ -34,12 +34,14 @@ def plan(
     Args:
         model: A loaded `Model`, or any module that maps images to their representation `[image, dim]`.
         example: Images of the size to plan for; not needed for a `Model`, which knows its own.
-        level: `layer` whole branches; `head` heads, MLPs, convolution branches, embedding and biases; `token` heads by the token they read, and
-            MLPs by token; `neuron` MLPs by hidden neuron.
+        level: `layer` whole branches; `head` heads, MLPs, convolution branches, embedding and biases; `token` heads
+            by the token they read, and MLPs by token; `neuron` MLPs by hidden neuron.
         select: Which components to compute (see `unweave.components.Selection`); the others are returned as one `rest`.
-        attention: `through`: where a layer reads another stream only by attention (class attention, attention pooling), that attention's
-            probabilities are frozen and the blocks of the other stream are resolved; `stop`: its heads are components and end there.
-        nonlinear: `stop`: what lies below a nonlinearity on the trunk is one component; `freeze`: pass it as `x * (f(x)/x)`, the quotient held.
+        attention: `through`: where a layer reads another stream only by attention (class attention, attention
+            pooling), that attention's probabilities are frozen and the blocks of the other stream are resolved;
+            `stop`: its heads are components and end there.
+        nonlinear: `stop`: what lies below a nonlinearity on the trunk is one component; `freeze`: pass it as `x *
+            (f(x)/x)`, the quotient held.
         strict: Whether an operation that cannot be followed is an error.
 
     Raises:
@@ -63,9 +65,14 @@ def plan(
 
 
 def decompose(
-    model: Model | nn.Module, images: Float[Tensor, "image channel height width"], *, level: Level = "head", select: Selection = None
+    model: Model | nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    *,
+    level: Level = "head",
+    select: Selection = None,
 ) -> Contributions:
-    """Every component's contribution to the representation of these images, `[image, component, dim]`; plans anew (see `plan`)."""
+    """Every component's contribution to the representation of these images, `[image, component, dim]`; plans anew
+    (see `plan`)."""
     return plan(model, images, level=level, select=select).run(images)
 
 
@@ -77,7 +84,8 @@ def score(
     level: Level = "head",
     select: Selection = None,
 ) -> Scores:
-    """Inner products of every contribution with directions, `[image, component, direction]`; plans anew (see `plan`)."""
+    """Inner products of every contribution with directions, `[image, component, direction]`; plans anew (see
+    `plan`)."""
     return plan(model, images, level=level, select=select).score(images, directions)
 
 

@@ -1,9 +1,12 @@
 """In what order to multiply a network of factors, and the multiplications themselves.
 
-A contribution is one einsum of a value with its pending map. Multiplied in the wrong order it costs more than the model; in the right order a
-few percent: tokens are contracted before channels, products of weights are made once, and equal products (the same norm statistics read through
-the same windows, in every layer of a stage) are made once per batch. The order is chosen by dynamic programming over subsets of factors, with the
-arithmetic and the memory traffic of a nominal batch as the cost, and for products of weights alone the memory they occupy.
+A contribution is one einsum of a value with its pending map. Multiplied in the wrong order it costs more than the
+model; in the right order a
+few percent: tokens are contracted before channels, products of weights are made once, and equal products (the same
+    norm statistics read through
+the same windows, in every layer of a stage) are made once per batch. The order is chosen by dynamic programming over
+subsets of factors, with the arithmetic and the memory traffic of a nominal batch as the cost, and for products of
+weights alone the memory they occupy.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ class Pairing:
 
     Attributes:
         first_sum, second_sum: Axes of either that nothing else has; summed beforehand.
-        first, second: The order of the remaining axes: (shared and kept, own, summed) and (shared and kept, summed, own).
+        first, second: The order of the remaining axes: (shared and kept, own, summed) and (shared and kept, summed,
+            own).
         shared, left, summed, right: How many axes each group has.
     """
 
@@ -179,11 +183,15 @@ class Contractions:
     def _order(self, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> object:
         names: dict[Index, int] = {}
         key = (
-            tuple((tuple((names.setdefault(i, len(names)), i.size) for i in own), value.constant) for value, own in leaves),
+            tuple(
+                (tuple((names.setdefault(i, len(names)), i.size) for i in own), value.constant) for value, own in leaves
+            ),
             tuple(names.get(index, -1) for index in out),
         )
         if key not in self._orders:
-            self._orders[key] = best_order([frozenset(own) for _, own in leaves], [v.constant for v, _ in leaves], frozenset(out))
+            self._orders[key] = best_order(
+                [frozenset(own) for _, own in leaves], [v.constant for v, _ in leaves], frozenset(out)
+            )
         return self._orders[key]
 
     def _build(self, order: object, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> tuple[Value, Indices]:
@@ -214,7 +222,8 @@ def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out:
 
     Args:
         sets: The indices of each factor.
-        constants: Which factors are made of weights alone: multiplying two of them is done once and costs the memory of the product.
+        constants: Which factors are made of weights alone: multiplying two of them is done once and costs the memory
+            of the product.
         out: The indices of the result.
     """
     count = len(sets)

@@ -1,8 +1,9 @@
 """Summands of a pending map that differ only in what they read become one.
 
-Patch merging by strided slices reads an image as four sub-grids, a distilled model reads two tokens: the pending map is then a sum of terms with
-the same factors, read at different positions and with different slices of a weight. Stacking what differs along a new index gives one term,
-which reads everything once; without it the summands would multiply from stage to stage.
+Patch merging by strided slices reads an image as four sub-grids, a distilled model reads two tokens: the pending map
+is then a sum of terms with the same factors, read at different positions and with different slices of a weight.
+Stacking what differs along a new index gives one term, which reads everything once; without it the summands would
+multiply from stage to stage.
 """
 
 from __future__ import annotations
@@ -38,15 +39,21 @@ def _first(term: Term, place: int | None) -> int:
 
 
 def _signature(term: Term, place: int | None) -> object:
-    """What terms must share to be stacked along axis `place`: factors, indices, and the positions read on all other axes."""
+    """What terms must share to be stacked along axis `place`: factors, indices, and the positions read on all other
+    axes."""
     names: dict[Index, int] = {}
 
     def named(axis: Axis) -> tuple[object, ...]:
         return tuple((names.setdefault(index, len(names)), index.size) for index in axis.indices)
 
-    axes = tuple((named(axis), None if own == place else (axis.take, axis.length)) for own, axis in enumerate(term.axes))
+    axes = tuple(
+        (named(axis), None if own == place else (axis.take, axis.length)) for own, axis in enumerate(term.axes)
+    )
     factors = tuple(
-        ("constant" if factor.constant else factor.source, tuple((named(axis), axis.extent.size) for axis in factor.axes))
+        (
+            "constant" if factor.constant else factor.source,
+            tuple((named(axis), axis.extent.size) for axis in factor.axes),
+        )
         for factor in term.factors
     )
     rest = (named(Axis(term.kept)), named(Axis(term.out)), frozenset(names.get(index, -1) for index in term.channel))
@@ -73,7 +80,9 @@ def _joined(terms: Sequence[Term], place: int | None) -> Term | None:
             stacked += 2
     if len({term.scale for term in terms}) > 1:
         scales = torch.tensor([term.scale / first.scale for term in terms])
-        factors.append(Operand(Constant((len(terms),), (), lambda: scales, ("scales", tuple(scales.tolist()))), (Axis((index,)),)))
+        factors.append(
+            Operand(Constant((len(terms),), (), lambda: scales, ("scales", tuple(scales.tolist()))), (Axis((index,)),))
+        )
         stacked += 2
     if place is None:
         if stacked == 0:
@@ -97,7 +106,8 @@ def _alike(operands: Sequence[Operand]) -> bool:
 
 
 def _stacked_axis(axes: Sequence[Axis], index: Index) -> Axis | None:
-    """One axis that reads what all of them read, the new index running fastest; None where two read the same position."""
+    """One axis that reads what all of them read, the new index running fastest; None where two read the same
+    position."""
     if any(axis.extent.batch for axis in axes):
         return None
     places = [place for row in zip(*(axis.positions().tolist() for axis in axes), strict=True) for place in row]

@@ -1,18 +1,20 @@
 """The pending map: how a node of the graph still reaches the representation, as a small network of factors.
 
-Walking back from the representation z, the linear map from a node X to z is kept as a sum of *terms*, each a product of factors that
-share named indices (an einsum that is never multiplied out while walking):
+Walking back from the representation z, the linear map from a node X to z is kept as a sum of *terms*, each a product
+of factors that share named indices (an einsum that is never multiplied out while walking):
 
     z[b, D]  =  sum over all other indices of   scale * factor_1 * factor_2 * ... * X
 
-A factor is either a **constant** (made of weights alone: it is contracted once per model and kept) or a **runtime** value that depends on the
-image but is small (1/std of a norm, rows of attention probabilities, a gate). Each axis of X, and of each factor, is a tuple of atomic
-indices (row-major), with an optional `take`: the positions of that axis that are read. So the whole vocabulary of shape operations
-is three moves: relabel an axis (permute, view), split an index (view), and compose a take (slice, select, roll, cat, pad). Where two
+A factor is either a **constant** (made of weights alone: it is contracted once per model and kept) or a **runtime**
+value that depends on the image but is small (1/std of a norm, rows of attention probabilities, a gate). Each axis of
+X, and of each factor, is a tuple of atomic indices (row-major), with an optional `take`: the positions of that axis
+that are read. So the whole vocabulary of shape operations
+is three moves: relabel an axis (permute, view), split an index (view), and compose a take (slice, select, roll, cat,
+    pad). Where two
 splits of one axis disagree (windows of 7 over patches merged by 2) a small one-hot factor relates the two.
 
-A class-token readout is then `take=(0,)` on the token axis of everything below it; mean pooling is a fresh token index and a scale of
-1/T; nothing else is special about either.
+A class-token readout is then `take=(0,)` on the token axis of everything below it; mean pooling is a fresh token
+index and a scale of 1/T; nothing else is special about either.
 """
 
 from __future__ import annotations
@@ -146,7 +148,8 @@ class Runtime:
         kind: Names the computation; with `node` it identifies the value.
         node: The node it belongs to.
         inputs: Nodes whose values `make` takes.
-        make: Turns `(*values, positions)` into the tensor, where `positions[i]` are the ones read along axis i (None: all).
+        make: Turns `(*values, positions)` into the tensor, where `positions[i]` are the ones read along axis i (None:
+            all).
         reads: The axes (from the end) of which `make` itself returns only the positions read; the others come whole.
     """
 
@@ -193,7 +196,8 @@ class Term:
         scale: A plain number.
         channel: The indices of the axis that the last weight on the way contracts: what heads are split from.
         kept: Indices that survive in the result beside the batch and `out`.
-        anchor: An earlier node on the way that holds the same numbers in a layout cheaper to read (only data movement in between).
+        anchor: An earlier node on the way that holds the same numbers in a layout cheaper to read (only data movement
+            in between).
     """
 
     axes: tuple[Axis, ...]
@@ -215,7 +219,8 @@ class Term:
     # -- moves -----------------------------------------------------------------------------------------------------------
 
     def read(self, axes: Sequence[Axis]) -> Term:
-        """The same factors, of an input read so. An index that no axis and no factor carries any more is summed: it counts its size."""
+        """The same factors, of an input read so. An index that no axis and no factor carries any more is summed: it
+        counts its size."""
         term = replace(self, axes=tuple(axes))
         alive = {*term.indices, *self.kept, *self.out, BATCH}
         for factor in self.factors:
@@ -244,7 +249,8 @@ class Term:
         return self.unanchored().read(axes) if changed else self
 
     def taken(self, position: int, places: Sequence[int | None], length: int) -> Term | None:
-        """The map of an input, of which entry k of the present axis `position` lies at `places[k]`; None: it is not from there.
+        """The map of an input, of which entry k of the present axis `position` lies at `places[k]`; None: it is not
+        from there.
 
         Args:
             position: Which axis.
@@ -273,7 +279,9 @@ class Term:
         factors = [[narrowed(axis, indices, inside, new) for axis in factor.axes] for factor in self.factors]
         channel = self.channel - set(indices) | set(new) if set(indices) & self.channel else self.channel
         axes = tuple(Axis(new, None) if axis.indices == indices else axis for axis in self.axes)
-        loose = {index for axis in axes for index in axis.indices} & set(indices) or {*self.kept, *self.out} & set(indices)
+        loose = {index for axis in axes for index in axis.indices} & set(indices) or {*self.kept, *self.out} & set(
+            indices
+        )
         if loose or any(axis is None for factor in factors for axis in factor):
             one_hot = np.zeros((size_of(indices), len(inside)))
             one_hot[list(inside), np.arange(len(inside))] = 1
@@ -363,7 +371,8 @@ class Term:
 
 
 def narrowed(axis: Axis, indices: Indices, inside: Sequence[int], new: Indices) -> Axis | None:
-    """An axis on which `indices` run over only their flat entries `inside`, as `new`; None where they do not lie side by side on it."""
+    """An axis on which `indices` run over only their flat entries `inside`, as `new`; None where they do not lie side
+    by side on it."""
     own = axis.indices
     if not set(own) & set(indices):
         return axis
@@ -381,7 +390,7 @@ def _next_group(own: Sequence[Extent], wanted: Sequence[Extent]) -> tuple[int, i
     left, right = Extent(1), Extent(1)
     group = targets = 0
     while not group or left != right:
-        behind = right.batch and not left.batch or (left.batch == right.batch and left.size <= right.size)
+        behind = (right.batch and not left.batch) or (left.batch == right.batch and left.size <= right.size)
         if (behind and group < len(own)) or targets >= len(wanted):
             if group >= len(own):
                 raise Irregular(f"{list(own)} is no view of {list(wanted)}")

@@ -1,7 +1,9 @@
 """From the places where contributions are read to named components.
 
-A piece is one contraction whose result has one column for each of its components: the heads of an attention, the tokens or neurons of an MLP, or
-a single whole. Names are the model's own module paths; nothing here looks inside them except for the numbers that count blocks.
+A piece is one contraction whose result has one column for each of its components: the heads of an attention, the
+    tokens or neurons of an MLP, or
+a single whole. Names are the model's own module paths; nothing here looks inside them except for the numbers that
+count blocks.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import numpy as np
 from torch import fx
 
 from unweave.components import Component, Grid, Kind, Level
-from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Operand, Term, narrowed, size_of
+from unweave.decomposition.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
 from unweave.decomposition.walk import Branch, Site, Walk, convolves
 from unweave.graph.grid import cells
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One summand of a piece: `sign` times the sum over all indices but the batch, `kept` and `out` of the operands' product."""
+    """One summand of a piece: `sign` times the sum over all indices but the batch, `kept` and `out` of the operands'
+    product."""
 
     operands: tuple[Operand, ...]
     kept: Indices
@@ -133,7 +136,9 @@ class _Namer:
             if sources:
                 yield self._sources(branch, sources, attentive, layer, order)
         if bias:
-            yield replace(self._whole(path, "bias", bias, branch, (order, 9)), components=(Component(path, "bias", layer),))
+            yield replace(
+                self._whole(path, "bias", bias, branch, (order, 9)), components=(Component(path, "bias", layer),)
+            )
 
     def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:
         readings = [reading_of(term, site.source) for site in sites for term in site.terms]
@@ -171,7 +176,16 @@ class _Namer:
         count = size_of(own_heads)
         places = self._token_places(site, first, tokens, path) if tokens else [(None, None, None)]
         components = tuple(
-            Component(path, "attn" if self.level == "layer" else kind, layer, None if self.level == "layer" else head, token, None, row, column)
+            Component(
+                path,
+                "attn" if self.level == "layer" else kind,
+                layer,
+                None if self.level == "layer" else head,
+                token,
+                None,
+                row,
+                column,
+            )
             for head, (token, row, column) in product(range(count), places)
         )
         return Piece(components, tuple(readings), branch, order, tuple(index.size for index in own_heads + tokens))
@@ -182,13 +196,19 @@ class _Namer:
         """For each token entry: its number in the layer's own sequence, and its cell on the layer's grid."""
         assert isinstance(site.source, fx.Node)
         numbers = _numbers(term, tokens)
-        grid = cells(self.graph, site.source, [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel])
+        grid = cells(
+            self.graph, site.source, [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel]
+        )
         if grid is not None:
             self.grids[path] = grid
         places: list[tuple[int | None, int | None, int | None]] = []
         for number in numbers:
             cell = grid.cells[number] if grid is not None and number < len(grid.cells) else -1
-            places.append((number, cell // grid.width, cell % grid.width) if grid is not None and cell >= 0 else (number, None, None))
+            places.append(
+                (number, cell // grid.width, cell % grid.width)
+                if grid is not None and cell >= 0
+                else (number, None, None)
+            )
         return places
 
     def _sources(self, branch: Branch, sites: Sequence[Site], attentive: bool, layer: int | None, order: int) -> Piece:
@@ -200,7 +220,11 @@ class _Namer:
             path = f"{path}.{kind}"
         only = sites[0] if len(sites) == 1 and len(sites[0].terms) == 1 else None
         kept_role = next((term.kept for site in sites for term in site.terms if term.kept), ())
-        if branch.passed and kept_role and all(len(term.kept) == len(kept_role) for site in sites for term in site.terms):
+        if (
+            branch.passed
+            and kept_role
+            and all(len(term.kept) == len(kept_role) for site in sites for term in site.terms)
+        ):
             readings = [reading_of(term, site.source, term.kept) for site in sites for term in site.terms]
             components = tuple(Component(self.paths[branch], "head", layer, head) for head in range(size_of(kept_role)))
             return Piece(components, tuple(readings), branch, (order, 1), tuple(index.size for index in kept_role))
@@ -212,7 +236,9 @@ class _Namer:
                 reading = reading_of(term, only.source, kept)
                 if self.level == "token":
                     places = self._token_places(only, term, kept, path)
-                    components = tuple(Component(path, kind, layer, None, token, None, row, column) for token, row, column in places)
+                    components = tuple(
+                        Component(path, kind, layer, None, token, None, row, column) for token, row, column in places
+                    )
                 else:
                     components = tuple(Component(path, kind, layer, neuron=number) for number in range(size_of(kept)))
                 return Piece(components, (reading,), branch, (order, 2), tuple(index.size for index in kept))
@@ -221,7 +247,13 @@ class _Namer:
 
     def _kind(self, branch: Branch) -> Kind:
         nonlinear = any(site.role == "source" for site in branch.sites)
-        return "conv" if branch.convolves or any(self._convolved(site) for site in branch.sites) else "mlp" if nonlinear else "linear"
+        return (
+            "conv"
+            if branch.convolves or any(self._convolved(site) for site in branch.sites)
+            else "mlp"
+            if nonlinear
+            else "linear"
+        )
 
     def _convolved(self, site: Site) -> bool:
         """Whether a source is computed by a spatial convolution inside its branch."""
@@ -235,7 +267,8 @@ class _Namer:
     # -- names -----------------------------------------------------------------------------------------------------------
 
     def _paths(self) -> dict[Branch, str]:
-        """The module path of every branch: what its source and its last projection share, with the kind where that names a whole block."""
+        """The module path of every branch: what its source and its last projection share, with the kind where that
+        names a whole block."""
         base: dict[Branch, str] = {}
         for branch in self.walk.branches:
             if branch.residual is None:
@@ -295,7 +328,9 @@ def _tokens(term: Term, own: Indices) -> Indices:
 
 def _numbers(term: Term, tokens: Indices) -> list[int]:
     """The flat place of each token entry among all positions of the value."""
-    axes = [axis for axis in term.axes if set(axis.indices) & set(tokens) or (axis.take is not None and not axis.indices)]
+    axes = [
+        axis for axis in term.axes if set(axis.indices) & set(tokens) or (axis.take is not None and not axis.indices)
+    ]
     lengths, positions = [], []
     for axis in axes:
         lengths.append(axis.extent.size)

@@ -1,6 +1,7 @@
 """A plan: what a model's representation is made of, and how to compute it; made once, run on any batch.
 
-Making a plan captures the model, walks back from the representation, names the components and chooses what to compute; it touches no images.
+Making a plan captures the model, walks back from the representation, names the components and chooses what to
+compute; it touches no images.
 Running it is pure: the model's operations are interpreted over its own weights, and nothing is left in the model.
 """
 
@@ -83,7 +84,8 @@ class Plan:
         Args:
             images: Preprocessed images on the model's device and in its dtype; any number of them.
             ids: Their names; their row numbers if not given.
-            tolerance: The largest relative error of the sum; by default 1e-5 in float32, 1e-10 in float64, 5e-2 in bfloat16.
+            tolerance: The largest relative error of the sum; by default 1e-5 in float32, 1e-10 in float64, 5e-2 in
+                bfloat16.
 
         Raises:
             ConservationError: The contributions do not add up to the representation.
@@ -121,7 +123,8 @@ class Plan:
         dim = extents_of(self._walk.graph.output)[1].size
         if directions.dim() != 2 or directions.shape[1] != dim or len(directions) == 0:
             raise UnweaveError(
-                f"Directions should be [direction, {dim}], not {list(directions.shape)}.", cure="one row for each direction"
+                f"Directions should be [direction, {dim}], not {list(directions.shape)}.",
+                cure="one row for each direction",
             )
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
         given = directions.to(images.device, dtype)
@@ -160,7 +163,9 @@ class Plan:
             values[:, column] -= values[:, list(chosen)].sum(1)
         return values
 
-    def _checked(self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None) -> tuple[tuple[str, ...], float]:
+    def _checked(
+        self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None
+    ) -> tuple[tuple[str, ...], float]:
         expected = self._walk.graph.input.meta["val"]
         if images.dim() != expected.dim() or tuple(images.shape[1:]) != tuple(expected.shape[1:]):
             raise UnweaveError(
@@ -174,7 +179,9 @@ class Plan:
             )
         weights = next((tensor for tensor in self._walk.graph.tensors.values() if tensor.is_floating_point()), None)
         if weights is not None and weights.device != expected.device:
-            raise UnweaveError(f"The model was moved to {weights.device} since it was planned on {expected.device}.", cure="plan again")
+            raise UnweaveError(
+                f"The model was moved to {weights.device} since it was planned on {expected.device}.", cure="plan again"
+            )
         names = tuple(ids) if ids is not None else tuple(str(row) for row in range(len(images)))
         if len(names) != len(images):
             raise UnweaveError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
@@ -212,11 +219,14 @@ class Plan:
             key = (rule.operation, rule.kind)
             counts[key] += 1
             modules.setdefault(key, []).append(self._walk.graph.module(node))
-        return tuple((name, kind, n, tuple(dict.fromkeys(modules[name, kind]))[:3]) for (name, kind), n in counts.most_common())
+        return tuple(
+            (name, kind, n, tuple(dict.fromkeys(modules[name, kind]))[:3]) for (name, kind), n in counts.most_common()
+        )
 
     @property
     def memory_per_image(self) -> int:
-        """Bytes that one image adds beside the model's own forward pass: what is kept for the contractions, and the result."""
+        """Bytes that one image adds beside the model's own forward pass: what is kept for the contractions, and the
+        result."""
         return self._program(None).bytes_per_image
 
     @property
@@ -244,20 +254,28 @@ class Plan:
                 "unresolved": list(self.coverage.unresolved),
             },
             "lumps": [
-                {"operation": lump.operation, "module": lump.module, "line": lump.line, "reason": lump.reason, "rule": lump.rule}
+                {
+                    "operation": lump.operation,
+                    "module": lump.module,
+                    "line": lump.line,
+                    "reason": lump.reason,
+                    "rule": lump.rule,
+                }
                 for lump in self.lumps
             ],
             "dense": list(self.dense),
             "memory_per_image": self.memory_per_image,
             "constant_bytes": self.constant_bytes,
             "grids": {
-                path: {"height": grid.height, "width": grid.width, "prefix": grid.prefix} for path, grid in self.grids.items()
+                path: {"height": grid.height, "width": grid.width, "prefix": grid.prefix}
+                for path, grid in self.grids.items()
             },
         }
 
     @property
     def dense(self) -> tuple[str, ...]:
-        """Components whose pending map depends on the image in every channel, so that their contraction is as large as the value itself."""
+        """Components whose pending map depends on the image in every channel, so that their contraction is as large
+        as the value itself."""
         return tuple(str(self.components[column]) for column in self._program(None).dense)
 
     def __str__(self) -> str:
@@ -300,7 +318,9 @@ def make_plan(
         raise RuleError(
             f"{lump.operation} cannot be followed: {lump.reason}.",
             where=f"{lump.module} ({lump.line})",
-            cure=f"write its rule:\n{lump.rule}" if lump.rule else "decompose without `strict`; what lies below is one component",
+            cure=f"write its rule:\n{lump.rule}"
+            if lump.rule
+            else "decompose without `strict`; what lies below is one component",
         )
     return _planned(name, found, level, selection)
 
@@ -396,12 +416,19 @@ def _coverage(found: Walk) -> Coverage:
         if node in heads or node in passed:
             continue
         reason = next(
-            (f"below {operation(stop)} in {module or 'the model'}" for module, stop in below if graph.depends(stop, node)),
+            (
+                f"below {operation(stop)} in {module or 'the model'}"
+                for module, stop in below
+                if graph.depends(stop, node)
+            ),
             "its output does not reach the representation by a path without another attention or nonlinearity",
         )
         unresolved.append(f"{graph.module(node)} ({operation(node)}): {reason}")
     return Coverage(
-        len(layers), len(heads | passed), tuple(graph.module(node) for node in layers if node in passed), tuple(unresolved)
+        len(layers),
+        len(heads | passed),
+        tuple(graph.module(node) for node in layers if node in passed),
+        tuple(unresolved),
     )
 
 

@@ -1,7 +1,10 @@
-"""A plan's program: the model's own operations and the contractions between them, in one list, each value freed at its last use.
+"""A plan's program: the model's own operations and the contractions between them, in one list, each value freed at
+its last use.
 
-Contractions run as early as their inputs are there, so that what is kept across the forward pass is the smaller of a value and what is
-needed of it: rows of a class token, not the token tensor; inner products with a direction, not the values they are taken of. Nothing of the user's
+Contractions run as early as their inputs are there, so that what is kept across the forward pass is the smaller of a
+value and what is
+needed of it: rows of a class token, not the token tensor; inner products with a direction, not the values they are
+    taken of. Nothing of the user's
 module is touched: its graph is interpreted over its own weights.
 """
 
@@ -19,7 +22,7 @@ from torch import Tensor, fx
 from unweave.decomposition.contraction import NOMINAL_BATCH, Contractions, Value, arranged, multiplied
 from unweave.decomposition.merge import read_positions
 from unweave.decomposition.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
-from unweave.decomposition.pieces import Piece, Reading
+from unweave.decomposition.pieces import Reading
 from unweave.graph.capture import Graph, arguments, extents_of, operation
 
 
@@ -148,7 +151,8 @@ class Program:
 
     @cached_property
     def bytes_per_image(self) -> int:
-        """Bytes that one image adds at the peak beside the model's own forward pass: values kept for the contractions, and the result."""
+        """Bytes that one image adds at the peak beside the model's own forward pass: values kept for the
+        contractions, and the result."""
         itemsize = 8 if self.graph.input.meta["val"].dtype == torch.float64 else 4
         live = peak = plain = plain_peak = 0
         last: dict[object, int] = {}
@@ -176,13 +180,19 @@ class Program:
 
     @cached_property
     def dense(self) -> tuple[int, ...]:
-        """Columns whose pending map depends on the image in the channels too, so that weights and image cannot be told apart."""
+        """Columns whose pending map depends on the image in the channels too, so that weights and image cannot be
+        told apart."""
         found: set[int] = set()
         for job in self.jobs:
             for reading in job.readings:
                 weights = {index for operand in reading.operands if operand.constant for index in operand.indices}
                 for operand in reading.operands[1:]:
-                    if isinstance(operand.source, Runtime) and operand.source.kind in ("winners", "slope", "value", "inverse"):
+                    if isinstance(operand.source, Runtime) and operand.source.kind in (
+                        "winners",
+                        "slope",
+                        "value",
+                        "inverse",
+                    ):
                         shared = weights & set(operand.indices)
                         if any(len(set(operand.indices)) > 1 and index is not BATCH for index in shared):
                             found.update(job.columns)
@@ -506,7 +516,15 @@ def _reader(program: Program, value: Value) -> Callable[[dict[object, Any], _Sta
             if given is not None:
                 tensor = environment[given]
             else:
-                tensor = make(*(_node_value(node, environment, state).to(state.dtype) if node.meta["val"].is_floating_point() else _node_value(node, environment, state) for node in inputs), positions)
+                tensor = make(
+                    *(
+                        _node_value(node, environment, state).to(state.dtype)
+                        if node.meta["val"].is_floating_point()
+                        else _node_value(node, environment, state)
+                        for node in inputs
+                    ),
+                    positions,
+                )
             environment[value] = _laid_out(tensor.to(state.dtype), operand, skip)
 
         return compute
@@ -523,8 +541,14 @@ def _reader(program: Program, value: Value) -> Callable[[dict[object, Any], _Sta
     return read
 
 
-def _node_value(node: fx.Node, environment: dict[object, Any], state: _State) -> Any:  # noqa: ANN401
-    return environment[node] if node in environment else state.folded[node] if node in state.folded else state.program.graph.value(node)
+def _node_value(node: fx.Node, environment: dict[object, Any], state: _State) -> Any:
+    return (
+        environment[node]
+        if node in environment
+        else state.folded[node]
+        if node in state.folded
+        else state.program.graph.value(node)
+    )
 
 
 def _forward(program: Program, node: fx.Node, statistic: bool, kept: bool) -> _Instruction:

@@ -1,13 +1,19 @@
-"""The reverse walk: from the representation back along the trunk, into every branch, to the places where contributions are read.
+"""The reverse walk: from the representation back along the trunk, into every branch, to the places where
+contributions are read.
 
-The walk knows no operations and no models. It hands the pending map from node to node by the rule table, and decides only where to stop:
+The walk knows no operations and no models. It hands the pending map from node to node by the rule table, and decides
+only where to stop:
 
-* at a residual addition the branch gets a scope of its own, and is not followed past the point where it reads the trunk;
-* at an operation that is not linear (inside a branch: its MLP or convolution; on the trunk: what lies below is one component);
-* at the attention's own output, whose batch-like axes are the heads; at token level the map goes on through the frozen probabilities;
+* at a residual addition the branch gets a scope of its own, and is not followed past the point where it reads the
+  trunk;
+* at an operation that is not linear (inside a branch: its MLP or convolution; on the trunk: what lies below is one
+  component);
+* at the attention's own output, whose batch-like axes are the heads; at token level the map goes on through the
+  frozen probabilities;
 * where nothing residual lies below: the embedding; and at every constant: the biases.
 
-Where a layer reads another stream only by attention (class attention, attention pooling), that attention is frozen and passed through.
+Where a layer reads another stream only by attention (class attention, attention pooling), that attention is frozen
+and passed through.
 """
 
 from __future__ import annotations
@@ -30,7 +36,10 @@ from unweave.rules.registry import TABLE, Rule, Step, find, missing
 TERM_LIMIT = 64
 """Summands of one node's pending map beyond which the walk stops there."""
 
-_WEIGHTED = frozenset(f"aten.{name}" for name in "linear conv1d conv2d convolution matmul mm bmm addmm baddbmm einsum".split())
+_WEIGHTED = frozenset(
+    f"aten.{name}"
+    for name in ["linear", "conv1d", "conv2d", "convolution", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"]
+)
 
 Role = Literal["attention", "tokens", "source", "read", "embed", "lumped", "bias"]
 
@@ -40,8 +49,9 @@ class Site:
     """A place where contributions are read: `sum over terms` of the pending map, applied to a value.
 
     Attributes:
-        role: `attention` (the attention's output, one piece for each head), `tokens` (the same attention, at its values), `source` (the end of
-            an MLP or convolution), `read` (where a branch without any nonlinearity reads the trunk), `embed`, `lumped`, `bias`.
+        role: `attention` (the attention's output, one piece for each head), `tokens` (the same attention, at its
+            values), `source` (the end of an MLP or convolution), `read` (where a branch without any nonlinearity
+            reads the trunk), `embed`, `lumped`, `bias`.
         source: The value: a node, or a constant.
         terms: The pending map there.
         via: The operation by which the walk came here.
@@ -194,7 +204,13 @@ class _Walker:
         """Hands the map on to the inputs, or stops where there is no way on."""
         rule = find(node) if node.op == "call_function" else None
         if rule is None or rule.kind == "source":
-            if rule and self.freeze and branch is self.root and not rule.normalises and len(self.paths.inputs(node)) == 1:
+            if (
+                rule
+                and self.freeze
+                and branch is self.root
+                and not rule.normalises
+                and len(self.paths.inputs(node)) == 1
+            ):
                 self._slope(node, branch, terms)
             else:
                 self._end(node, branch, terms, self._reason(node, rule))
@@ -224,7 +240,9 @@ class _Walker:
             else:
                 self._push(source, *self._scoped(source, branch, own))
 
-    def _reads(self, node: fx.Node, terms: tuple[Term, ...], live: fx.Node | None) -> Iterator[tuple[fx.Node | Constant, Term]]:
+    def _reads(
+        self, node: fx.Node, terms: tuple[Term, ...], live: fx.Node | None
+    ) -> Iterator[tuple[fx.Node | Constant, Term]]:
         """The pending maps of a node's inputs, by its rule."""
         rule = TABLE[operation(node)]
         step = Step(node, self.graph, live, arguments(node))
@@ -233,7 +251,8 @@ class _Walker:
                 yield from rule.reads(step, term)
 
     def _scoped(self, source: fx.Node, branch: Branch, term: Term) -> tuple[Branch, Term]:
-        """The scope that a node belongs to: a value that is not computed from what the branch reads belongs to the scope outside."""
+        """The scope that a node belongs to: a value that is not computed from what the branch reads belongs to the
+        scope outside."""
         while branch.residual is not None and not self.graph.depends(source, branch.residual.read):
             branch.passed = True
             assert branch.parent is not None
@@ -241,7 +260,8 @@ class _Walker:
         return branch, term
 
     def _attend(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], live: fx.Node) -> tuple[Term, ...] | None:
-        """At an attention layer: its heads are components, and None is returned; or the terms with which to pass through it."""
+        """At an attention layer: its heads are components, and None is returned; or the terms with which to pass
+        through it."""
         read = branch.residual.read if branch.residual else None
         try:
             values = tuple(term for _, term in self._reads(node, terms, live))
@@ -250,7 +270,11 @@ class _Walker:
         split = tuple(_heads(node, *pair) for pair in zip_longest(terms, values))
         if self.passing and values and (read is None or self.paths.bypasses(live, read)):
             branch.passed = True  # what of it reads the branch's own trunk stays split by head
-            return terms if read is None else tuple(replace(term, kept=own) for term, own in zip(terms, split, strict=True))
+            return (
+                terms
+                if read is None
+                else tuple(replace(term, kept=own) for term, own in zip(terms, split, strict=True))
+            )
         branch.sites.append(Site("attention", node, terms, node, node, split))
         if values:
             branch.sites.append(Site("tokens", live, values, node, node, split))
@@ -276,12 +300,23 @@ class _Walker:
         embeds = branch is self.root and operation(via) in ("aten.cat", "aten.stack", "aten.expand")
         self._stop("embed" if embeds else "bias", held, branch, (term,), via)
 
-    def _stop(self, role: Role, source: fx.Node | Constant, branch: Branch, terms: tuple[Term, ...], via: fx.Node | None = None) -> None:
+    def _stop(
+        self,
+        role: Role,
+        source: fx.Node | Constant,
+        branch: Branch,
+        terms: tuple[Term, ...],
+        via: fx.Node | None = None,
+    ) -> None:
         branch.sites.append(Site(role, source, terms, via if via is not None else source))  # type: ignore[arg-type]
 
     def _end(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], reason: str, *, loud: bool = False) -> None:
         """No way on: inside a branch this is its nonlinearity, on the trunk a lump."""
-        known = node.op == "call_function" and (rule := find(node)) is not None and (rule.kind == "source" or traits(node).product)
+        known = (
+            node.op == "call_function"
+            and (rule := find(node)) is not None
+            and (rule.kind == "source" or traits(node).product)
+        )
         if branch is self.root or loud or not known:
             self._lump(node, branch, reason)
         self._stop("lumped" if branch is self.root else "source", node, branch, terms)
@@ -307,7 +342,8 @@ class _Walker:
 
 
 def _heads(node: fx.Node, term: Term, value: Term | None) -> Indices:
-    """The head indices of an attention's output: its batch-like axes that come from the channels of the projection after it."""
+    """The head indices of an attention's output: its batch-like axes that come from the channels of the projection
+    after it."""
     batch = [index for axis in term.axes[:-2] for index in axis.indices]
     if value is not None and operation(node) != "aten.scaled_dot_product_attention":
         weights, values = set(value.factors[-1].indices), set(value.indices)

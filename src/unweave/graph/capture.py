@@ -1,7 +1,10 @@
-"""A model as an operation graph: torch.export with a dynamic batch, tidied so that every node is one operation on tensors.
+"""A model as an operation graph: torch.export with a dynamic batch, tidied so that every node is one operation on
+tensors.
 
-The graph is the model's own computation in high-level ATen operations (linear, layer_norm, scaled_dot_product_attention). Four tidyings,
-none of which knows any model: in-place operations become functional ones, sub-graphs of context managers (autocast, no_grad) are inlined,
+The graph is the model's own computation in high-level ATen operations (linear, layer_norm,
+scaled_dot_product_attention). Four tidyings,
+none of which knows any model: in-place operations become functional ones, sub-graphs of context managers (autocast,
+    no_grad) are inlined,
 operations with several outputs become one node per output, and dead nodes go.
 """
 
@@ -69,7 +72,9 @@ class Graph:
         masks: dict[fx.Node, int] = {}
         for node, place in self.order.items():
             mask = 1 << place
-            if isinstance(node.meta.get("val"), Tensor):  # a length is no value: what is shaped like the batch is not computed from it
+            if isinstance(
+                node.meta.get("val"), Tensor
+            ):  # a length is no value: what is shaped like the batch is not computed from it
                 for source in node.all_input_nodes:
                     mask |= masks[source]
             masks[node] = mask
@@ -251,7 +256,8 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _functional(graph: fx.Graph, node: fx.Node) -> bool:
-    """Writes an in-place operation as its functional twin, if nothing else reads the memory that it overwrites; says whether it did."""
+    """Writes an in-place operation as its functional twin, if nothing else reads the memory that it overwrites; says
+    whether it did."""
     target = node.target
     name = target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
     twin = getattr(aten, name.removesuffix("_"), None)
@@ -365,7 +371,9 @@ def _inline(module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
-        inner = next((argument for argument in node.args if isinstance(argument, fx.Node) and argument.op == "get_attr"), None)
+        inner = next(
+            (argument for argument in node.args if isinstance(argument, fx.Node) and argument.op == "get_attr"), None
+        )
         if inner is None or not isinstance(getattr(module, str(inner.target), None), fx.GraphModule):
             continue
         body = getattr(module, str(inner.target))
@@ -376,7 +384,11 @@ def _inline(module: fx.GraphModule) -> None:
             returned = graph.graph_copy(body.graph, places)  # type: ignore[arg-type]
         returned = returned if isinstance(returned, (tuple, list)) else (returned,)
         for user in list(node.users):
-            if user.target is not getattr and user.op == "call_function" and getattr(user.target, "__name__", "") == "getitem":
+            if (
+                user.target is not getattr
+                and user.op == "call_function"
+                and getattr(user.target, "__name__", "") == "getitem"
+            ):
                 user.replace_all_uses_with(returned[user.args[1]])  # type: ignore[index]
                 graph.erase_node(user)
         if node.users:

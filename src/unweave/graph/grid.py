@@ -1,8 +1,9 @@
 """Where the tokens of a layer lie in the image, read off the graph.
 
-A convolution or pooling lays out a grid: every place of its output gets a number, row by row. The numbers are then sent through the very operations
-that the model applies to its tokens (views, permutations, window partitions, rolls, concatenations with class tokens), and read where they
-come out. Nothing is assumed about how many prefix tokens there are or where windows begin.
+A convolution or pooling lays out a grid: every place of its output gets a number, row by row. The numbers are then
+    sent through the very operations
+that the model applies to its tokens (views, permutations, window partitions, rolls, concatenations with class
+tokens), and read where they come out. Nothing is assumed about how many prefix tokens there are or where windows begin.
 """
 
 from __future__ import annotations
@@ -21,11 +22,44 @@ from unweave.graph.capture import Graph, extents_of, operation
 PREFIX = -1
 _MOVES = frozenset(
     f"aten.{name}"
-    for name in (
-        "view reshape _unsafe_view _reshape_copy flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim t numpy_T "
-        "expand select slice narrow roll flip cat stack index_select index constant_pad_nd pad clone contiguous detach alias repeat "
-        "pixel_shuffle pixel_unshuffle expand_as view_as reshape_as"
-    ).split()
+    for name in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "_reshape_copy",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "movedim",
+        "t",
+        "numpy_T",
+        "expand",
+        "select",
+        "slice",
+        "narrow",
+        "roll",
+        "flip",
+        "cat",
+        "stack",
+        "index_select",
+        "index",
+        "constant_pad_nd",
+        "pad",
+        "clone",
+        "contiguous",
+        "detach",
+        "alias",
+        "repeat",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "expand_as",
+        "view_as",
+        "reshape_as",
+    ]
 )
 _WINDOWS = frozenset(
     f"aten.{name}" for name in ("conv2d", "convolution", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d")
@@ -33,10 +67,29 @@ _WINDOWS = frozenset(
 _MIXES_LAST = frozenset(f"aten.{name}" for name in ("linear", "layer_norm", "rms_norm", "mm", "addmm"))
 _PASSES = frozenset(
     f"aten.{name}"
-    for name in (
-        "dropout to _to_copy gelu relu silu sigmoid tanh hardswish batch_norm group_norm mul div sub neg add leaky_relu "
-        "elu softplus clamp type_as"
-    ).split()
+    for name in [
+        "dropout",
+        "to",
+        "_to_copy",
+        "gelu",
+        "relu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "hardswish",
+        "batch_norm",
+        "group_norm",
+        "mul",
+        "div",
+        "sub",
+        "neg",
+        "add",
+        "leaky_relu",
+        "elu",
+        "softplus",
+        "clamp",
+        "type_as",
+    ]
 )
 
 
@@ -71,7 +124,9 @@ def cells(graph: Graph, node: fx.Node, channels: Sequence[int]) -> Grid | None:
         return None
     numbers = places.numbers
     extents = extents_of(node)
-    index = tuple(0 if dim in channels or extent == type(extent)(1, True) else slice(None) for dim, extent in enumerate(extents))
+    index = tuple(
+        0 if dim in channels or extent == type(extent)(1, True) else slice(None) for dim, extent in enumerate(extents)
+    )
     found, prefix = [], 0
     for number in numbers[index].flatten().tolist():
         if number < 0:
@@ -111,7 +166,9 @@ def _origins(graph: Graph, node: fx.Node) -> list[fx.Node]:
     if name in _MOVES:
         return inputs
     if name == "aten.add" and len(inputs) == 2:
-        return [inputs[0] if graph.depends(inputs[1], inputs[0]) or not graph.depends(inputs[0], inputs[1]) else inputs[1]]
+        return [
+            inputs[0] if graph.depends(inputs[1], inputs[0]) or not graph.depends(inputs[0], inputs[1]) else inputs[1]
+        ]
     if name == "aten.scaled_dot_product_attention":
         return [node.args[0]]  # type: ignore[list-item]
     return inputs[:1] if name in _WINDOWS | _MIXES_LAST | _PASSES else []
@@ -149,11 +206,15 @@ def _tensor(node: fx.Node) -> bool:
 def _moved(graph: Graph, node: fx.Node, known: dict[fx.Node, _Places | None]) -> Tensor:
     """The operation applied to place numbers, for one image."""
 
-    def given(source: fx.Node) -> Any:  # noqa: ANN401
+    def given(source: fx.Node) -> Any:
         if not _tensor(source):
             value = source.meta.get("val")
             expression = value.node.expr if isinstance(value, torch.SymInt) else value
-            return int(expression.subs({s: 1 for s in expression.free_symbols})) if hasattr(expression, "subs") else int(value)
+            return (
+                int(expression.subs({s: 1 for s in expression.free_symbols}))
+                if hasattr(expression, "subs")
+                else int(value)
+            )
         places = known.get(source)
         if places is not None:
             return places.numbers

@@ -1,16 +1,16 @@
 """Trunk and branches, found from the graph alone.
 
-At an addition of `a` and `b = f(a)`, `a` is the trunk (the residual stream) and `b` a branch that reads it. A shortcut that is itself a
-linear projection of what the branch reads is the trunk as well. A branch must do something: a sum with a fixed linear function of `a` without
-weights (subtracting a mean) is no branch. Which operand of a product is followed, and which held at its value, is decided here too: attention
-weights and gates are held.
+At an addition of `a` and `b = f(a)`, `a` is the trunk (the residual stream) and `b` a branch that reads it. A
+shortcut that is itself a linear projection of what the branch reads is the trunk as well. A branch must do something:
+a sum with a fixed linear function of `a` without weights (subtracting a mean) is no branch. Which operand of a
+product is followed, and which held at its value, is decided here too: attention weights and gates are held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from torch import fx
 
@@ -102,9 +102,10 @@ class Paths:
         inputs = self.inputs(node)
         return len(inputs) == 2 and self._weights(inputs[0]) != self._weights(inputs[1])
 
-    @lru_cache(maxsize=None)  # noqa: B019  (a Paths lives as long as its plan is made)
+    @cache  # noqa: B019  (a Paths lives as long as its plan is made)
     def _weights(self, node: fx.Node) -> bool:
-        """Whether a node is attention weights: a softmax, seen through anything but another product, norm or nonlinearity."""
+        """Whether a node is attention weights: a softmax, seen through anything but another product, norm or
+        nonlinearity."""
         traits = self.traits(node)
         if traits.normalises:
             return True
@@ -121,8 +122,9 @@ class Paths:
     def live(self, node: fx.Node) -> fx.Node | None:
         """The operand of a product of two image-dependent values that is followed; None where neither may be held.
 
-        Attention weights are held beside the values they weigh; a gate that is computed from the other operand by more than an elementwise
-        function (squeeze-excite, a norm written out) is held beside it. `x * sigmoid(x)` and `silu(g) * u` are not products of that sort.
+        Attention weights are held beside the values they weigh; a gate that is computed from the other operand by
+        more than an elementwise function (squeeze-excite, a norm written out) is held beside it. `x * sigmoid(x)` and
+        `silu(g) * u` are not products of that sort.
         """
         if operation(node) == "aten.scaled_dot_product_attention":
             return node.args[2]  # type: ignore[return-value]
@@ -207,12 +209,18 @@ class Paths:
                 for source in node.all_input_nodes
                 if hasattr(source.meta.get("val"), "is_floating_point")
             )
-            if held or not traits.linear or operation(node) in _NORMS or (traits.product and len(self.inputs(node)) > 1):
+            if (
+                held
+                or not traits.linear
+                or operation(node) in _NORMS
+                or (traits.product and len(self.inputs(node)) > 1)
+            ):
                 return True
         return False
 
     def _linear_read(self, node: fx.Node, other: fx.Node) -> fx.Node | None:
-        """The last node that `other` depends on from which `node` is computed by linear operations alone; None where there is none."""
+        """The last node that `other` depends on from which `node` is computed by linear operations alone; None where
+        there is none."""
         pending, reached, seen = [node], [], set()
         while pending:
             own = pending.pop()
@@ -229,14 +237,37 @@ class Paths:
         return max(reached, key=self.graph.order.__getitem__) if reached else None
 
 
-_NORMS = frozenset(
-    f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm")
-)
+_NORMS = frozenset(f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"))
 _MIXES = frozenset(
     f"aten.{name}"
-    for name in (
-        "mean sum amax max linear matmul bmm mm einsum addmm conv1d conv2d convolution avg_pool2d adaptive_avg_pool2d max_pool2d "
-        "layer_norm rms_norm group_norm instance_norm batch_norm softmax scaled_dot_product_attention var std "
-        "linalg_vector_norm norm cumsum"
-    ).split()
+    for name in [
+        "mean",
+        "sum",
+        "amax",
+        "max",
+        "linear",
+        "matmul",
+        "bmm",
+        "mm",
+        "einsum",
+        "addmm",
+        "conv1d",
+        "conv2d",
+        "convolution",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "max_pool2d",
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "instance_norm",
+        "batch_norm",
+        "softmax",
+        "scaled_dot_product_attention",
+        "var",
+        "std",
+        "linalg_vector_norm",
+        "norm",
+        "cumsum",
+    ]
 )

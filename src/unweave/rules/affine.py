@@ -1,7 +1,8 @@
 """Sums and products: addition, scaling, linear layers, and every contraction that einsum can write.
 
-All products are one rule. With one operand constant it is a linear layer; with both depending on the image one of them is frozen at its
-value (attention probabilities, a gate) and the other is followed; which one is decided from the graph before any rule runs.
+All products are one rule. With one operand constant it is a linear layer; with both depending on the image one of
+them is frozen at its value (attention probabilities, a gate) and the other is followed; which one is decided from the
+graph before any rule runs.
 """
 
 from __future__ import annotations
@@ -33,11 +34,21 @@ def frozen(node: fx.Node, step: Step, *, inverse: bool = False) -> Source:
     """An operand held at its value."""
     if step.moves(node):
         return Runtime("inverse" if inverse else "value", node, (node,), _inverse if inverse else _value)
-    return Constant(Constant.of(node).shape, (node,), torch.reciprocal, ("inverse", node)) if inverse else Constant.of(node)
+    return (
+        Constant(Constant.of(node).shape, (node,), torch.reciprocal, ("inverse", node))
+        if inverse
+        else Constant.of(node)
+    )
 
 
 def contraction(
-    term: Term, out: str, live: str, held: str, factor: Source, live_extents: Sequence[Extent], held_extents: Sequence[Extent]
+    term: Term,
+    out: str,
+    live: str,
+    held: str,
+    factor: Source,
+    live_extents: Sequence[Extent],
+    held_extents: Sequence[Extent],
 ) -> Term:
     """The pending map of the live operand of `einsum("live,held->out")`.
 
@@ -151,8 +162,12 @@ def _elementwise(step: Step, term: Term, *, inverse: bool) -> Reads:
             return
         letters = "abcdefghijklmnop"[: len(term.axes)]
         mine, held = (letters[len(letters) - len(extents_of(part)) :] for part in (node, other))
-        moved = term.broadcast(extents_of(node)) if not held else contraction(
-            term, letters, mine, held, frozen(other, step, inverse=inverse), extents_of(node), extents_of(other)
+        moved = (
+            term.broadcast(extents_of(node))
+            if not held
+            else contraction(
+                term, letters, mine, held, frozen(other, step, inverse=inverse), extents_of(node), extents_of(other)
+            )
         )
         if not held:
             moved = term.times(Operand(frozen(other, step, inverse=inverse), ())).unanchored()

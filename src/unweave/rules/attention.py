@@ -43,7 +43,9 @@ def attention(step: Step, term: Term) -> Reads:
     yield step["value"], split.unanchored().times(factor).read(value)
 
 
-def _probabilities(tensors: Sequence[Tensor], positions: Sequence[Sequence[int] | None], given: dict[str, object]) -> Tensor:
+def _probabilities(
+    tensors: Sequence[Tensor], positions: Sequence[Sequence[int] | None], given: dict[str, object]
+) -> Tensor:
     """Rows of the attention probabilities, `[..., row, key]`."""
     query, key = tensors[:2]
     rows = positions[-2]

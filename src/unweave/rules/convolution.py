@@ -23,7 +23,13 @@ def windows(
     axis, length = term.axes[dim], extent.size
     offsets = Axis(fresh(kernel))
     axes = list(term.axes)
-    if kernel == stride and padding == 0 and dilation == 1 and axis.extent.size * kernel == length and axis.take is None:
+    if (
+        kernel == stride
+        and padding == 0
+        and dilation == 1
+        and axis.extent.size * kernel == length
+        and axis.take is None
+    ):
         axes[dim] = Axis(axis.indices + offsets.indices)  # windows that tile the axis: a view
         return term.read(axes), offsets
     starts = axis.positions() * stride - padding

@@ -1,4 +1,5 @@
-"""Norms: the statistic is frozen at its value on this image; what remains is affine, and centring stays in (method.md, section 1)."""
+"""Norms: the statistic is frozen at its value on this image; what remains is affine, and centring stays in
+(method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -81,7 +82,10 @@ def group_norm(step: Step, term: Term) -> Reads:
     factors = [Operand(Runtime("rstd", step.node, (step["input"],), rstd), split.axes[:2])]
     if step["weight"] is not None:
         grouped = Constant(
-            (groups, inner), (step["weight"],), lambda weight: weight.reshape(groups, inner), ("grouped", groups, step["weight"])
+            (groups, inner),
+            (step["weight"],),
+            lambda weight: weight.reshape(groups, inner),
+            ("grouped", groups, step["weight"]),
         )
         factors.append(Operand(grouped, split.axes[1:3]))
     scaled = split.times(*factors)

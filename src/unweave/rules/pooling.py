@@ -170,4 +170,3 @@ def max_pool2d(step: Step, term: Term) -> Reads:
         inner.append(offsets)
     factor = Operand(Runtime("winners", step.node, (step["input"],), winners), (*term.axes, *inner))
     yield step["input"], moved.times(factor).read(moved.axes)
-

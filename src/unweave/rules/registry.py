@@ -1,9 +1,11 @@
 """The rule table: how one operation hands a pending map on to its inputs.
 
-A rule says what an operation does *backwards*: given the pending map (`Term`) of its output, it yields, for every input that the output
-depends on linearly, the pending map of that input. It knows its operation and nothing of any model. The set of kinds is closed:
+A rule says what an operation does *backwards*: given the pending map (`Term`) of its output, it yields, for every
+input that the output depends on linearly, the pending map of that input. It knows its operation and nothing of any
+model. The set of kinds is closed:
 
-* `linear`: linear in its tensor inputs, weights being constants (views, sums, linear layers, convolutions, pooling by mean);
+* `linear`: linear in its tensor inputs, weights being constants (views, sums, linear layers, convolutions, pooling by
+  mean);
 * `frozen`: linear once a statistic of the image is held (norms, attention, gates, winners of a maximum);
 * `source`: not linear; the walk stops at its output.
 
@@ -41,7 +43,7 @@ class Step:
     live: fx.Node | None = None
     given: dict[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401  (an argument of an operation is of any type)
+    def __getitem__(self, name: str) -> Any:
         return self.given[name]
 
     def extents(self, name: str) -> tuple[Extent, ...]:
@@ -140,4 +142,3 @@ def missing(node: fx.Node) -> str:
         f"def {name.rpartition('.')[2]}(step: Step, term: Term) -> Reads:  # tensor arguments: {tensors}\n"
         f'    yield step["input"], ...  # the pending map of the input, from that of the output'
     )
-
