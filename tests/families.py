@@ -65,18 +65,18 @@ class Reading:
     """An attention that the trunk itself passes through (class attention, attention pooling): frozen probabilities.
 
     Attributes:
-        path: The path of its component (the heads that read the class token) and of its biases.
-        module: The module that takes the trunk's tokens.
+        module: The module that takes the trunk's tokens; also the path of the heads that read the class token.
         attend: The attention written out, on what enters `module`.
-        project: The module whose input is the heads' output; None where `module` is a `nn.MultiheadAttention`.
+        values: The module that holds the bias of the values.
+        project: The module that takes the heads' output; `module` itself where that is a `nn.MultiheadAttention`.
         heads: How many.
         own: How many leading tokens it reads are the class token itself: they are the branch, the rest is passed on.
     """
 
-    path: str
     module: str
     attend: Callable[..., tuple[Tensor, Tensor]]
-    project: str | None
+    values: str
+    project: str
     heads: int
     own: int = 0
 
@@ -311,7 +311,7 @@ def _vits() -> list[Family]:
     siglip = replace(
         siglip,
         branches=(*siglip.branches, Branch("attn_pool.mlp", "mlp", "attn_pool.mlp.fc2")),
-        readings=(Reading("attn_pool", "attn_pool", timm_latent, "attn_pool.proj", heads=3),),
+        readings=(Reading("attn_pool", timm_latent, "attn_pool.kv", "attn_pool.proj", heads=3),),
     )
     behind = _vit(
         "timm/vit_post_norm",
@@ -377,7 +377,7 @@ def _evas() -> list[Family]:
 def _cait() -> Family:
     def reading(number: int) -> Reading:
         path = f"blocks_token_only.{number}.attn"
-        return Reading(path, path, timm_class, f"{path}.proj", heads=3, own=1)
+        return Reading(path, timm_class, f"{path}.v", f"{path}.proj", heads=3, own=1)
 
     tail = tuple(Branch(f"{block}.mlp", "mlp", f"{block}.mlp.fc2") for block in _numbered("blocks_token_only"))
     return Family(
@@ -488,8 +488,9 @@ def _pvt() -> Family:
             mlp_ratios=(2, 2, 2),
         ),
         size=32,
+        # The MLPs of this family hold a depthwise convolution, which makes them convolution branches.
         branches=tuple(
-            branch
+            replace(branch, kind="attn" if branch.heads else "conv")
             for stage, depth in enumerate((1, 2, 1))
             for branch in _timm(heads[stage], _numbered(f"stages.{stage}.blocks", depth))
         ),
@@ -587,7 +588,7 @@ def _transformers() -> list[Family]:
     swin_norms = ("encoder.layers.0.downsample.norm", "layernorm")
     layers = _blocks(_numbered("encoder.layers"), own, mlp)
     siglip_layers = (*layers, Branch("head.mlp", "mlp", "head.mlp.fc2"))
-    pool = Reading("head.attention", "head.attention", torch_multihead, None, heads=3)
+    pool = Reading("head.attention", torch_multihead, "head.attention", "head.attention", heads=3)
     clip_layers = _blocks(_numbered("vision_model.encoder.layers"), own, mlp)
     vit_layers = _blocks(_numbered("layers"), attn, mlp)
     dino_layers = _blocks(_numbered("encoder.layer"), attn, mlp)

@@ -172,19 +172,19 @@ class Oracle:
                 self._without(Change(outputs={branch.source: without})),
             )
 
-    def _reading(self, reading: Reading) -> Iterator[tuple[Name, Tensor]]:
+    def _reading(self, reading: Reading) -> dict[Name, Tensor]:
         """Heads that read the class token, and the biases met on the way through."""
         values = self._attention[reading.module][1]
+        found: dict[Name, Tensor] = {}
         for head in range(reading.heads if reading.own else 0):
             kept = values[:, :, : reading.own].clone()
             kept[:, head] = 0
-            yield (reading.path, "head", head, None), self._without(Change(own={reading.module: kept}))
-        projection = reading.project or f"{reading.module}.out_proj"
-        bias = self._without(Change(unbiased={projection}))
-        yield (
-            (reading.path, "bias", None, None),
-            bias + self._without(Change(unbiased_values={reading.module})),
-        )
+            found[reading.module, "head", head, None] = self._without(Change(own={reading.module: kept}))
+        found[reading.values, "bias", None, None] = self._without(Change(unbiased_values={reading.module}))
+        projection = self._without(Change(unbiased={reading.project}))
+        name = (reading.project, "bias", None, None)
+        found[name] = found.get(name, 0) + projection
+        return found
 
     # Runs ------------------------------------------------------------------------------------------------------------
 
@@ -233,9 +233,8 @@ class Oracle:
 
             for path in self.family.norms:
                 after(path, self._freeze(path))
-            for path in change.unbiased:
-                if _has_forward(self.model, path):
-                    after(path, self._take_bias)
+            for path in change.unbiased - {reading.module for reading in self.family.readings}:
+                after(path, self._take_bias)
             for reading in self.family.readings:
                 self._freeze_reading(reading, change, after, before)
             for branch in self.family.branches:
@@ -279,9 +278,9 @@ class Oracle:
             values = torch.cat([own, values[:, :, reading.own :]], 2)
             return (probabilities @ values).transpose(1, 2).flatten(2)
 
-        if reading.project is None:
+        if reading.project == reading.module:
             layer = module.out_proj
-            bias = None if f"{reading.module}.out_proj" in change.unbiased else layer.bias
+            bias = None if reading.module in change.unbiased else layer.bias
 
             def whole(module: nn.Module, arguments: tuple[Tensor, ...], out: object) -> object:
                 return (nn.functional.linear(read(arguments), layer.weight, bias), None)
@@ -344,9 +343,3 @@ def _zero(module: nn.Module, arguments: object, out: object) -> object:
 
 def _zero_first(module: nn.Module, arguments: tuple[object, ...], options: dict[str, object]) -> object:
     return (torch.zeros_like(arguments[0]), *arguments[1:]), options
-
-
-def _has_forward(model: nn.Module, path: str) -> bool:
-    """Whether the module is called: the output projection of `nn.MultiheadAttention` only lends its weights."""
-    parent = model.get_submodule(path.rpartition(".")[0])
-    return not isinstance(parent, nn.MultiheadAttention)
