@@ -280,16 +280,19 @@ class _Namer:
             modules = [self.graph.module(node) for node in nodes if self.graph.module(node)]
             base[branch] = _shared(modules) if modules else self.graph.module(branch.residual.branch)
         named: dict[Branch, str] = {}
-        for branch, path in base.items():
+        for branch, path in sorted(base.items(), key=lambda item: not self._attentive(item[0])):
             others = [other for own, other in base.items() if own is not branch]
-            last = path.rpartition(".")[2]
-            if not path or last.isdigit() or any(other == path or other.startswith(f"{path}.") for other in others):
-                attentive = any(site.role in ("attention", "tokens") for site in branch.sites) or branch.passed
-                path = f"{path}.{'attn' if attentive else self._kind(branch)}".lstrip(".")
+            whole = not path or path.rpartition(".")[2].isdigit() or any(own.startswith(f"{path}.") for own in others)
+            if whole or path in named.values():
+                path = f"{path}.{'attn' if self._attentive(branch) else self._kind(branch)}".lstrip(".")
             while path in named.values():
                 path += "_"
             named[branch] = path
         return named
+
+    @staticmethod
+    def _attentive(branch: Branch) -> bool:
+        return branch.passed or any(site.attention for site in branch.sites)
 
     def _layers(self) -> dict[Branch, int]:
         """The ordinal of each branch's block: the innermost numbered module around its residual addition."""

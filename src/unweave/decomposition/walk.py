@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Literal
@@ -165,8 +165,15 @@ class _Walker:
         self._push(self.graph.output, self.root, start)
         while self.queue:
             _, node = heapq.heappop(self.queue)
-            for branch, terms in self.pending.pop(node).items():
-                self._visit(node, branch, merged(terms))
+            scopes = self.pending.pop(node)
+            for branch in sorted(scopes, key=_depth, reverse=True):
+                terms = merged(scopes[branch])
+                if branch.passed and branch.residual and branch.residual.read is node and branch.parent in scopes:
+                    # what a class attention reads of tokens that have no path of their own goes on with the trunk
+                    terms, beyond = _own_positions(terms, scopes[branch.parent])
+                    scopes[branch.parent] += [replace(term, kept=(), anchor=None) for term in beyond]
+                if terms:
+                    self._visit(node, branch, terms)
         return Walk(self.graph, self.paths, tuple(self.branches), tuple(self.lumps), tuple(self.fired.items()))
 
     def _push(self, node: fx.Node, branch: Branch, term: Term) -> None:
@@ -268,7 +275,9 @@ class _Walker:
         except Irregular:
             values = ()
         split = tuple(_heads(node, *pair) for pair in zip_longest(terms, values))
-        if self.passing and values and (read is None or self.paths.bypasses(live, read)):
+        reads = [own.residual.read for own in _chain(branch) if own.residual]
+        elsewhere = read is None or self.paths.bypasses(live, reads) or _selects(node, live)
+        if self.passing and values and elsewhere:
             branch.passed = True  # what of it reads the branch's own trunk stays split by head
             return (
                 terms
@@ -349,6 +358,42 @@ def _heads(node: fx.Node, term: Term, value: Term | None) -> Indices:
         weights, values = set(value.factors[-1].indices), set(value.indices)
         batch = [index for index in term.indices if index in weights and index in values]
     return tuple(index for index in batch if index in term.channel)
+
+
+def _selects(node: fx.Node, live: fx.Node) -> bool:
+    """Whether an attention writes to fewer tokens than it reads, as a class attention does."""
+    name = operation(node)
+    if name == "aten.scaled_dot_product_attention":
+        return extents_of(node)[-2].size < extents_of(live)[-2].size
+    weights = [extents_of(source) for source in node.all_input_nodes if source is not live]
+    return name in ("aten.matmul", "aten.bmm") and bool(weights) and weights[0][-2].size < weights[0][-1].size
+
+
+def _own_positions(
+    terms: Sequence[Term], trunk: Sequence[Term]
+) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """A branch's reading of the trunk, split into the positions that the trunk itself hands on and those that it does not."""
+    own: list[Term] = []
+    beyond: list[Term] = []
+    for term in terms:
+        for place, axis in enumerate(term.axes):
+            if axis.extent.batch or set(axis.indices) & term.channel:
+                continue
+            read = {int(at) for at in axis.positions()}
+            covered = {int(at) for other in trunk for at in other.axes[place].positions()}
+            if read - covered:
+                for part, inside in ((own, True), (beyond, False)):
+                    places = [at if (at in covered) == inside else None for at in range(axis.extent.size)]
+                    moved = term.taken(place, places, axis.extent.size)
+                    part += [moved] if moved is not None else []
+                break
+        else:
+            own.append(term)
+    return tuple(own), tuple(beyond)
+
+
+def _depth(branch: Branch) -> int:
+    return sum(1 for _ in _chain(branch))
 
 
 def _chain(branch: Branch | None) -> Iterator[Branch]:

@@ -8,7 +8,7 @@ product is followed, and which held at its value, is decided here too: attention
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
@@ -173,9 +173,9 @@ class Paths:
             if mask >> self.graph.order[node] & 1 and node is not read and self.graph.depends(node, read)
         ]
 
-    def bypasses(self, node: fx.Node, read: fx.Node) -> bool:
-        """Whether a node depends on the image other than through `read`."""
-        pending, seen = [node], {read}
+    def bypasses(self, node: fx.Node, reads: Iterable[fx.Node]) -> bool:
+        """Whether a node depends on the image other than through these."""
+        pending, seen = [node], set(reads)
         while pending:
             own = pending.pop()
             if own in seen:

@@ -48,6 +48,49 @@ def windows(
     return term.times(Operand(Constant.array(one_hot.reshape(shape)), tuple(sides))).read(axes), offsets
 
 
+@rule("aten.im2col", kind="linear")
+def unfold(step: Step, term: Term) -> Reads:
+    """Windows laid out as channels: `[b, c, h, w] -> [b, c*kh*kw, windows]`."""
+    image, channels, *positions = step.extents("input")
+    tilings = [_tiling(step, number, extent.size) for number, extent in enumerate(positions)]
+    shape = [Extent(size) for tiling in tilings for size in tiling.shape]
+    split = term.unanchored().regrouped([image, channels, shape[1], shape[3], shape[0], shape[2]])
+    axes = list(split.axes[:2])
+    for number, tiling in enumerate(tilings):
+        offset, start = split.axes[2 + number], split.axes[4 + number]
+        pixels = Axis(fresh(positions[number].size))
+        split = split.times(Operand(Constant.array(tiling), (start, offset, pixels)))
+        axes.append(pixels)
+    yield step["input"], split.read(axes)
+
+
+@rule("aten.col2im", kind="linear")
+def fold(step: Step, term: Term) -> Reads:
+    """Windows laid back over each other and summed: `[b, c*kh*kw, windows] -> [b, c, h, w]`."""
+    image, channels, *positions = step.output
+    tilings = [_tiling(step, number, extent.size) for number, extent in enumerate(positions)]
+    moved, starts, offsets = term.unanchored(), [], []
+    for number, tiling in enumerate(tilings):
+        start, offset = Axis(fresh(tiling.shape[0])), Axis(fresh(tiling.shape[1]))
+        moved = moved.times(Operand(Constant.array(tiling), (start, offset, term.axes[2 + number])))
+        starts.append(start)
+        offsets.append(offset)
+    yield step["input"], moved.read([*term.axes[:2], *offsets, *starts]).regrouped(step.extents("input"))
+
+
+def _tiling(step: Step, number: int, length: int) -> np.ndarray:
+    """Which pixel each window reads, `[window, offset, pixel]`, along one axis."""
+    kernel, stride, padding, dilation = (step[name][number] for name in ("kernel_size", "stride", "padding", "dilation"))
+    count = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    tiling = np.zeros((count, kernel, length))
+    for window in range(count):
+        for offset in range(kernel):
+            pixel = window * stride - padding + offset * dilation
+            if 0 <= pixel < length:
+                tiling[window, offset, pixel] = 1
+    return tiling
+
+
 @rule("aten.conv1d", "aten.conv2d", "aten.convolution", kind="linear")
 def convolution(step: Step, term: Term) -> Reads:
     """`y[b, o, p] = sum_{c, k} w[o, c, k] x[b, c, p * stride + k] + bias[o]`, in groups."""
