@@ -54,7 +54,7 @@ def unfold(step: Step, term: Term) -> Reads:
     image, channels, *positions = step.extents("input")
     tilings = [_tiling(step, number, extent.size) for number, extent in enumerate(positions)]
     shape = [Extent(size) for tiling in tilings for size in tiling.shape]
-    split = term.unanchored().regrouped([image, channels, shape[1], shape[3], shape[0], shape[2]])
+    split = term.unanchored().regrouped([image, channels, shape[1], shape[4], shape[0], shape[3]])
     axes = list(split.axes[:2])
     for number, tiling in enumerate(tilings):
         offset, start = split.axes[2 + number], split.axes[4 + number]
