@@ -125,7 +125,7 @@ def mixed(term: Term, dim: int, matrix: np.ndarray) -> Term:
     "aten.upsample_bicubic2d",
     "aten._upsample_bilinear2d_aa",
     "aten._upsample_bicubic2d_aa",
-    "aten.upsample_nearest_exact2d",
+    "aten._upsample_nearest_exact2d",
     kind="linear",
 )
 def upsample(step: Step, term: Term) -> Reads:
