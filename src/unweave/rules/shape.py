@@ -21,7 +21,6 @@ from unweave.rules.registry import Reads, Step, rule
     "aten.to",
     "aten._to_copy",
     "aten.type_as",
-    "aten.lift_fresh",
     "aten.lift_fresh_copy",
     "aten.dropout",
     "aten.feature_dropout",
