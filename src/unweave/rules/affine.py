@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -19,7 +18,7 @@ from unweave.rules.registry import Reads, Step, rule
 
 
 def _number(value: float) -> Constant:
-    return Constant.array(np.asarray(value, dtype=np.float32))
+    return Constant((), (), lambda: torch.tensor(value, dtype=torch.float64), ("number", value))
 
 
 def _value(value: Tensor, _: Sequence[object]) -> Tensor:
