@@ -115,8 +115,14 @@ def mixed(term: Term, dim: int, matrix: np.ndarray) -> Term:
     new = fresh(length)
     axes[dim] = Axis(new)
     if length == 1:
-        return term.times(Operand(Constant.array(matrix[:, 0]), (term.axes[dim],))).read(axes)
-    return term.times(Operand(Constant.array(matrix), (term.axes[dim], Axis(new)))).read(axes)
+        return term.times(Operand(_precise(matrix[:, 0]), (term.axes[dim],))).read(axes)
+    return term.times(Operand(_precise(matrix), (term.axes[dim], Axis(new)))).read(axes)
+
+
+def _precise(matrix: np.ndarray) -> Constant:
+    """A matrix of fractions, which single precision would round."""
+    tensor = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float64))
+    return Constant(matrix.shape, (), lambda: tensor, ("matrix", matrix.shape, matrix.tobytes()))
 
 
 @rule(
