@@ -18,7 +18,7 @@ from unweave.rules.registry import Reads, Step, rule
 def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
     """The axes that were reduced, the map with the others, and one fresh axis for each that was."""
     extents = step.extents("input")
-    given = step["dim"]
+    given = step.given.get("dim")
     dims = [given] if isinstance(given, int) else list(given or [])
     reduced = sorted(dim % len(extents) for dim in dims) or list(range(len(extents)))
     if any(extents[dim].batch for dim in reduced):
@@ -27,7 +27,7 @@ def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
     for dim in reduced:
         new = Axis(fresh(extents[dim].size))
         axes[dim:dim] = [new]
-        if step["keepdim"]:
+        if step.given.get("keepdim"):
             del axes[dim + 1]
     return reduced, term.unanchored(), axes
 
