@@ -98,6 +98,7 @@ def _operands(step: Step, first: str, second: str, spec: tuple[str, str, str], t
                 contraction(term, out, own, held, frozen(partner, step), extents_of(node), extents_of(partner)),
             )
             return
+    raise Irregular("a product of two values that both vary; neither is a gate")
 
 
 @rule("aten.add", kind="linear")
