@@ -103,9 +103,7 @@ def convolution(step: Step, term: Term) -> Reads:
     moved = term.unanchored()
     if groups > 1:
         moved = moved.regrouped([image, Extent(groups), Extent(channels.size // groups), *positions])
-        own, lead = Axis(moved.axes[1].indices + moved.axes[2].indices), moved.axes[1]
-        if moved.axes[1].take is not None or moved.axes[2].take is not None:
-            raise Irregular("a grouped convolution of which only some channels are read")
+        own, lead = _flat(moved.axes[1], moved.axes[2]), moved.axes[1]
         moved = moved.read([moved.axes[0], own, *moved.axes[3:]])
     else:
         own, lead = moved.axes[1], Axis()
@@ -123,13 +121,19 @@ def convolution(step: Step, term: Term) -> Reads:
         )
         offsets.append(offset)
     weight = Operand(Constant.of(step["weight"]), (own, inner, *offsets))
-    contracted = lead.indices + inner.indices
+    contracted = _flat(lead, inner)
     yield (
         step["input"],
-        moved.times(weight).read([moved.axes[0], Axis(contracted), *moved.axes[2:]]).through(contracted),
+        moved.times(weight).read([moved.axes[0], contracted, *moved.axes[2:]]).through(contracted.indices),
     )
     if step["bias"] is not None:
         yield step["bias"], term.unanchored().read([term.axes[1]])
+
+
+def _flat(outer: Axis, inner: Axis) -> Axis:
+    """Two axes as the one that they make."""
+    places = outer.positions()[:, None] * inner.extent.size + inner.positions()
+    return reading(outer.indices + inner.indices, places.ravel().tolist(), outer.extent.size * inner.extent.size)
 
 
 def _spread(value: object, kernel: list[int], step: Step) -> list[int]:
