@@ -206,7 +206,9 @@ class Pushing:
         return _Stack([(kind, value[None])], torch.zeros_like(value))
 
     def _pushed(self, node: fx.Node, values: Values, stacks: Mapping[fx.Node, _Stack], weighted: Weighted) -> _Stack:
-        sources = [source for source in node.all_input_nodes if source in stacks]
+        sources = sorted(
+            (source for source in node.all_input_nodes if source in stacks), key=self.graph.order.__getitem__
+        )
         moving = [stacks[source] for source in sources]
         if operation(node) == "aten.add" and len(node.args) == 2 and not node.kwargs:
             fixed = [values[source] for source in node.all_input_nodes if source not in stacks]

@@ -28,7 +28,7 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "family",
-    [family for family in FAMILIES if family.name in ("timm/deit", "timm/swin", "timm/maxvit")],
+    [family for family in FAMILIES if family.name in ("timm/deit", "timm/swin", "timm/maxvit", "hf/vit")],
     ids=lambda family: family.name,
 )
 def test_pushing_forward_finds_the_heads_of_the_plan(benchmark_module, family: Family) -> None:
