@@ -140,16 +140,17 @@ def upsample(step: Step, term: Term) -> Reads:
     moved = term.unanchored()
     for dim in (2, 3):
         length, out = step.extents("input")[dim].size, step.output[dim].size
-        unit = torch.eye(length, dtype=torch.float64)[None, :, :, None]
+        # Two columns, not one: torch's antialiased kernels leave an image of one column as it is.
+        unit = torch.eye(length, dtype=torch.float64)[None, :, :, None].repeat(1, 1, 1, 2)
         given = dict(step.given)
         if given.get("scale_factors"):  # a factor is not the quotient of the lengths
             given["scale_factors"] = [given["scale_factors"][dim - 2], 1.0]
         else:
-            given |= {"output_size": [out, 1]}
+            given |= {"output_size": [out, 2]}
         if "scales_h" in given:
             given |= {"scales_h": given["scales_h" if dim == 2 else "scales_w"], "scales_w": None}
         arguments = [unit if name == "input" else value for name, value in given.items()]
-        moved = mixed(moved, dim, operation(*arguments).reshape(length, out).T.numpy())
+        moved = mixed(moved, dim, operation(*arguments)[0, :, :, 0].T.numpy())
     yield step["input"], moved
 
 
