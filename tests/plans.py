@@ -12,4 +12,6 @@ from families import Family
 
 @cache
 def plan_of(family: Family, dtype: torch.dtype = torch.float64, level: str = "head"):
-    return unweave.plan(family.make(dtype), family.images(2, dtype), level=level)
+    if level != "head":
+        return plan_of(family, dtype).at(level)
+    return unweave.plan(family.make(dtype), family.images(2, dtype))

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import inf, prod
+from random import Random
 from typing import TypeAlias
 
 import torch
@@ -26,10 +28,15 @@ TRAFFIC = 8.0
 """What moving one number costs, in multiplications."""
 CONSTANT_LIMIT = 2**26
 """Entries of the largest product of weights that is kept."""
-EXACT = 8
+LARGE = 2**27
+"""Entries of a product beyond which memory is what matters; each costs `OVERSIZE` multiplications."""
+OVERSIZE = 1e3
+EXACT = 7
 """The largest network whose order is found exactly."""
+TRIES = 16
+"""How many orders are tried for a larger one."""
 
-Labels: TypeAlias = tuple[int, ...]
+Tree: TypeAlias = "int | tuple[Tree, Tree]"
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Contractions:
     def __init__(self) -> None:
         self.values: list[Value] = []
         self._known: dict[object, Value] = {}
-        self._orders: dict[object, object] = {}
+        self._orders: dict[object, Tree] = {}
 
     def leaf(self, operand: Operand) -> tuple[Value, Indices]:
         """An operand as a tensor with one axis for each atomic index."""
@@ -113,8 +120,6 @@ class Contractions:
             The value and the order of its axes (those of `out` that any operand has, in some order).
         """
         leaves = [self.leaf(operand) for operand in operands]
-        while len(leaves) > EXACT:
-            leaves = self._shortened(leaves, out)
         if len(leaves) == 1:
             value, indices = leaves[0]
             kept = tuple(index for index in indices if index in out)
@@ -164,23 +169,7 @@ class Contractions:
             self.values.append(self._known[key])
         return self._known[key]
 
-    def _shortened(self, leaves: list[tuple[Value, Indices]], out: Indices) -> list[tuple[Value, Indices]]:
-        """The network with its cheapest pair multiplied."""
-        best: tuple[float, int, int] = (inf, 0, 1)
-        for i in range(len(leaves)):
-            for j in range(i + 1, len(leaves)):
-                rest = {index for k, (_, own) in enumerate(leaves) if k not in (i, j) for index in own} | set(out)
-                union = frozenset(leaves[i][1]) | frozenset(leaves[j][1])
-                if not set(leaves[i][1]) & set(leaves[j][1]) and len(leaves[i][1]) and len(leaves[j][1]):
-                    continue
-                cost = _elements(frozenset(union & rest)) + 1e-3 * _elements(union)
-                best = min(best, (cost, i, j))
-        _, i, j = best
-        rest = {index for k, (_, own) in enumerate(leaves) if k not in (i, j) for index in own} | set(out)
-        joined = self.pair(leaves[i], leaves[j], tuple(rest))
-        return [leaf for k, leaf in enumerate(leaves) if k not in (i, j)] + [joined]
-
-    def _order(self, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> object:
+    def _order(self, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> Tree:
         names: dict[Index, int] = {}
         key = (
             tuple(
@@ -194,18 +183,18 @@ class Contractions:
             )
         return self._orders[key]
 
-    def _build(self, order: object, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> tuple[Value, Indices]:
-        def subset(tree: object) -> set[int]:
-            return {tree} if isinstance(tree, int) else subset(tree[0]) | subset(tree[1])  # type: ignore[index]
-
-        def build(tree: object) -> tuple[Value, Indices]:
+    def _build(self, order: Tree, leaves: Sequence[tuple[Value, Indices]], out: Indices) -> tuple[Value, Indices]:
+        def build(tree: Tree, outside: frozenset[Index]) -> tuple[Value, Indices]:
             if isinstance(tree, int):
                 return leaves[tree]
-            inside = subset(tree)
-            rest = {index for k, (_, own) in enumerate(leaves) if k not in inside for index in own} | set(out)
-            return self.pair(build(tree[0]), build(tree[1]), tuple(rest))  # type: ignore[index]
+            left, right = (frozenset(index for leaf in _leaves(part) for index in leaves[leaf][1]) for part in tree)
+            return self.pair(build(tree[0], outside | right), build(tree[1], outside | left), tuple(outside))
 
-        return build(order)
+        return build(order, frozenset(out))
+
+
+def _leaves(tree: Tree) -> list[int]:
+    return [tree] if isinstance(tree, int) else _leaves(tree[0]) + _leaves(tree[1])
 
 
 _ONE = Constant((), (), lambda: torch.ones(()), "one")
@@ -217,46 +206,115 @@ def _place(own: Indices, index: Index, other: Indices, out: Indices) -> int:
     return kept.index(index)
 
 
-def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out: frozenset[Index]) -> object:
-    """The cheapest binary tree over the factors, as nested pairs of their places.
+@dataclass(frozen=True)
+class Network:
+    """What an order of multiplication is chosen by: which factor has which indices.
 
-    Args:
+    Attributes:
         sets: The indices of each factor.
-        constants: Which factors are made of weights alone: multiplying two of them is done once and costs the memory
+        constants: Which factors are made of weights alone: multiplying two of them is done once, and costs the memory
             of the product.
         out: The indices of the result.
     """
-    count = len(sets)
+
+    sets: tuple[frozenset[Index], ...]
+    constants: tuple[bool, ...]
+    out: frozenset[Index]
+
+    def inside(self, mask: int) -> frozenset[Index]:
+        """The indices of the product of a subset of the factors (a bit mask)."""
+        own: set[Index] = set()
+        rest: set[Index] = set(self.out)
+        for place, indices in enumerate(self.sets):
+            (own if mask >> place & 1 else rest).update(indices)
+        return frozenset(own & rest)
+
+    def fixed(self, mask: int) -> bool:
+        """Whether a subset is made of weights alone."""
+        return all(constant for place, constant in enumerate(self.constants) if mask >> place & 1)
+
+    def step(self, left: frozenset[Index], right: frozenset[Index], result: frozenset[Index], fixed: bool) -> float:
+        """What multiplying two subsets costs."""
+        size = _elements(result)
+        if fixed:
+            return float(size) if size <= CONSTANT_LIMIT else inf
+        traffic = _elements(left) + _elements(right) + size
+        return _elements(left | right) + TRAFFIC * traffic + (OVERSIZE * size if size > LARGE else 0)
+
+
+def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out: frozenset[Index]) -> Tree:
+    """The cheapest binary tree over the factors, as nested pairs of their places: exact for up to `EXACT` factors.
+
+    Args:
+        sets: The indices of each factor.
+        constants: Which factors are made of weights alone.
+        out: The indices of the result.
+    """
+    network = Network(tuple(sets), tuple(constants), out)
+    if len(sets) <= EXACT:
+        return _exact(network)[1]
+    tries = [_greedy(network, seed) for seed in range(TRIES)]
+    return min(tries, key=lambda found: found[0])[1]
+
+
+def _exact(network: Network) -> tuple[float, Tree]:
+    """Dynamic programming over subsets."""
+    count = len(network.sets)
     full = (1 << count) - 1
-    union = [frozenset[Index]()] * (full + 1)
-    for mask in range(1, full + 1):
-        low = (mask & -mask).bit_length() - 1
-        union[mask] = union[mask & (mask - 1)] | sets[low]
-    inside = [union[mask] & (union[full ^ mask] | out) for mask in range(full + 1)]
-    size = [_elements(own) for own in inside]
-    fixed = [all(constants[k] for k in range(count) if mask >> k & 1) for mask in range(full + 1)]
+    inside = [network.inside(mask) for mask in range(full + 1)]
+    fixed = [network.fixed(mask) for mask in range(full + 1)]
     cost: list[float] = [inf] * (full + 1)
-    tree: list[object] = [None] * (full + 1)
+    tree: list[Tree] = [0] * (full + 1)
     for mask in range(1, full + 1):
         if mask & (mask - 1) == 0:
             cost[mask], tree[mask] = 0.0, mask.bit_length() - 1
             continue
         part = (mask - 1) & mask
+        tree[mask] = (tree[mask & -mask], tree[mask & (mask - 1)])
         while part > mask ^ part:
             other = mask ^ part
-            joined = inside[part] | inside[other]
-            if fixed[mask]:
-                step = float(size[mask]) if size[mask] <= CONSTANT_LIMIT else inf
-            else:
-                step = _elements(joined) + TRAFFIC * (size[part] + size[other] + size[mask])
-            total = cost[part] + cost[other] + step
+            total = cost[part] + cost[other] + network.step(inside[part], inside[other], inside[mask], fixed[mask])
             if total < cost[mask]:
                 cost[mask], tree[mask] = total, (tree[part], tree[other])
             part = (part - 1) & mask
-        if tree[mask] is None:
-            low = mask & -mask
-            tree[mask] = (tree[low], tree[mask ^ low])
-    return tree[full]
+    return cost[full], tree[full]
+
+
+def _greedy(network: Network, seed: int) -> tuple[float, Tree]:
+    """One order found by joining, again and again, the pair that shrinks most; the seeds weigh size against cost, and blur ties."""
+    noise = Random(seed)
+    weight = (0.0, 1e-3, 1e-2, 0.1)[seed % 4]
+    parts: list[tuple[int, Tree]] = [(1 << place, place) for place in range(len(network.sets))]
+    inside = {mask: network.inside(mask) for mask, _ in parts}
+    scores: dict[tuple[int, int], float] = {}
+    total = 0.0
+
+    def score(left: int, right: int) -> float:
+        if (left, right) not in scores:
+            joined = inside.setdefault(left | right, network.inside(left | right))
+            shrinks = _elements(joined) - _elements(inside[left]) - _elements(inside[right])
+            cost = network.step(inside[left], inside[right], joined, network.fixed(left | right))
+            apart = 0 if inside[left] & inside[right] else 1e9
+            blur = 1.0 if seed < 4 else noise.uniform(0.3, 3.0)
+            scores[left, right] = shrinks * blur + weight * min(cost, 1e30) + apart
+        return scores[left, right]
+
+    while len(parts) > EXACT:
+        pairs = [(score(a, b), a, b) for (a, _), (b, _) in combinations(parts, 2)]
+        _, left, right = min(pairs)
+        trees = dict(parts)
+        joined = left | right
+        total += network.step(inside[left], inside[right], inside[joined], network.fixed(joined))
+        parts = [part for part in parts if part[0] not in (left, right)] + [(joined, (trees[left], trees[right]))]
+    rest = Network(
+        tuple(inside[mask] for mask, _ in parts), tuple(network.fixed(mask) for mask, _ in parts), network.out
+    )
+    cost, order = _exact(rest)
+    return total + cost, _grafted(order, [tree for _, tree in parts])
+
+
+def _grafted(order: Tree, trees: Sequence[Tree]) -> Tree:
+    return trees[order] if isinstance(order, int) else (_grafted(order[0], trees), _grafted(order[1], trees))
 
 
 def arranged(tensor: Tensor, pairing: Pairing, first: bool) -> Tensor:
