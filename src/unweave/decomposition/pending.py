@@ -325,7 +325,35 @@ class Term:
             axes += new
             places, wanted = places[group:], wanted[targets:]
         supply = iter(axes)
-        return replace(term, axes=tuple(Axis() if extent == Extent(1) else next(supply) for extent in extents))
+        full = [Axis() if extent == Extent(1) else next(supply) for extent in extents]
+        for place, axis in enumerate(full):
+            term, full[place] = term._retaken(axis, [other for other in full if other is not axis])
+        return replace(term, axes=tuple(full))
+
+    def _untaken(self, axis: Axis) -> tuple[Term, Axis]:
+        """An axis of which positions are read, as one that is read whole: the positions become a one-hot factor."""
+        if axis.take is None:
+            return self, axis
+        whole = Axis(fresh(axis.length))
+        one_hot = np.zeros((len(axis.take), axis.length))
+        one_hot[np.arange(len(axis.take)), list(axis.take)] = 1
+        shape = (*(index.size for index in axis.indices), axis.length)
+        key = ("taken", axis.take, axis.length, shape)
+        values = torch.from_numpy(one_hot.reshape(shape).astype(np.float32))
+        sides = (*(Axis((index,)) for index in axis.indices), whole)
+        return self.unanchored().times(Operand(Constant(shape, (), lambda: values, key), sides)), whole
+
+    def _retaken(self, axis: Axis, others: Sequence[Axis]) -> tuple[Term, Axis]:
+        """Undoes `_untaken` once the axis stands alone again."""
+        if len(axis.indices) != 1 or axis.take is not None or any(set(axis.indices) & set(own.indices) for own in others):
+            return self, axis
+        carriers = [factor for factor in self.factors if axis.indices[0] in factor.indices]
+        key = carriers[0].source.key if len(carriers) == 1 and isinstance(carriers[0].source, Constant) else None
+        if not (isinstance(key, tuple) and key[:1] == ("taken",)) or carriers[0].axes[-1].indices != axis.indices:
+            return self, axis
+        own = tuple(index for side in carriers[0].axes[:-1] for index in side.indices)
+        rest = tuple(factor for factor in self.factors if factor is not carriers[0])
+        return replace(self, factors=rest, anchor=None), Axis(own, key[1], key[2])
 
     def _regroup(self, places: Sequence[int], targets: Sequence[Extent]) -> tuple[Term, list[Axis]]:
         own = [self.axes[place] for place in places]
@@ -342,6 +370,18 @@ class Term:
 
     def _related(self, own: Sequence[Axis], targets: Sequence[Extent]) -> tuple[Term, list[Axis]]:
         """Relate two groupings that do not refine each other by a one-hot factor."""
+        batched = any(axis.extent.batch for axis in own)
+        if batched and any(axis.take is not None for axis in own):
+            term, whole = self, []
+            for axis in own:
+                term, axis = term._untaken(axis)
+                whole.append(axis)
+            cut = _cut(tuple(index for axis in whole for index in axis.indices), targets)
+            if cut is None:
+                return term._related(whole, targets)
+            for old, new in cut[0]:
+                term = term.split(old, new)
+            return term, cut[1]
         if own[0].indices[:1] == (BATCH,) and own[0].take is None and targets[0].batch:
             inner = [Axis(own[0].indices[1:]), *own[1:]]  # the image leads on both sides: relate what follows it
             first = [Extent(targets[0].size)] if targets[0].size > 1 else []

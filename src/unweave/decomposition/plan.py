@@ -410,19 +410,16 @@ def _coverage(found: Walk) -> Coverage:
     layers = found.paths.attention
     heads = {site.attention for branch in found.branches for site in branch.sites if site.role == "attention"}
     passed = {node for node, _ in found.fired if node in set(layers)}
-    below = [(graph.module(lump_node), lump_node) for lump_node in _stops(found)]
+    stops = sorted(_stops(found), key=graph.order.__getitem__)
     unresolved = []
     for node in layers:
         if node in heads or node in passed:
             continue
-        reason = next(
-            (
-                f"below {operation(stop)} in {module or 'the model'}"
-                for module, stop in below
-                if graph.depends(stop, node)
-            ),
-            "its output does not reach the representation by a path without another attention or nonlinearity",
-        )
+        stop = next((own for own in stops if graph.depends(own, node)), None)
+        reason = "the representation does not depend on it"
+        if stop is not None:
+            through = "another attention" if stop in heads else operation(stop)
+            reason = f"it reaches the representation only through {through} in {graph.module(stop) or 'the model'}"
         unresolved.append(f"{graph.module(node)} ({operation(node)}): {reason}")
     return Coverage(
         len(layers),
@@ -437,5 +434,5 @@ def _stops(found: Walk) -> list[fx.Node]:
         site.source
         for branch in found.branches
         for site in branch.sites
-        if site.role in ("lumped", "source") and isinstance(site.source, fx.Node)
+        if site.role in ("lumped", "source", "attention") and isinstance(site.source, fx.Node)
     ]

@@ -139,7 +139,7 @@ class Program:
 
     def _ready(self, images: Tensor, directions: Tensor | None) -> _State:
         """The weight-only values for the model's present weights, made when they or the directions have changed."""
-        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in self.graph.tensors.values())
+        versions = tuple((tensor.data_ptr(), _version(tensor)) for tensor in self.graph.tensors.values())
         key = (versions, images.device)
         if self._state is None or self._state.key != key:
             self._held = directions
@@ -201,6 +201,11 @@ class Program:
     def drop(self) -> None:
         """Forgets the weight-only values; the next run makes them again."""
         self._state = None
+
+
+def _version(tensor: Tensor) -> int:
+    """Changes when a tensor is written to; tensors made in inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _State:
@@ -354,9 +359,10 @@ def _runs(graph: Graph, node: fx.Node) -> bool:
     known = node.meta.get("runs")
     if known is None:
         known = graph.image_dependent(node) or any(
-            not isinstance(source.meta.get("val"), Tensor) or _runs(graph, source) for source in node.all_input_nodes
+            isinstance(source.meta.get("val"), (int, torch.SymInt)) or _runs(graph, source)
+            for source in node.all_input_nodes
         )
-        known = known or not isinstance(node.meta.get("val"), Tensor)
+        known = known or isinstance(node.meta.get("val"), (int, torch.SymInt))
         node.meta["runs"] = known
     return bool(known)
 

@@ -191,8 +191,8 @@ class _Walker:
                 self._lump(node, branch, "the model has no residual stream: its output is one component")
         elif len(terms) > TERM_LIMIT:
             self._end(node, branch, anchored, f"the pending map has {len(terms)} summands here")
-        elif node in self.paths.residuals:
-            self._split(self.paths.residuals[node], branch, terms)
+        elif (residual := self.paths.residuals.get(node)) and not (branch.residual and self.paths.relays(residual)):
+            self._split(residual, branch, terms)
         else:
             self._pass(node, branch, anchored)
 

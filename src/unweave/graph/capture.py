@@ -72,9 +72,8 @@ class Graph:
         masks: dict[fx.Node, int] = {}
         for node, place in self.order.items():
             mask = 1 << place
-            if isinstance(
-                node.meta.get("val"), Tensor
-            ):  # a length is no value: what is shaped like the batch is not computed from it
+            # a length is no value: what is shaped like the batch is not computed from the images
+            if not isinstance(node.meta.get("val"), (int, torch.SymInt)):
                 for source in node.all_input_nodes:
                     mask |= masks[source]
             masks[node] = mask
@@ -175,7 +174,8 @@ def operation(node: fx.Node) -> str:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).replace("::", ".")
-    return getattr(target, "__name__", str(target))
+    name = getattr(target, "__name__", str(target))
+    return operation(node.args[0]) if name == "getitem" and isinstance(node.args[0], fx.Node) else name
 
 
 def extents_of(node: fx.Node) -> tuple[Extent, ...]:
@@ -444,6 +444,11 @@ def _layer_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) 
         yield graph.call_function(aten.layer_norm.default, (*(given[name] for name in names), False))
 
 
+def _max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
+    if place == 0 and "dim" in given:
+        yield graph.call_function(aten.amax.default, (given["input"], [given["dim"]], given["keepdim"]))
+
+
 def _max_pool(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
     if place == 0:
         names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -459,5 +464,6 @@ _REWRITES = {
     "aten._native_batch_norm_legit_no_training": _batch_norm,
     "aten._native_batch_norm_legit": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
+    "aten.max": _max,
     "aten.max_pool2d_with_indices": _max_pool,
 }

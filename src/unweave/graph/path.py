@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 
 from torch import fx
 
@@ -59,7 +59,7 @@ class Paths:
     """
 
     def __init__(self, graph: Graph, traits: Callable[[fx.Node], Traits]) -> None:
-        self.graph, self.traits = graph, lru_cache(maxsize=None)(traits)
+        self.graph, self.traits = graph, cache(traits)
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """The image-dependent inputs of a node, each once."""
@@ -134,6 +134,9 @@ class Paths:
         first, second = inputs
         if self._weights(first) != self._weights(second):
             return second if self._weights(first) else first
+        inner = [self._attends(own) for own in inputs]
+        if inner[0] != inner[1]:  # linear attention: what weighs the tokens' sum is held, the sum is followed
+            return inputs[0] if inner[0] else inputs[1]
         if operation(node) == "aten.div":
             first, second = node.args[0], node.args[1]  # type: ignore[assignment]
             return first if not self._elementwise(second, first) else None
@@ -144,6 +147,15 @@ class Paths:
             if self.graph.depends(gate, origin) and not self._elementwise(gate, origin):
                 return own
         return None
+
+    @cache  # noqa: B019
+    def _attends(self, node: fx.Node) -> bool:
+        """Whether a node is an attention's output, moved or scaled by a weight at most."""
+        if self.traits(node).product and len(self.inputs(node)) == 2 and operation(node) not in ("aten.mul", "aten.div"):
+            return self.is_attention(node)
+        inputs = self.inputs(node)
+        scales = operation(node) in ("aten.mul", "aten.div") and len(inputs) == 1
+        return (self.traits(node).movement or scales) and len(inputs) == 1 and self._attends(inputs[0])
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """What a value is a mere relayout of."""
@@ -162,6 +174,22 @@ class Paths:
             if operation(own) in _MIXES:
                 return False
             pending += self.inputs(own)
+        return True
+
+    def relays(self, residual: Residual) -> bool:
+        """Whether a branch only relays what it reads: linear in it, gates and statistics held."""
+        pending, seen = [residual.branch], {residual.read}
+        while pending:
+            own = pending.pop()
+            if own in seen or not self.graph.depends(own, residual.read):
+                continue
+            seen.add(own)
+            if not self.traits(own).linear or self.is_attention(own):
+                return False
+            live = self.live(own) if self.traits(own).product and len(self.inputs(own)) > 1 else None
+            if self.traits(own).product and len(self.inputs(own)) > 1 and live is None:
+                return False
+            pending += [live] if live is not None else self.inputs(own)
         return True
 
     def between(self, read: fx.Node, branch: fx.Node) -> list[fx.Node]:

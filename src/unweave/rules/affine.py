@@ -211,6 +211,18 @@ def addmm(step: Step, term: Term) -> Reads:
         yield step["input"], term.times(scale=beta).broadcast(step.extents("input")).unanchored()
 
 
+@rule("aten.addcmul", kind="frozen")
+def addcmul(step: Step, term: Term) -> Reads:
+    """`input + value * tensor1 * tensor2`, one of the two a weight."""
+    letters = "abcdefghijklmnop"[: len(term.axes)]
+    one, two = (letters[len(letters) - len(step.extents(name)) :] for name in ("tensor1", "tensor2"))
+    if step.moves(step["tensor1"]) and step.moves(step["tensor2"]):
+        raise Irregular("a product of two values that both vary")
+    scaled = term.times(scale=float(step.given.get("value", 1))).unanchored()
+    yield from _operands(step, "tensor1", "tensor2", (one, two, letters), scaled)
+    yield step["input"], term.broadcast(step.extents("input")).unanchored()
+
+
 @rule("aten.matmul", kind="frozen", product=("input", "other"))
 def matmul(step: Step, term: Term) -> Reads:
     """A matrix product, with any batch axes."""
