@@ -24,7 +24,8 @@ class UnweaveError(Exception):
 
 class ModelError(UnweaveError):
     """A model cannot be found, loaded, or read: unknown id, missing library, unreachable hub, ill-fitting
-    checkpoint."""
+    checkpoint.
+    """
 
 
 class CaptureError(UnweaveError):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unweave.rules  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
 from unweave.contributions import Contributions, Scores
-from unweave.decomposition.plan import Plan, make_plan
+from unweave.decomposition.planning import Plan, make_plan
 
 if TYPE_CHECKING:
     from unweave.models import Model
@@ -56,12 +56,14 @@ def plan(
         "freeze": nonlinear == "freeze",
         "strict": strict,
     }
-    if hasattr(model, "readout"):
-        return make_plan(model.readout, model.example() if example is None else example, name=model.id, **options)  # type: ignore[arg-type]
+    from unweave.models import Model
+
+    if isinstance(model, Model):
+        return make_plan(model.readout, model.example() if example is None else example, name=model.id, **options)
     if example is None:
-        first = next((tensor for tensor in model.parameters()), None)
-        example = torch.zeros(2, 3, 224, 224, dtype=first.dtype if first is not None else torch.float32)
-    return make_plan(model, example, name=type(model).__name__, **options)  # type: ignore[arg-type]
+        first = next(model.parameters(), torch.zeros(()))
+        example = torch.zeros(2, 3, 224, 224, dtype=first.dtype, device=first.device)
+    return make_plan(model, example, name=type(model).__name__, **options)
 
 
 def decompose(
@@ -72,7 +74,8 @@ def decompose(
     select: Selection = None,
 ) -> Contributions:
     """Every component's contribution to the representation of these images, `[image, component, dim]`; plans anew
-    (see `plan`)."""
+    (see `plan`).
+    """
     return plan(model, images, level=level, select=select).run(images)
 
 
@@ -85,7 +88,8 @@ def score(
     select: Selection = None,
 ) -> Scores:
     """Inner products of every contribution with directions, `[image, component, direction]`; plans anew (see
-    `plan`)."""
+    `plan`).
+    """
     return plan(model, images, level=level, select=select).score(images, directions)
 
 

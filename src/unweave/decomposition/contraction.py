@@ -281,7 +281,9 @@ def _exact(network: Network) -> tuple[float, Tree]:
 
 
 def _greedy(network: Network, seed: int) -> tuple[float, Tree]:
-    """One order found by joining, again and again, the pair that shrinks most; the seeds weigh size against cost, and blur ties."""
+    """One order found by joining, again and again, the pair that shrinks most; the seeds weigh size against cost, and
+    blur ties.
+    """
     noise = Random(seed)
     weight = (0.0, 1e-3, 1e-2, 0.1)[seed % 4]
     parts: list[tuple[int, Tree]] = [(1 << place, place) for place in range(len(network.sets))]

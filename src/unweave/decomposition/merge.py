@@ -8,6 +8,7 @@ multiply from stage to stage.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,7 +41,8 @@ def _first(term: Term, place: int | None) -> int:
 
 def _signature(term: Term, place: int | None) -> object:
     """What terms must share to be stacked along axis `place`: factors, indices, and the positions read on all other
-    axes."""
+    axes.
+    """
     names: dict[Index, int] = {}
 
     def named(axis: Axis) -> tuple[object, ...]:
@@ -107,7 +109,8 @@ def _alike(operands: Sequence[Operand]) -> bool:
 
 def _stacked_axis(axes: Sequence[Axis], index: Index) -> Axis | None:
     """One axis that reads what all of them read, the new index running fastest; None where two read the same
-    position."""
+    position.
+    """
     if any(axis.extent.batch for axis in axes):
         return None
     places = [place for row in zip(*(axis.positions().tolist() for axis in axes), strict=True) for place in row]
@@ -154,7 +157,7 @@ def read_positions(value: Tensor, takes: Sequence[Sequence[int] | None]) -> Tens
         if take is None:
             continue
         step = take[1] - take[0] if len(take) > 1 else 1
-        if step > 0 and all(after - before == step for before, after in zip(take, take[1:], strict=False)):
+        if step > 0 and all(after - before == step for before, after in itertools.pairwise(take)):
             span = (slice(None),) * dim + (slice(take[0], take[-1] + 1, step),)
             value = value[span]
         else:

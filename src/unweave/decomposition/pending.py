@@ -81,6 +81,7 @@ class Axis:
 
     @property
     def extent(self) -> Extent:
+        """The length of the tensor's axis."""
         if self.take is not None:
             return Extent(self.length)
         return Extent(prod(index.size for index in self.indices if index is not BATCH), BATCH in self.indices)
@@ -90,6 +91,7 @@ class Axis:
         return np.arange(size_of(self.indices)) if self.take is None else np.asarray(self.take)
 
     def substituted(self, old: Index, new: Indices) -> Axis:
+        """The axis with one index written as several."""
         if old not in self.indices:
             return self
         return replace(self, indices=tuple(part for one in self.indices for part in (new if one is old else (one,))))
@@ -177,9 +179,11 @@ class Operand:
 
     @property
     def constant(self) -> bool:
+        """Whether it is made of weights alone."""
         return isinstance(self.source, Constant)
 
     def substituted(self, old: Index, new: Indices) -> Operand:
+        """The operand with one index written as several."""
         if old not in self.indices:
             return self
         return replace(self, axes=tuple(axis.substituted(old, new) for axis in self.axes))
@@ -210,17 +214,19 @@ class Term:
 
     @property
     def indices(self) -> Indices:
+        """All indices that run over the node."""
         return tuple(index for axis in self.axes for index in axis.indices)
 
     def operand(self, source: Source) -> Operand:
         """The node as an operand: the anchor where there is one."""
         return self.anchor or Operand(source, self.axes)
 
-    # -- moves -----------------------------------------------------------------------------------------------------------
+    # -- moves -----------------------------------------------------------------------------------------------------
 
     def read(self, axes: Sequence[Axis]) -> Term:
         """The same factors, of an input read so. An index that no axis and no factor carries any more is summed: it
-        counts its size."""
+        counts its size.
+        """
         term = replace(self, axes=tuple(axes))
         alive = {*term.indices, *self.kept, *self.out, BATCH}
         for factor in self.factors:
@@ -236,6 +242,7 @@ class Term:
         return replace(self, channel=frozenset(indices), anchor=None)
 
     def unanchored(self) -> Term:
+        """The map without its anchor: the next node holds other numbers."""
         return replace(self, anchor=None)
 
     def broadcast(self, extents: Sequence[Extent]) -> Term:
@@ -308,7 +315,7 @@ class Term:
             anchor=self.anchor and self.anchor.substituted(old, new),
         )
 
-    # -- views -----------------------------------------------------------------------------------------------------------
+    # -- views -----------------------------------------------------------------------------------------------------
 
     def regrouped(self, extents: Sequence[Extent]) -> Term:
         """The map of an input with these extents, of which the present node is a row-major view.
@@ -345,7 +352,11 @@ class Term:
 
     def _retaken(self, axis: Axis, others: Sequence[Axis]) -> tuple[Term, Axis]:
         """Undoes `_untaken` once the axis stands alone again."""
-        if len(axis.indices) != 1 or axis.take is not None or any(set(axis.indices) & set(own.indices) for own in others):
+        if (
+            len(axis.indices) != 1
+            or axis.take is not None
+            or any(set(axis.indices) & set(own.indices) for own in others)
+        ):
             return self, axis
         carriers = [factor for factor in self.factors if axis.indices[0] in factor.indices]
         key = carriers[0].source.key if len(carriers) == 1 and isinstance(carriers[0].source, Constant) else None
@@ -412,7 +423,8 @@ class Term:
 
 def narrowed(axis: Axis, indices: Indices, inside: Sequence[int], new: Indices) -> Axis | None:
     """An axis on which `indices` run over only their flat entries `inside`, as `new`; None where they do not lie side
-    by side on it."""
+    by side on it.
+    """
     own = axis.indices
     if not set(own) & set(indices):
         return axis

@@ -25,7 +25,8 @@ from unweave.graph.grid import cells
 @dataclass(frozen=True)
 class Reading:
     """One summand of a piece: `sign` times the sum over all indices but the batch, `kept` and `out` of the operands'
-    product."""
+    product.
+    """
 
     operands: tuple[Operand, ...]
     kept: Indices
@@ -93,7 +94,7 @@ class _Namer:
             found += self._trunk(branch) if branch.residual is None else self._branch(branch)
         return tuple(sorted(found, key=lambda piece: piece.order)), self.grids
 
-    # -- pieces ----------------------------------------------------------------------------------------------------------
+    # -- pieces ----------------------------------------------------------------------------------------------------
 
     def _trunk(self, root: Branch) -> Iterable[Piece]:
         embed = [site for site in root.sites if site.role == "embed"]
@@ -264,11 +265,12 @@ class _Namer:
             return False
         return any(convolves(node) for node in self.walk.paths.between(branch.residual.read, site.source))
 
-    # -- names -----------------------------------------------------------------------------------------------------------
+    # -- names -----------------------------------------------------------------------------------------------------
 
     def _paths(self) -> dict[Branch, str]:
         """The module path of every branch: what its source and its last projection share, with the kind where that
-        names a whole block."""
+        names a whole block.
+        """
         base: dict[Branch, str] = {}
         for branch in self.walk.branches:
             if branch.residual is None:

@@ -36,7 +36,7 @@ class Emission:
         columns: The result's columns.
         chosen: Which of the value's columns those are; None for all.
         scale: A factor.
-        column_count: How many columns the value has.
+        count: How many columns the value has.
     """
 
     value: Value
@@ -80,7 +80,7 @@ class Program:
         self.emissions = tuple(emission for job in jobs for emission in self._emissions(job))
         self.width = directions if directions is not None else extents_of(graph.output)[1].size
 
-    # -- building --------------------------------------------------------------------------------------------------------
+    # -- building --------------------------------------------------------------------------------------------------
 
     def _emissions(self, job: Job) -> Sequence[Emission]:
         found = []
@@ -108,9 +108,10 @@ class Program:
 
     @cached_property
     def instructions(self) -> tuple[_Instruction, ...]:
+        """Every step of a batch, in order."""
         return _scheduled(self)
 
-    # -- running ---------------------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------------
 
     def run(self, images: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One batch.
@@ -152,7 +153,8 @@ class Program:
     @cached_property
     def bytes_per_image(self) -> int:
         """Bytes that one image adds at the peak beside the model's own forward pass: values kept for the
-        contractions, and the result."""
+        contractions, and the result.
+        """
         itemsize = 8 if self.graph.input.meta["val"].dtype == torch.float64 else 4
         live = peak = plain = plain_peak = 0
         last: dict[object, int] = {}
@@ -181,7 +183,8 @@ class Program:
     @cached_property
     def dense(self) -> tuple[int, ...]:
         """Columns whose pending map depends on the image in the channels too, so that weights and image cannot be
-        told apart."""
+        told apart.
+        """
         found: set[int] = set()
         for job in self.jobs:
             for reading in job.readings:
@@ -367,7 +370,7 @@ def _runs(graph: Graph, node: fx.Node) -> bool:
     return bool(known)
 
 
-# -- scheduling ----------------------------------------------------------------------------------------------------------
+# -- scheduling ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -534,6 +537,7 @@ def _reader(program: Program, value: Value) -> Callable[[dict[object, Any], _Sta
             environment[value] = _laid_out(tensor.to(state.dtype), operand, skip)
 
         return compute
+    assert isinstance(source, fx.Node)
     copies = any(axis.take is not None for axis in operand.axes)
 
     def read(environment: dict[object, Any], state: _State) -> None:

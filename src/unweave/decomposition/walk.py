@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Literal
 
-from torch import fx
+from torch import Tensor, fx
 
 from unweave.decomposition.merge import merged
 from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
@@ -259,7 +259,8 @@ class _Walker:
 
     def _scoped(self, source: fx.Node, branch: Branch, term: Term) -> tuple[Branch, Term]:
         """The scope that a node belongs to: a value that is not computed from what the branch reads belongs to the
-        scope outside."""
+        scope outside.
+        """
         while branch.residual is not None and not self.graph.depends(source, branch.residual.read):
             branch.passed = True
             assert branch.parent is not None
@@ -268,7 +269,8 @@ class _Walker:
 
     def _attend(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], live: fx.Node) -> tuple[Term, ...] | None:
         """At an attention layer: its heads are components, and None is returned; or the terms with which to pass
-        through it."""
+        through it.
+        """
         read = branch.residual.read if branch.residual else None
         try:
             values = tuple(term for _, term in self._reads(node, terms, live))
@@ -293,7 +295,7 @@ class _Walker:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
         source = self.paths.inputs(node)[0]
 
-        def slope(value, result, _):  # type: ignore[no-untyped-def]
+        def slope(value: Tensor, result: Tensor, _: object) -> Tensor:
             return (result / value).nan_to_num(0.0, 0.0, 0.0)
 
         factor = Runtime("slope", node, (source, node), slope)
@@ -352,7 +354,8 @@ class _Walker:
 
 def _heads(node: fx.Node, term: Term, value: Term | None) -> Indices:
     """The head indices of an attention's output: its batch-like axes that come from the channels of the projection
-    after it."""
+    after it.
+    """
     batch = [index for axis in term.axes[:-2] for index in axis.indices]
     if value is not None and operation(node) != "aten.scaled_dot_product_attention":
         weights, values = set(value.factors[-1].indices), set(value.indices)
@@ -369,10 +372,10 @@ def _selects(node: fx.Node, live: fx.Node) -> bool:
     return name in ("aten.matmul", "aten.bmm") and bool(weights) and weights[0][-2].size < weights[0][-1].size
 
 
-def _own_positions(
-    terms: Sequence[Term], trunk: Sequence[Term]
-) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    """A branch's reading of the trunk, split into the positions that the trunk itself hands on and those that it does not."""
+def _own_positions(terms: Sequence[Term], trunk: Sequence[Term]) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """A branch's reading of the trunk, split into the positions that the trunk itself hands on and those that it does
+    not.
+    """
     own: list[Term] = []
     beyond: list[Term] = []
     for term in terms:

@@ -1,0 +1,1 @@
+"""A model as an operation graph: capture, trunk and branches, token grids."""

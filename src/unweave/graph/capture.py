@@ -235,7 +235,7 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
             raise CaptureError(
                 f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
                 where=_user_line(error),
-                cure="rewrite that line without data-dependent control flow, or wrap the part of the model that exports",
+                cure="rewrite that line without data-dependent control flow, or wrap the part that exports",
             ) from error
     return _tidied(program, _wrapper(module))
 
@@ -257,7 +257,8 @@ def _mutates(node: fx.Node) -> bool:
 
 def _functional(graph: fx.Graph, node: fx.Node) -> bool:
     """Writes an in-place operation as its functional twin, if nothing else reads the memory that it overwrites; says
-    whether it did."""
+    whether it did.
+    """
     target = node.target
     name = target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
     twin = getattr(aten, name.removesuffix("_"), None)
@@ -350,7 +351,7 @@ def _tidied(program: torch.export.ExportedProgram, prefix: str) -> Graph:
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
     outputs = [
         result
-        for result, spec in zip(results, signature.output_specs, strict=True)  # type: ignore[arg-type]
+        for result, spec in zip(results, signature.output_specs, strict=True)
         if spec.kind == torch.export.graph_signature.OutputKind.USER_OUTPUT and isinstance(result, fx.Node)
     ]
     if images is None or len(outputs) != 1 or outputs[0].meta["val"].dim() != 2:
@@ -381,7 +382,7 @@ def _inline(module: fx.GraphModule) -> None:
         given = node.args[node.args.index(inner) + 1 :]
         with graph.inserting_before(node):
             places = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), given, strict=True))
-            returned = graph.graph_copy(body.graph, places)  # type: ignore[arg-type]
+            returned = graph.graph_copy(body.graph, places)
         returned = returned if isinstance(returned, (tuple, list)) else (returned,)
         for user in list(node.users):
             if (
@@ -389,7 +390,7 @@ def _inline(module: fx.GraphModule) -> None:
                 and user.op == "call_function"
                 and getattr(user.target, "__name__", "") == "getitem"
             ):
-                user.replace_all_uses_with(returned[user.args[1]])  # type: ignore[index]
+                user.replace_all_uses_with(returned[user.args[1]])
                 graph.erase_node(user)
         if node.users:
             node.replace_all_uses_with(returned[0])

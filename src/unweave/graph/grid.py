@@ -8,7 +8,7 @@ tokens), and read where they come out. Nothing is assumed about how many prefix 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -208,13 +208,11 @@ def _moved(graph: Graph, node: fx.Node, known: dict[fx.Node, _Places | None]) ->
 
     def given(source: fx.Node) -> Any:
         if not _tensor(source):
-            value = source.meta.get("val")
-            expression = value.node.expr if isinstance(value, torch.SymInt) else value
-            return (
-                int(expression.subs({s: 1 for s in expression.free_symbols}))
-                if hasattr(expression, "subs")
-                else int(value)
-            )
+            value = source.meta["val"]
+            if not isinstance(value, torch.SymInt):
+                return value
+            expression = value.node.expr
+            return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
         places = known.get(source)
         if places is not None:
             return places.numbers
@@ -222,10 +220,12 @@ def _moved(graph: Graph, node: fx.Node, known: dict[fx.Node, _Places | None]) ->
             return graph.value(source)
         return torch.full([extent.size for extent in extents_of(source)], PREFIX)
 
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given)
+    target: Callable[..., Tensor] = node.target  # type: ignore[assignment]
+    moved: Any = fx.map_arg((node.args, dict(node.kwargs)), given)
+    args, kwargs = moved
     if operation(node) in ("aten.constant_pad_nd", "aten.pad"):
         return torch.nn.functional.pad(args[0], list(args[1]), value=PREFIX)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return target(*args, **kwargs)
 
 
 def _merged(before: _Places, shape: list[int]) -> _Places:

@@ -105,7 +105,8 @@ class Paths:
     @cache  # noqa: B019  (a Paths lives as long as its plan is made)
     def _weights(self, node: fx.Node) -> bool:
         """Whether a node is attention weights: a softmax, seen through anything but another product, norm or
-        nonlinearity."""
+        nonlinearity.
+        """
         traits = self.traits(node)
         if traits.normalises:
             return True
@@ -151,7 +152,11 @@ class Paths:
     @cache  # noqa: B019
     def _attends(self, node: fx.Node) -> bool:
         """Whether a node is an attention's output, moved or scaled by a weight at most."""
-        if self.traits(node).product and len(self.inputs(node)) == 2 and operation(node) not in ("aten.mul", "aten.div"):
+        if (
+            self.traits(node).product
+            and len(self.inputs(node)) == 2
+            and operation(node) not in ("aten.mul", "aten.div")
+        ):
             return self.is_attention(node)
         inputs = self.inputs(node)
         scales = operation(node) in ("aten.mul", "aten.div") and len(inputs) == 1
@@ -248,7 +253,8 @@ class Paths:
 
     def _linear_read(self, node: fx.Node, other: fx.Node) -> fx.Node | None:
         """The last node that `other` depends on from which `node` is computed by linear operations alone; None where
-        there is none."""
+        there is none.
+        """
         pending, reached, seen = [node], [], set()
         while pending:
             own = pending.pop()

@@ -67,7 +67,7 @@ def unfold(step: Step, term: Term) -> Reads:
 @rule("aten.col2im", kind="linear")
 def fold(step: Step, term: Term) -> Reads:
     """Windows laid back over each other and summed: `[b, c*kh*kw, windows] -> [b, c, h, w]`."""
-    image, channels, *positions = step.output
+    _image, _channels, *positions = step.output
     tilings = [_tiling(step, number, extent.size) for number, extent in enumerate(positions)]
     moved, starts, offsets = term.unanchored(), [], []
     for number, tiling in enumerate(tilings):
@@ -80,7 +80,9 @@ def fold(step: Step, term: Term) -> Reads:
 
 def _tiling(step: Step, number: int, length: int) -> np.ndarray:
     """Which pixel each window reads, `[window, offset, pixel]`, along one axis."""
-    kernel, stride, padding, dilation = (step[name][number] for name in ("kernel_size", "stride", "padding", "dilation"))
+    kernel, stride, padding, dilation = (
+        step[name][number] for name in ("kernel_size", "stride", "padding", "dilation")
+    )
     count = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     tiling = np.zeros((count, kernel, length))
     for window in range(count):

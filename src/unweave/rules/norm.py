@@ -1,5 +1,6 @@
 """Norms: the statistic is frozen at its value on this image; what remains is affine, and centring stays in
-(method.md, section 1)."""
+(method.md, section 1).
+"""
 
 from __future__ import annotations
 
@@ -30,10 +31,8 @@ def layer_norm(step: Step, term: Term) -> Reads:
     """`(x - mean) * rstd * weight + bias` over the last axes, with `rstd` held."""
     shape = [int(length) for length in step["normalized_shape"]]
     count, eps = len(shape), float(step["eps"])
-    if count > 1:  # over several axes at once: as over the one axis that they make
-        flat = term.regrouped([*step.output[:-count], Extent(prod(shape))])
-    else:
-        flat = term
+    # over several axes at once it is as over the one axis that they make
+    flat = term.regrouped([*step.output[:-count], Extent(prod(shape))]) if count > 1 else term
 
     def rstd(value: Tensor, _: Sequence[object]) -> Tensor:
         dims = tuple(range(-count, 0))

@@ -70,7 +70,7 @@ class Plan:
     _subtractions: tuple[tuple[int, tuple[int, ...]], ...] = field(repr=False)
     _programs: dict[int | None, Program] = field(default_factory=dict, repr=False)
 
-    # -- running ---------------------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -174,7 +174,7 @@ class Plan:
             )
         if images.dtype != expected.dtype or images.device != expected.device:
             raise UnweaveError(
-                f"The plan is for {expected.dtype} on {expected.device}, these images are {images.dtype} on {images.device}.",
+                f"The plan is for {expected.dtype} on {expected.device}, not {images.dtype} on {images.device}.",
                 cure="move the images, or plan again after moving the model",
             )
         weights = next((tensor for tensor in self._walk.graph.tensors.values() if tensor.is_floating_point()), None)
@@ -208,7 +208,7 @@ class Plan:
                 cure="compute in float64, or report the model: a rule of unweave may be wrong for it",
             )
 
-    # -- explaining ------------------------------------------------------------------------------------------------------
+    # -- explaining ------------------------------------------------------------------------------------------------
 
     @cached_property
     def operations(self) -> tuple[tuple[str, str, int, tuple[str, ...]], ...]:
@@ -226,7 +226,8 @@ class Plan:
     @property
     def memory_per_image(self) -> int:
         """Bytes that one image adds beside the model's own forward pass: what is kept for the contractions, and the
-        result."""
+        result.
+        """
         return self._program(None).bytes_per_image
 
     @property
@@ -275,7 +276,8 @@ class Plan:
     @property
     def dense(self) -> tuple[str, ...]:
         """Components whose pending map depends on the image in every channel, so that their contraction is as large
-        as the value itself."""
+        as the value itself.
+        """
         return tuple(str(self.components[column]) for column in self._program(None).dense)
 
     def __str__(self) -> str:
@@ -285,7 +287,8 @@ class Plan:
             "  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
             f"  attention layers resolved: {self.coverage.resolved} of {self.coverage.attention_layers}",
             *(f"    not resolved: {reason}" for reason in self.coverage.unresolved),
-            f"  kept: {self.memory_per_image / 2**20:.1f} MiB per image, {self.constant_bytes / 2**20:.1f} MiB of weight products",
+            f"  kept: {self.memory_per_image / 2**20:.1f} MiB per image, "
+            f"{self.constant_bytes / 2**20:.1f} MiB of weight products",
         ]
         for name, kind, count, modules in self.operations:
             lines.append(f"  {count:5d}  {name:<40s} {kind:<7s} {', '.join(modules)}")
