@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class Change:
     """Values of the class token in place of the recorded ones, in attention on the trunk."""
     unbiased_values: set[str] = field(default_factory=set)
     """Attention on the trunk whose value projection has lost its bias on the tokens that are passed through."""
+    copies: int = 1
+    """How many times the batch is repeated, each with its own part of `outputs`: many small removals in one run."""
 
 
 class Oracle:
@@ -83,9 +86,9 @@ class Oracle:
         found: dict[Name, Tensor] = {}
         for branch in self.family.branches:
             if branch.heads:
-                found |= self._head_tokens(branch)
+                found |= self._each(branch.source, self._head_tokens(branch))
             elif branch.kind == "mlp":
-                found |= self._mlp_tokens(branch)
+                found |= self._each(branch.source, self._mlp_tokens(branch))
         return found
 
     def neurons(self) -> dict[Name, Tensor]:
@@ -93,12 +96,7 @@ class Oracle:
         found: dict[Name, Tensor] = {}
         for branch in self.family.branches:
             if branch.kind == "mlp":
-                entering = self._entering(branch)
-                for neuron in range(entering.shape[branch.axis]):
-                    kept = entering.clone()
-                    kept.select(branch.axis, neuron).zero_()
-                    without = self._apply(branch.source, kept)
-                    found[branch.path, "mlp", None, neuron] = self._without(Change(outputs={branch.source: without}))
+                found |= self._each(branch.source, self._mlp_neurons(branch))
         return found
 
     # One piece -------------------------------------------------------------------------------------------------------
@@ -127,7 +125,7 @@ class Oracle:
         return slice(head * width // branch.heads, (head + 1) * width // branch.heads)
 
     def _head_tokens(self, branch: Branch) -> Iterator[tuple[Name, Tensor]]:
-        """One token's value vector is zeroed in one head; the module's own output vouches for the written attention."""
+        """What `source` puts out without one token's values in one head; its own output vouches for the writing."""
         written = self.family.tokens
         arguments, options = self._arguments[branch.path]
         probabilities, values = written.attend(self.model.get_submodule(branch.path), *arguments, **options)
@@ -148,29 +146,26 @@ class Oracle:
             layer = self.model.get_submodule(branch.weight)
             return nn.functional.linear(merged, layer.weight, layer.bias)
 
-        recorded = self._outputs[branch.source]
-        recorded = recorded[0] if isinstance(recorded, tuple) else recorded
-        torch.testing.assert_close(project(merged(values)), recorded, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(project(merged(values)), _tensor(self._outputs[branch.source]), rtol=1e-9, atol=1e-9)
         for head in range(heads):
             for cell in cells.unique().tolist():
                 kept = values.clone()
                 kept[:, head] = kept[:, head] * (cells != cell)[..., None]
-                without = project(merged(kept))
-                yield (
-                    (branch.path, "head", head, cell),
-                    self._without(Change(outputs={branch.source: without})),
-                )
+                yield (branch.path, "head", head, cell), project(merged(kept))
 
     def _mlp_tokens(self, branch: Branch) -> Iterator[tuple[Name, Tensor]]:
         entering = self._entering(branch)
         for token in range(entering[0, ..., 0].numel()):
             kept = entering.clone()
             kept.flatten(1, -2)[:, token] = 0
-            without = self._apply(branch.source, kept)
-            yield (
-                (branch.path, branch.kind, None, token),
-                self._without(Change(outputs={branch.source: without})),
-            )
+            yield (branch.path, branch.kind, None, token), self._apply(branch.source, kept)
+
+    def _mlp_neurons(self, branch: Branch) -> Iterator[tuple[Name, Tensor]]:
+        entering = self._entering(branch)
+        for neuron in range(entering.shape[branch.axis]):
+            kept = entering.clone()
+            kept.select(branch.axis, neuron).zero_()
+            yield (branch.path, branch.kind, None, neuron), self._apply(branch.source, kept)
 
     def _reading(self, reading: Reading) -> dict[Name, Tensor]:
         """Heads that read the class token, and the biases met on the way through."""
@@ -191,7 +186,16 @@ class Oracle:
     def _without(self, change: Change) -> Tensor:
         """The recorded representation minus the representation of a run with the change."""
         with self._frozen(change):
-            return self.representation - self.readout(self.images)
+            return _repeated(self.representation, change.copies) - self.readout(_repeated(self.images, change.copies))
+
+    def _each(self, source: str, removals: Iterator[tuple[Name, Tensor]], together: int = 64) -> dict[Name, Tensor]:
+        """The contribution of each of many pieces, given what `source` puts out without it; several in one run."""
+        found: dict[Name, Tensor] = {}
+        while group := list(islice(removals, together)):
+            change = Change(outputs={source: torch.cat([without for _, without in group])}, copies=len(group))
+            taken = self._without(change).chunk(len(group))
+            found |= {name: part for (name, _), part in zip(group, taken, strict=True)}
+        return found
 
     def _record(self) -> Tensor:
         norms, readings = self.family.norms, {reading.module: reading for reading in self.family.readings}
@@ -232,13 +236,15 @@ class Oracle:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
             for path in self.family.norms:
-                after(path, self._freeze(path))
+                after(path, self._freeze(path, change.copies))
             for path in change.unbiased - {reading.module for reading in self.family.readings}:
                 after(path, self._take_bias)
             for reading in self.family.readings:
                 self._freeze_reading(reading, change, after, before)
             for branch in self.family.branches:
-                value = change.outputs.get(branch.source, self._outputs[branch.source])
+                value = change.outputs.get(branch.source)
+                if value is None:
+                    value = _repeated(_tensor(self._outputs[branch.source]), change.copies)
                 after(branch.source, _holder(value))
             for path in change.zeroed:
                 after(path, _zero)
@@ -253,9 +259,9 @@ class Oracle:
                         parameter.zero_()
             yield
 
-    def _freeze(self, path: str) -> Callable[..., Tensor]:
+    def _freeze(self, path: str, copies: int) -> Callable[..., Tensor]:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            return _frozen_norm(module, arguments[0], self._scales[path])
+            return _frozen_norm(module, arguments[0], _repeated(self._scales[path], copies))
 
         return hook
 
@@ -266,7 +272,7 @@ class Oracle:
 
     def _freeze_reading(self, reading: Reading, change: Change, after: Callable, before: Callable) -> None:
         """The attention on the trunk runs again with recorded probabilities; what it passes on is live."""
-        probabilities, recorded = self._attention[reading.module]
+        probabilities, recorded = (_repeated(part, change.copies) for part in self._attention[reading.module])
         module = self.model.get_submodule(reading.module)
         live: dict[str, Tensor] = {}
 
@@ -308,7 +314,7 @@ class Oracle:
         if path in self.family.norms:
             return _frozen_norm(module, arguments[0], self._scales[path])
         out = module(*arguments, **self._arguments[path][1])
-        return out[0] if isinstance(out, tuple) else out
+        return _tensor(out)
 
 
 def _channels(module: nn.Module, tokens: Tensor) -> int:
@@ -328,11 +334,18 @@ def _frozen_norm(module: nn.Module, tokens: Tensor, scale: Tensor) -> Tensor:
     return centred * scale * module.weight.reshape(shape) + module.bias.reshape(shape)
 
 
-def _holder(value: object) -> Callable[..., object]:
+def _tensor(out: object) -> Tensor:
+    """What a module puts out; attention modules put their probabilities beside it."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _repeated(rows: Tensor, copies: int) -> Tensor:
+    return rows.repeat(copies, *[1] * (rows.ndim - 1))
+
+
+def _holder(value: Tensor) -> Callable[..., object]:
     def hook(module: nn.Module, arguments: object, out: object) -> object:
-        if isinstance(out, tuple):
-            return value if isinstance(value, tuple) else (value, *out[1:])
-        return value
+        return (value, *out[1:]) if isinstance(out, tuple) else value
 
     return hook
 
