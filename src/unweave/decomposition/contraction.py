@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import inf, prod
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ EXACT = 7
 TRIES = 16
 """How many orders are tried for a larger one."""
 
-Tree: TypeAlias = "int | tuple[Tree, Tree]"
+Tree: TypeAlias = int | tuple[Any, Any]
+"""A place, or a pair of trees."""
 
 
 @dataclass(frozen=True)

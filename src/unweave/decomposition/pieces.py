@@ -275,7 +275,8 @@ class _Namer:
         for branch in self.walk.branches:
             if branch.residual is None:
                 continue
-            nodes = [site.attention or site.via for site in branch.sites if site.role == "attention"]
+            nodes = [branch.attention] if branch.attention else []
+            nodes += [site.attention or site.via for site in branch.sites if site.role == "attention"]
             nodes = nodes or [site.via for site in branch.sites if site.role in ("source", "read")][:1]
             nodes = [node for node in nodes if not (branch.residual and node is branch.residual.read)]
             nodes += [branch.projection] if branch.projection else []

@@ -75,17 +75,22 @@ class Branch:
         residual: The addition.
         parent: The branch that this one lies in.
         entry: The pending map of the branch's output.
+        trunk: The pending map of the trunk's operand beside it.
         sites: Where its contributions are read, in the order of the walk.
         projection: The last operation of the branch with a weight matrix.
         passed: Whether the walk went on to another stream through an attention of this branch.
+        attention: That attention.
+        convolves: Whether a spatial convolution was passed on the way.
     """
 
     residual: Residual | None
     parent: Branch | None
     entry: tuple[Term, ...] = ()
+    trunk: tuple[Term, ...] = ()
     sites: list[Site] = field(default_factory=list)
     projection: fx.Node | None = None
     passed: bool = False
+    attention: fx.Node | None = None
     convolves: bool = False
 
 
@@ -205,6 +210,7 @@ class _Walker:
                 own.entry += (term,)
                 self._push(residual.branch, own, replace(term, kept=()))
             elif isinstance(node, fx.Node):
+                own.trunk += (term,)
                 self._push(node, *self._scoped(node, branch, term))
 
     def _pass(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
@@ -278,18 +284,46 @@ class _Walker:
             values = ()
         split = tuple(_heads(node, *pair) for pair in zip_longest(terms, values))
         reads = [own.residual.read for own in _chain(branch) if own.residual]
-        elsewhere = read is None or self.paths.bypasses(live, reads) or _selects(node, live)
-        if self.passing and values and elsewhere:
-            branch.passed = True  # what of it reads the branch's own trunk stays split by head
-            return (
-                terms
-                if read is None
-                else tuple(replace(term, kept=own) for term, own in zip(terms, split, strict=True))
-            )
+        elsewhere = read is None or self.paths.bypasses(live, reads)
+        if self.passing and values and (elsewhere or (_selects(node, live, terms) and self._leaves(branch))):
+            branch.passed, branch.attention = True, node
+            if read is None:
+                return terms
+            # what of it reads the branch's own trunk stays split by head
+            return tuple(replace(term, kept=own) for term, own in zip(terms, split, strict=True))
         branch.sites.append(Site("attention", node, terms, node, node, split))
         if values:
             branch.sites.append(Site("tokens", live, values, node, node, split))
         return None
+
+    def _leaves(self, branch: Branch) -> bool:
+        """Whether the trunk beside a branch hands on only some of the positions that the branch may read."""
+        residual = branch.residual
+        assert residual is not None
+        reached: list[Term] = []
+        pending: dict[fx.Node, list[Term]] = {residual.trunk: list(branch.trunk)}
+        while pending:  # the trunk's own way down to what the branch reads: a slice, a pooling, or nothing at all
+            node = max(pending, key=self.graph.order.__getitem__)
+            terms = pending.pop(node)
+            if node is residual.read:
+                reached += terms
+                continue
+            if self.graph.order[node] < self.graph.order[residual.read] or node.op != "call_function":
+                continue
+            rule = find(node)
+            if rule is None or rule.kind == "source":
+                return False
+            try:
+                for source, term in self._reads(node, tuple(terms), self.paths.live(node)):
+                    if isinstance(source, fx.Node) and self.graph.image_dependent(source):
+                        pending.setdefault(source, []).append(term.unanchored())
+            except Irregular:
+                return False
+        for place, extent in enumerate(extents_of(residual.read)):
+            channel = any(set(term.axes[place].indices) & term.channel for term in reached)
+            if reached and not extent.batch and not channel and len(_positions(reached, place)) < extent.size:
+                return True
+        return False
 
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
@@ -308,7 +342,10 @@ class _Walker:
         held = source if isinstance(source, Constant) else Constant.of(source)
         axes = tuple(Axis() if axis.extent.batch else axis for axis in term.axes)
         term = replace(term.read(axes), anchor=None, kept=())
-        embeds = branch is self.root and operation(via) in ("aten.cat", "aten.stack", "aten.expand")
+        token = operation(via) in ("aten.cat", "aten.stack", "aten.expand") or (
+            operation(via) in ("aten.add", "aten.sub") and len(held.shape) > 1
+        )
+        embeds = branch is self.root and token  # a token or positions that enter the trunk later than the patches
         self._stop("embed" if embeds else "bias", held, branch, (term,), via)
 
     def _stop(
@@ -363,13 +400,15 @@ def _heads(node: fx.Node, term: Term, value: Term | None) -> Indices:
     return tuple(index for index in batch if index in term.channel)
 
 
-def _selects(node: fx.Node, live: fx.Node) -> bool:
-    """Whether an attention writes to fewer tokens than it reads, as a class attention does."""
-    name = operation(node)
-    if name == "aten.scaled_dot_product_attention":
-        return extents_of(node)[-2].size < extents_of(live)[-2].size
-    weights = [extents_of(source) for source in node.all_input_nodes if source is not live]
-    return name in ("aten.matmul", "aten.bmm") and bool(weights) and weights[0][-2].size < weights[0][-1].size
+def _selects(node: fx.Node, live: fx.Node, terms: Sequence[Term]) -> bool:
+    """Whether an attention writes to fewer tokens than it reads, all of which matter, as a class attention does."""
+    rows, keys = extents_of(node)[-2], extents_of(live)[-2]
+    return rows.size < keys.size and all(term.axes[-2].extent == rows and term.axes[-2].take is None for term in terms)
+
+
+def _positions(terms: Sequence[Term], place: int) -> set[int]:
+    """The positions along an axis that any of the terms reads."""
+    return {int(at) for term in terms for at in term.axes[place].positions()}
 
 
 def _own_positions(terms: Sequence[Term], trunk: Sequence[Term]) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
@@ -382,9 +421,8 @@ def _own_positions(terms: Sequence[Term], trunk: Sequence[Term]) -> tuple[tuple[
         for place, axis in enumerate(term.axes):
             if axis.extent.batch or set(axis.indices) & term.channel:
                 continue
-            read = {int(at) for at in axis.positions()}
-            covered = {int(at) for other in trunk for at in other.axes[place].positions()}
-            if read - covered:
+            covered = _positions(trunk, place)
+            if _positions([term], place) - covered:
                 for part, inside in ((own, True), (beyond, False)):
                     places = [at if (at in covered) == inside else None for at in range(axis.extent.size)]
                     moved = term.taken(place, places, axis.extent.size)
