@@ -126,20 +126,30 @@ class _Namer:
         bias = [site for site in branch.sites if site.role == "bias"]
         sources = [site for site in branch.sites if site.role in ("source", "read")]
         attentive = any(site.role == "attention" for site in branch.sites)
+        several = len({site.source for site in sources if site.role == "source"}) > 1
         simple = not branch.passed and id(branch) not in self.children
-        if simple and (self.level == "layer" or not (attentive or self.level in ("token", "neuron"))):
+        if simple and (self.level == "layer" or not (attentive or several or self.level in ("token", "neuron"))):
             readings = [reading_of(term, branch.residual.branch) for term in branch.entry]
             readings += [reading_of(term, site.source, sign=-1.0) for site in bias for term in site.terms]
             kind: Kind = "attn" if attentive else self._kind(branch)
             yield Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0))
         else:
             yield from self._attention(branch, layer)
-            if sources:
-                yield self._sources(branch, sources, attentive, layer, order)
+            groups: dict[str, list[Site]] = {}
+            for site in sources:
+                own = self._own_path(site) if several and site.role == "source" else path
+                groups.setdefault(own, []).append(site)
+            for own, sites in groups.items():
+                yield self._sources(branch, own, sites, attentive, layer, (order, self.graph.order[sites[0].via]))
         if bias:
             yield replace(
-                self._whole(path, "bias", bias, branch, (order, 9)), components=(Component(path, "bias", layer),)
+                self._whole(path, "bias", bias, branch, (order, order)), components=(Component(path, "bias", layer),)
             )
+
+    def _own_path(self, site: Site) -> str:
+        """The path of one of several nonlinear ends of a branch: the module around its activation."""
+        assert isinstance(site.source, fx.Node)
+        return self.graph.module(site.source).rpartition(".")[0] or self.graph.module(site.source)
 
     def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:
         readings = [reading_of(term, site.source) for site in sites for term in site.terms]
@@ -148,14 +158,17 @@ class _Namer:
     def _attention(self, branch: Branch, layer: int | None) -> Iterable[Piece]:
         role = "tokens" if self.level == "token" else "attention"
         attentions = list(dict.fromkeys(site.attention for site in branch.sites if site.role == "attention"))
-        for number, attention in enumerate(attentions):
+        for attention in attentions:
             assert attention is not None
             sites = [site for site in branch.sites if site.attention is attention]
             site = next((site for site in sites if site.role == role), sites[0])
             path = self.paths[branch] if branch.residual else self.graph.module(attention)
             if len(attentions) > 1:
-                path = self.graph.module(attention) if number or branch.residual is None else path
-            order = (self.graph.order[branch.residual.node if branch.residual else attention], 1 + number)
+                path = self.graph.module(attention)
+            order = (
+                self.graph.order[branch.residual.node if branch.residual else attention],
+                self.graph.order[attention],
+            )
             yield self._split(site, path, "head", layer, branch, order)
 
     def _split(
@@ -212,11 +225,18 @@ class _Namer:
             )
         return places
 
-    def _sources(self, branch: Branch, sites: Sequence[Site], attentive: bool, layer: int | None, order: int) -> Piece:
+    def _sources(
+        self,
+        branch: Branch,
+        path: str,
+        sites: Sequence[Site],
+        attentive: bool,
+        layer: int | None,
+        order: tuple[int, int],
+    ) -> Piece:
         """The part of a branch that is not attention."""
         kind = self._kind(branch)
-        path = self.paths[branch]
-        if attentive or any(site.attention for site in branch.sites):
+        if (attentive or any(site.attention for site in branch.sites)) and path == self.paths[branch]:
             kind = "conv" if branch.convolves else "linear"
             path = f"{path}.{kind}"
         only = sites[0] if len(sites) == 1 and len(sites[0].terms) == 1 else None
@@ -228,7 +248,7 @@ class _Namer:
         ):
             readings = [reading_of(term, site.source, term.kept) for site in sites for term in site.terms]
             components = tuple(Component(self.paths[branch], "head", layer, head) for head in range(size_of(kept_role)))
-            return Piece(components, tuple(readings), branch, (order, 1), tuple(index.size for index in kept_role))
+            return Piece(components, tuple(readings), branch, order, tuple(index.size for index in kept_role))
         if only and only.role == "source" and self.level in ("token", "neuron"):
             term = only.terms[0]
             own = tuple(i for i in dict.fromkeys(term.operand(only.source).indices) if i is not BATCH)
@@ -242,9 +262,9 @@ class _Namer:
                     )
                 else:
                     components = tuple(Component(path, kind, layer, neuron=number) for number in range(size_of(kept)))
-                return Piece(components, (reading,), branch, (order, 2), tuple(index.size for index in kept))
+                return Piece(components, (reading,), branch, order, tuple(index.size for index in kept))
         readings = [reading_of(term, site.source) for site in sites for term in site.terms]
-        return Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 2))
+        return Piece((Component(path, kind, layer),), tuple(readings), branch, order)
 
     def _kind(self, branch: Branch) -> Kind:
         nonlinear = any(site.role == "source" for site in branch.sites)
@@ -285,6 +305,9 @@ class _Namer:
         named: dict[Branch, str] = {}
         for branch, path in sorted(base.items(), key=lambda item: not self._attentive(item[0])):
             others = [other for own, other in base.items() if own is not branch]
+            parent, _, last = path.rpartition(".")
+            if last.isdigit() and parent and not any(own == parent or own.startswith(f"{parent}.") for own in others):
+                path = parent  # a numbered place in a container that holds this branch alone
             whole = not path or path.rpartition(".")[2].isdigit() or any(own.startswith(f"{path}.") for own in others)
             if whole or path in named.values():
                 path = f"{path}.{'attn' if self._attentive(branch) else self._kind(branch)}".lstrip(".")
@@ -333,13 +356,12 @@ def _tokens(term: Term, own: Indices) -> Indices:
 
 
 def _numbers(term: Term, tokens: Indices) -> list[int]:
-    """The flat place of each token entry among all positions of the value."""
-    axes = [
-        axis for axis in term.axes if set(axis.indices) & set(tokens) or (axis.take is not None and not axis.indices)
-    ]
+    """The flat place of each token entry among all positions of the value (of one image)."""
     lengths, positions = [], []
-    for axis in axes:
-        lengths.append(axis.extent.size)
-        positions.append(axis.positions())
-    grid = np.meshgrid(*positions, indexing="ij") if positions else []
+    for axis in term.axes:
+        own = replace(axis, indices=tuple(index for index in axis.indices if index is not BATCH))
+        if set(own.indices) & set(tokens) or (own.take is not None and not own.indices):
+            lengths.append(own.extent.size)
+            positions.append(own.positions())
+    grid = np.meshgrid(*positions, indexing="ij")
     return np.ravel_multi_index([part.ravel() for part in grid], lengths).tolist() if positions else [0]

@@ -190,7 +190,7 @@ class _Walker:
         anchored = tuple(term if term.anchor else replace(term, anchor=Operand(node, term.axes)) for term in terms)
         if any(own.residual and own.residual.read is node for own in _chain(branch)):
             self._stop("read", node, branch, anchored)
-        elif branch is self.root and not self.paths.has_residual(node):
+        elif branch is self.root and not self.paths.has_residual(node) and node not in self.paths.shortcuts:
             self._stop("embed" if self.paths.has_residual(self.graph.output) else "lumped", node, branch, anchored)
             if not self.paths.has_residual(self.graph.output):
                 self._lump(node, branch, "the model has no residual stream: its output is one component")
@@ -341,6 +341,9 @@ class _Walker:
     def _constant(self, source: fx.Node | Constant, branch: Branch, term: Term, via: fx.Node) -> None:
         held = source if isinstance(source, Constant) else Constant.of(source)
         axes = tuple(Axis() if axis.extent.batch else axis for axis in term.axes)
+        if any(own.residual and own.residual.read is source for own in _chain(branch)):
+            self._stop("read", held, branch, (replace(term.read(axes), anchor=None),), via)
+            return
         term = replace(term.read(axes), anchor=None, kept=())
         token = operation(via) in ("aten.cat", "aten.stack", "aten.expand") or (
             operation(via) in ("aten.add", "aten.sub") and len(held.shape) > 1
@@ -367,7 +370,8 @@ class _Walker:
         )
         if branch is self.root or loud or not known:
             self._lump(node, branch, reason)
-        self._stop("lumped" if branch is self.root else "source", node, branch, terms)
+        embeds = branch is self.root and not self.paths.has_residual(node)
+        self._stop("embed" if embeds else "lumped" if branch is self.root else "source", node, branch, terms)
 
     def _lump(self, node: fx.Node, branch: Branch, reason: str) -> None:
         unknown = node.op == "call_function" and find(node) is None

@@ -181,6 +181,16 @@ class Paths:
             pending += self.inputs(own)
         return True
 
+    @cached_property
+    def shortcuts(self) -> frozenset[fx.Node]:
+        """The nodes of projected shortcuts: between what a branch reads and the trunk's operand of its addition."""
+        return frozenset(
+            node
+            for residual in self.residuals.values()
+            if residual.trunk is not residual.read
+            for node in self.between(residual.read, residual.trunk)
+        )
+
     def relays(self, residual: Residual) -> bool:
         """Whether a branch only relays what it reads: linear in it, gates and statistics held."""
         pending, seen = [residual.branch], {residual.read}
@@ -220,7 +230,12 @@ class Paths:
         return False
 
     def _residual(self, node: fx.Node) -> Residual | None:
-        operands = [own for own in node.args[:2] if isinstance(own, fx.Node) and self.graph.image_dependent(own)]
+        given = [own for own in node.args[:2] if isinstance(own, fx.Node)]
+        operands = [own for own in given if self.graph.image_dependent(own)]
+        if len(given) == 2 and len(operands) == 1:  # a class token that is still a weight, and what is added to it
+            token = given[0] if given[1] is operands[0] else given[1]
+            reads = self.graph.depends(operands[0], token) and token.meta["val"].dim() > 1
+            return Residual(node, token, operands[0], token) if reads and self._works(token, operands[0]) else None
         if len(operands) != 2 or operands[0] is operands[1]:
             return None
         for trunk, branch in (operands, operands[::-1]):
