@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -9,3 +10,11 @@ from jaxtyping import install_import_hook
 install_import_hook("unweave", "beartype.beartype")
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of one family on one worker: they share its plan, and capturing a model costs more than running it."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+        if family is not None:
+            item.add_marker(pytest.mark.xdist_group(family.name))

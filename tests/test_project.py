@@ -31,7 +31,7 @@ def test_the_set_up_is_two_commands_and_the_second_runs_the_tests():
     assert all(command.count("\n") == 1 for command in commands)
     between = re.search(r"<!-- tests:begin -->\n```bash\n(.*)\n```\n<!-- tests:end -->", section)
     assert between
-    assert between[1] == commands[1].strip() == "pip install '.[dev]' && pytest"
+    assert between[1] == commands[1].strip() == "pip install '.[dev]' && pytest -n auto --dist loadgroup"
 
 
 def test_the_continuous_test_run_repeats_no_command_of_the_readme():
