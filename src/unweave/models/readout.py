@@ -245,18 +245,28 @@ def _observe(body: nn.Module, example: Tensor, ends: Sequence[nn.Module]) -> tup
 
 
 def _chain(calls: Sequence[_Call], value: Tensor) -> list[_Call]:
-    """The maximal run of linear layers, elementwise functions and dropout that ends in `value`, first call first."""
+    """The maximal run of linear layers, elementwise functions and dropout that ends in `value`, first call first.
+
+    A norm belongs to it where a nonlinearity lies below: then it norms a hidden layer of the head, not the representation.
+    """
     chain: list[_Call] = []
     for call in reversed(calls):
         if call.output is not value:
             continue
-        if call.input.ndim != 2 or not (isinstance(call.module, nn.Linear) or _pointwise(call.module)):
+        if call.input.ndim != 2 or not (isinstance(call.module, (nn.Linear, *_NORMS)) or _pointwise(call.module)):
             break
         chain.insert(0, call)
         value = call.input
+    for place, call in reversed(list(enumerate(chain))):
+        if isinstance(call.module, _NORMS) and not any(_pointwise(own.module) == "bends" for own in chain[:place]):
+            chain = chain[place + 1 :]
+            break
     while chain and _pointwise(chain[0].module) == "keeps":
         chain.pop(0)
     return chain
+
+
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d)
 
 
 def _pointwise(module: nn.Module) -> str | None:
