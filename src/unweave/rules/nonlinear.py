@@ -63,6 +63,7 @@ source(
             "grid_sampler",
             "atan",
             "log_softmax",
+            "lstm",
             "masked_fill",
         ]
     )
