@@ -71,6 +71,7 @@ class Reading:
         project: The module that takes the heads' output; `module` itself where that is a `nn.MultiheadAttention`.
         heads: How many.
         own: How many leading tokens it reads are the class token itself: they are the branch, the rest is passed on.
+        norm: The norm before it, whose bias is one of the branch's, where there is a branch.
     """
 
     module: str
@@ -79,6 +80,7 @@ class Reading:
     project: str
     heads: int
     own: int = 0
+    norm: str = ""
 
 
 @dataclass(frozen=True)
@@ -377,7 +379,8 @@ def _evas() -> list[Family]:
 def _cait() -> Family:
     def reading(number: int) -> Reading:
         path = f"blocks_token_only.{number}.attn"
-        return Reading(path, timm_class, f"{path}.v", f"{path}.proj", heads=3, own=1)
+        norm = f"blocks_token_only.{number}.norm1"
+        return Reading(path, timm_class, f"{path}.v", f"{path}.proj", heads=3, own=1, norm=norm)
 
     tail = tuple(Branch(f"{block}.mlp", "mlp", f"{block}.mlp.fc2") for block in _numbered("blocks_token_only"))
     return Family(

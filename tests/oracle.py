@@ -76,7 +76,7 @@ class Oracle:
             found |= self._reading(reading)
         tails = {end for branch in self.family.branches for end in (branch.source, branch.end)}
         for path in (*self.family.norms, *self.family.affine):
-            if path not in tails:
+            if path not in tails and path not in {reading.norm for reading in self.family.readings}:
                 found[path, "bias", None, None] = self._without(Change(unbiased={path}))
         found["embed", "embed", None, None] = self._without(Change(no_entry=True))
         return found
@@ -168,13 +168,26 @@ class Oracle:
             yield (branch.path, branch.kind, None, neuron), self._apply(branch.source, kept)
 
     def _reading(self, reading: Reading) -> dict[Name, Tensor]:
-        """Heads that read the class token, and the biases met on the way through."""
+        """Heads that read the class token (biases left out), and the biases met on the way through."""
         values = self._attention[reading.module][1]
         found: dict[Name, Tensor] = {}
-        for head in range(reading.heads if reading.own else 0):
-            kept = values[:, :, : reading.own].clone()
-            kept[:, head] = 0
-            found[reading.module, "head", head, None] = self._without(Change(own={reading.module: kept}))
+        if reading.own:
+            own = values[:, :, : reading.own]
+            shift = self.model.get_submodule(reading.norm).bias  # what enters where the class token is zero
+            blank = shift.expand(len(own), values.shape[2], -1)
+            biases = reading.attend(self.model.get_submodule(reading.module), blank)[1][:, :, : reading.own]
+            for head in range(reading.heads):
+                kept = own.clone()
+                kept[:, head] = biases[:, head]
+                found[reading.module, "head", head, None] = self._without(Change(own={reading.module: kept}))
+            found[reading.module, "bias", None, None] = self._without(
+                Change(
+                    own={reading.module: own - biases},
+                    unbiased_values={reading.module},
+                    unbiased={reading.norm, reading.project},
+                )
+            )
+            return found
         found[reading.values, "bias", None, None] = self._without(Change(unbiased_values={reading.module}))
         projection = self._without(Change(unbiased={reading.project}))
         name = (reading.project, "bias", None, None)

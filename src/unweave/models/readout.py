@@ -247,7 +247,8 @@ def _observe(body: nn.Module, example: Tensor, ends: Sequence[nn.Module]) -> tup
 def _chain(calls: Sequence[_Call], value: Tensor) -> list[_Call]:
     """The maximal run of linear layers, elementwise functions and dropout that ends in `value`, first call first.
 
-    A norm belongs to it where a nonlinearity lies below: then it norms a hidden layer of the head, not the representation.
+    A norm belongs to it where a nonlinearity lies below: it then norms a hidden layer of the head, not the
+    representation.
     """
     chain: list[_Call] = []
     for call in reversed(calls):
