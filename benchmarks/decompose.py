@@ -382,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = [MODELS.get(name, name) for name in given.models.split(",")]
     tokens = [MODELS.get(name, name) for name in given.tokens.split(",")]
     for model in models:
-        _compared(model, bench, given.image_size, model in tokens, record, console)
+        _compared(model, bench, given.image_size, model in tokens, given.methods.split(","), record, console)
     rows = [row for row in record.rows.values() if row.model in models]
     show(console, rows)
     console.print(settings["machine"])
@@ -392,13 +392,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row.failed for row in rows))
 
 
-def _compared(name: str, bench: Bench, size: int, tokens: bool, record: Record, console: Console) -> None:
+def _compared(
+    name: str, bench: Bench, size: int, tokens: bool, methods: Sequence[str], record: Record, console: Console
+) -> None:
     """Runs every comparison of a model that the record lacks; one that fails leaves its reason."""
     row, start = Row(name, "head", "unweave"), perf_counter()
     try:
         model = unweave.load_model(name, random_weights=True, device=str(bench.device), image_size=size)
         for row, step in Subject(model, bench).steps(tokens):
-            if row.key not in record.rows:
+            if row.key not in record.rows and row.method.startswith(tuple(methods)):
                 record.add(step(row))
                 console.print(f"{perf_counter() - start:6.0f} s  {name}  {row.method}")
     except (UnweaveError, RuntimeError, MemoryError) as error:
@@ -412,6 +414,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--models", default=",".join(MODELS), help=f"ids, or of {', '.join(MODELS)} (default: all of these)")
     add("--tokens", default="deit", help="models whose heads are split by token as well (default: deit)")
+    add("--methods", default="unweave,forward,pushing", help="only rows whose method begins so (default: all)")
     add("--batch", type=int, default=8)
     add("--repeats", type=int, default=5, help="rounds of each comparison (default: 5)")
     add("--image-size", type=int, default=224)

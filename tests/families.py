@@ -717,7 +717,7 @@ def _torchvision() -> list[Family]:
     maxvit_branches = []
     for block, layer, count in ((0, 0, 2), (1, 0, 4), (1, 1, 4)):
         path = f"blocks.{block}.layers.{layer}.layers"
-        maxvit_branches.append(Branch(f"{path}.MBconv", "conv", f"{path}.MBconv.layers.conv_c", axis=1))
+        maxvit_branches.append(Branch(f"{path}.MBconv.layers", "conv", f"{path}.MBconv.layers.conv_c", axis=1))
         for part in ("window_attention", "grid_attention"):
             attention = f"{path}.{part}.attn_layer"
             maxvit_branches.append(Branch(attention, "attn", f"{attention}.1.merge", count))

@@ -128,22 +128,30 @@ class _Namer:
         attentive = any(site.role == "attention" for site in branch.sites)
         several = len({site.source for site in sources if site.role == "source"}) > 1
         simple = not branch.passed and id(branch) not in self.children
+        found: list[Piece] = []
         if simple and (self.level == "layer" or not (attentive or several or self.level in ("token", "neuron"))):
             readings = [reading_of(term, branch.residual.branch) for term in branch.entry]
             readings += [reading_of(term, site.source, sign=-1.0) for site in bias for term in site.terms]
             kind: Kind = "attn" if attentive else self._kind(branch)
-            yield Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0))
+            found.append(Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0)))
         else:
-            yield from self._attention(branch, layer)
+            found += self._attention(branch, layer)
             groups: dict[str, list[Site]] = {}
             for site in sources:
                 own = self._own_path(site) if several and site.role == "source" else path
                 groups.setdefault(own, []).append(site)
             for own, sites in groups.items():
-                yield self._sources(branch, own, sites, attentive, layer, (order, self.graph.order[sites[0].via]))
-        if bias:
+                at = (order, self.graph.order[sites[0].via])
+                found.append(self._sources(branch, own, sites, attentive, layer, at))
+        yield from found
+        paths = sorted({piece.components[0].path for piece in found}, key=len, reverse=True)
+        shifts: dict[str, list[Site]] = {}
+        for site in bias:  # with the part of the branch whose module it is in
+            module = self.graph.module(site.via)
+            shifts.setdefault(next((own for own in paths if module.startswith(f"{own}.")), path), []).append(site)
+        for own, sites in shifts.items():
             yield replace(
-                self._whole(path, "bias", bias, branch, (order, order)), components=(Component(path, "bias", layer),)
+                self._whole(own, "bias", sites, branch, (order, order)), components=(Component(own, "bias", layer),)
             )
 
     def _own_path(self, site: Site) -> str:
