@@ -17,4 +17,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family is not None:
-            item.add_marker(pytest.mark.xdist_group(family.name))
+            item.add_marker(pytest.mark.xdist_group(str(getattr(family, "name", family))))

@@ -81,7 +81,7 @@ def _joined(terms: Sequence[Term], place: int | None) -> Term | None:
             factors.append(replace(operands[0], axes=axes))
             stacked += 2
     if len({term.scale for term in terms}) > 1:
-        scales = torch.tensor([term.scale / first.scale for term in terms])
+        scales = torch.tensor([term.scale / first.scale for term in terms], dtype=torch.float64)
         factors.append(
             Operand(Constant((len(terms),), (), lambda: scales, ("scales", tuple(scales.tolist()))), (Axis((index,)),))
         )

@@ -334,7 +334,7 @@ def _emit(emission: Emission, tensor: Tensor, result: Tensor) -> None:
         tensor = tensor.permute([place for place in order if place >= 0])[None]
     else:
         tensor = tensor.permute([place for place in emission.order if place >= 0])
-    tensor = tensor.reshape(tensor.shape[0], emission.count, -1)
+    tensor = tensor.reshape(tensor.shape[0], emission.count, result.shape[2])
     if emission.chosen is not None:
         tensor = tensor[:, list(emission.chosen)]
     columns = emission.columns

@@ -228,7 +228,7 @@ class _Walker:
             else:
                 self._end(node, branch, terms, self._reason(node, rule))
             return
-        live, varying = self.paths.live(node), len(self.paths.inputs(node))
+        live, varying = self.paths.live(node), self.paths.varying(node)
         if self.paths.is_attention(node) and live is not None:
             on = self._attend(node, branch, terms, live)
             if on is None:

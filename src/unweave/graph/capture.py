@@ -219,8 +219,11 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
         CaptureError: The module does not export; the message holds the line that stopped it.
         NonFiniteError: A parameter is NaN or infinite.
     """
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    parameters = dict(module.named_parameters())
+    for name, tensor in [*parameters.items(), *module.named_buffers()]:
+        # an infinite buffer may be a bound that is never reached; an infinite weight is an accident
+        bad = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
+        if tensor.is_floating_point() and bool(bad.any()):
             raise NonFiniteError(f"The weight {name} is not finite.", where=name, cure="check the checkpoint")
     if example.shape[0] < 2:
         example = torch.cat([example, example])

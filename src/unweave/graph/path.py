@@ -65,6 +65,12 @@ class Paths:
         """The image-dependent inputs of a node, each once."""
         return [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
 
+    def varying(self, node: fx.Node) -> int:
+        """How many of a node's operands depend on the image; one that is given twice counts twice."""
+        given: list[fx.Node] = []
+        fx.map_arg((node.args, dict(node.kwargs)), lambda source: given.append(source))
+        return sum(self.graph.image_dependent(source) for source in given)
+
     @cached_property
     def residuals(self) -> dict[fx.Node, Residual]:
         """Every residual addition of the graph."""
@@ -140,7 +146,7 @@ class Paths:
             return inputs[0] if inner[0] else inputs[1]
         if operation(node) == "aten.div":
             first, second = node.args[0], node.args[1]  # type: ignore[assignment]
-            return first if not self._elementwise(second, first) else None
+            return first if self._mixes(second, first) else None
         if operation(node) != "aten.mul":
             return None
         for own, gate in ((first, second), (second, first)):
@@ -161,6 +167,19 @@ class Paths:
         inputs = self.inputs(node)
         scales = operation(node) in ("aten.mul", "aten.div") and len(inputs) == 1
         return (self.traits(node).movement or scales) and len(inputs) == 1 and self._attends(inputs[0])
+
+    def _mixes(self, node: fx.Node, beside: fx.Node) -> bool:
+        """Whether a value is made by more than elementwise operations of what `beside` is made of too."""
+        pending, seen = [node], set()
+        while pending:
+            own = pending.pop()
+            if own in seen or self.graph.depends(beside, own):
+                continue
+            seen.add(own)
+            if operation(own) in _MIXES:
+                return True
+            pending += self.inputs(own)
+        return False
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """What a value is a mere relayout of."""
