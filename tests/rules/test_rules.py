@@ -41,8 +41,6 @@ class Case:
         given: Its parameters: shapes of random weights, or tensors.
         fires: Operations whose rules this case is the twin of.
         enters: Whether its constants may enter the stream (a class token, positions) instead of being biases.
-        whole: Whether every position of its output is read in every way; else single positions are not.
-        fault: Why it does not hold yet.
     """
 
     name: str
@@ -52,8 +50,6 @@ class Case:
     given: dict[str, object] = field(default_factory=dict)
     fires: tuple[str, ...] = ()
     enters: bool = False
-    whole: bool = False
-    fault: str = ""
 
 
 CASES: list[Case] = []
@@ -67,12 +63,10 @@ def case(
     *,
     fires: str = "",
     enters: bool = False,
-    whole: bool = False,
-    fault: str = "",
     **given: object,
 ) -> None:
     names = tuple(f"aten.{own}" for own in (fires or name.partition(":")[0]).split())
-    CASES.append(Case(name, shape, run, held, given, names, enters, whole, fault))
+    CASES.append(Case(name, shape, run, held, given, names, enters))
 
 
 class Mlp(nn.Module):
@@ -115,9 +109,8 @@ class Operation(nn.Module):
         read = [self.every(x.flatten(1))]
         if self.dims:
             read.append(x.mean(self.dims))
-            if not self.case.whole:
-                one = x.select(1, -1)
-                read.append(one.flatten(1) if one.dim() > 2 else one)
+            one = x.select(1, -1)
+            read.append(one.flatten(1) if one.dim() > 2 else one)
         return torch.cat(read, 1)
 
 
@@ -655,9 +648,8 @@ GROUPS = groups()
 
 def marked(case: Case) -> object:
     together, _ = GROUPS[case]
-    marks = [pytest.mark.xdist_group(f"rules {together[0].name}")]
-    marks += [pytest.mark.xfail(reason=case.fault)] if case.fault else []
-    return pytest.param(case, id=case.name.replace(" ", "_"), marks=marks)
+    mark = pytest.mark.xdist_group(f"rules {together[0].name}")
+    return pytest.param(case, id=case.name.replace(" ", "_"), marks=mark)
 
 
 @pytest.mark.parametrize("case", [marked(own) for own in CASES])
