@@ -122,7 +122,6 @@ def test_values_are_freed_at_their_last_use(level: str) -> None:
     watched(program, look, pictures())
 
 
-@pytest.mark.xfail(reason="a Runtime factor that is read at some positions is a view of all that was computed")
 @pytest.mark.parametrize("level", ["head", "token"])
 def test_no_view_keeps_a_large_tensor_alive(level: str) -> None:
     """What waits for its contraction owns no more memory than it has entries.

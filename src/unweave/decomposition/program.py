@@ -517,6 +517,7 @@ def _reader(program: Program, value: Value) -> Callable[[dict[object, Any], _Sta
     if isinstance(source, Runtime):
         positions = [axis.take for axis in operand.axes]
         skip = [len(positions) + dim for dim in source.reads]
+        partial = any(take is not None for take in positions)
         names = _sources(value)
         given = names[0] if len(names) == 1 and isinstance(names[0], tuple) else None
         inputs, make = source.inputs, source.make
@@ -534,7 +535,8 @@ def _reader(program: Program, value: Value) -> Callable[[dict[object, Any], _Sta
                     ),
                     positions,
                 )
-            environment[value] = _laid_out(tensor.to(state.dtype), operand, skip)
+            laid = _laid_out(tensor.to(state.dtype), operand, skip)
+            environment[value] = laid.clone() if partial else laid  # or what was not read would stay alive
 
         return compute
     assert isinstance(source, fx.Node)
