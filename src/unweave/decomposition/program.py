@@ -442,8 +442,9 @@ def _scheduled(program: Program) -> tuple[_Instruction, ...]:
         for value in sorted(by_place.get(number, ()), key=order.__getitem__):
             add(value)
     last: dict[object, int] = {}
+    held = {graph.input, *(name for instruction in instructions for name in instruction.makes)}
     for number, instruction in enumerate(instructions):
-        for name in (*instruction.makes, *instruction.reads):
+        for name in held.intersection((*instruction.makes, *instruction.reads)):  # the rest is the same for every image
             last[name] = number
     frees: dict[int, list[object]] = {}
     for name, number in last.items():
