@@ -13,7 +13,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of one family on one worker: they share its plan, and capturing a model costs more than running it."""
+    """Keeps the tests of one family on one worker: they share its plan, which costs more than all runs of it."""
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family is not None:

@@ -1,18 +1,17 @@
 """In what order to multiply a network of factors, and the multiplications themselves.
 
 A contribution is one einsum of a value with its pending map. Multiplied in the wrong order it costs more than the
-model; in the right order a
-few percent: tokens are contracted before channels, products of weights are made once, and equal products (the same
-    norm statistics read through
-the same windows, in every layer of a stage) are made once per batch. The order is chosen by dynamic programming over
-subsets of factors, with the arithmetic and the memory traffic of a nominal batch as the cost, and for products of
-weights alone the memory they occupy.
+model; in the right order a few percent: tokens are contracted before channels, products of weights are made once, and
+equal products (the same norm statistics read through the same windows, in every layer of a stage) are made once per
+batch. The order is chosen by dynamic programming over subsets of factors, with the arithmetic and the memory traffic of
+a nominal batch as the cost, and for products of weights alone the memory they occupy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from math import inf, prod
 from random import Random
@@ -86,12 +85,9 @@ class Value:
         return prod(size or batch for size in self.sizes)
 
 
-def _length(index: Index) -> int:
-    return NOMINAL_BATCH if index is BATCH else index.size
-
-
+@lru_cache(2**16)
 def _elements(indices: frozenset[Index]) -> int:
-    return prod(_length(index) for index in indices)
+    return prod(NOMINAL_BATCH if index is BATCH else index.size for index in indices)
 
 
 class Contractions:

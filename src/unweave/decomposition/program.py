@@ -2,10 +2,8 @@
 its last use.
 
 Contractions run as early as their inputs are there, so that what is kept across the forward pass is the smaller of a
-value and what is
-needed of it: rows of a class token, not the token tensor; inner products with a direction, not the values they are
-    taken of. Nothing of the user's
-module is touched: its graph is interpreted over its own weights.
+value and what is needed of it: rows of a class token, not the token tensor; inner products with a direction, not the
+values they are taken of. Nothing of the user's module is touched: its graph is interpreted over its own weights.
 """
 
 from __future__ import annotations

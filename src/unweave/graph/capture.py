@@ -2,10 +2,9 @@
 tensors.
 
 The graph is the model's own computation in high-level ATen operations (linear, layer_norm,
-scaled_dot_product_attention). Four tidyings,
-none of which knows any model: in-place operations become functional ones, sub-graphs of context managers (autocast,
-    no_grad) are inlined,
-operations with several outputs become one node per output, and dead nodes go.
+scaled_dot_product_attention). Four tidyings, none of which knows any model: in-place operations become functional ones,
+sub-graphs of context managers (autocast, no_grad) are inlined, operations with several outputs become one node per
+output, and dead nodes go.
 """
 
 from __future__ import annotations
