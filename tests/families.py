@@ -394,6 +394,19 @@ def _cait() -> Family:
     )
 
 
+def _convit() -> Family:
+    path = "blocks.1.attn"
+    return Family(
+        name="timm/convit",
+        build=_timm_model("convit_tiny", **PLAIN | {"embed_dim": 8, "depth": 3}, local_up_to_layer=1),
+        size=32,
+        branches=tuple(branch for branch in _timm(3, _numbered("blocks", 3)) if branch.path != path),
+        norms=("blocks.1.norm1", "norm"),
+        entry=("input:blocks.0", "param:cls_token"),
+        readings=(Reading(path, timm_vit, f"{path}.qkv", f"{path}.proj", heads=3, own=1, norm="blocks.1.norm1"),),
+    )
+
+
 def _swins() -> list[Family]:
     depths, heads = (2, 2), (2, 4)
     base = {"patch_size": 4, "embed_dim": 16, "depths": depths, "num_heads": heads, "mlp_ratio": 2.0}
@@ -743,6 +756,7 @@ FAMILIES: tuple[Family, ...] = (
     *_vits(),
     *_evas(),
     _cait(),
+    _convit(),
     *_swins(),
     *_maxvits(),
     _pvt(),

@@ -8,9 +8,9 @@ of factors that share named indices (an einsum that is never multiplied out whil
 A factor is either a **constant** (made of weights alone: it is contracted once per model and kept) or a **runtime**
 value that depends on the image but is small (1/std of a norm, rows of attention probabilities, a gate). Each axis of
 X, and of each factor, is a tuple of atomic indices (row-major), with an optional `take`: the positions of that axis
-that are read. So the whole vocabulary of shape operations is three moves: relabel an axis (permute, view), split an index
-(view), and compose a take (slice, select, roll, cat, pad). Where two splits of one axis disagree (windows of 7 over
-patches merged by 2) a small one-hot factor relates the two.
+that are read. So the whole vocabulary of shape operations is three moves: relabel an axis (permute, view), split an
+index (view), and compose a take (slice, select, roll, cat, pad). Where two splits of one axis disagree (windows of 7
+over patches merged by 2) a small one-hot factor relates the two.
 
 A class-token readout is then `take=(0,)` on the token axis of everything below it; mean pooling is a fresh token
 index and a scale of 1/T; nothing else is special about either.

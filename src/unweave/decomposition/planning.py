@@ -413,14 +413,17 @@ def _coverage(found: Walk) -> Coverage:
     layers = found.paths.attention
     heads = {site.attention for branch in found.branches for site in branch.sites if site.role == "attention"}
     passed = {node for node, _ in found.fired if node in set(layers)}
-    stops = sorted(_stops(found), key=graph.order.__getitem__)
+    held = {own: node for node, _ in found.fired for own in _held(found, node)}
+    stops = sorted({*_stops(found), *held}, key=graph.order.__getitem__)
     unresolved = []
     for node in layers:
         if node in heads or node in passed:
             continue
         stop = next((own for own in stops if graph.depends(own, node)), None)
         reason = "the representation does not depend on it"
-        if stop is not None:
+        if stop in held:
+            reason = f"it only makes a factor that is held, of {operation(held[stop])} in {graph.module(held[stop])}"
+        elif stop is not None:
             through = "another attention" if stop in heads else operation(stop)
             reason = f"it reaches the representation only through {through} in {graph.module(stop) or 'the model'}"
         unresolved.append(f"{graph.module(node)} ({operation(node)}): {reason}")
@@ -430,6 +433,12 @@ def _coverage(found: Walk) -> Coverage:
         tuple(graph.module(node) for node in layers if node in passed),
         tuple(unresolved),
     )
+
+
+def _held(found: Walk, node: fx.Node) -> list[fx.Node]:
+    """The image-dependent factors of a product that are held at their values."""
+    live = found.paths.live(node) if found.paths.traits(node).product else None
+    return [own for own in found.paths.inputs(node) if own is not live] if live is not None else []
 
 
 def _stops(found: Walk) -> list[fx.Node]:

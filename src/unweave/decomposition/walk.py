@@ -277,17 +277,14 @@ class _Walker:
         """At an attention layer: its heads are components, and None is returned; or the terms with which to pass
         through it.
         """
-        read = branch.residual.read if branch.residual else None
         try:
             values = tuple(term for _, term in self._reads(node, terms, live))
         except Irregular:
             values = ()
         split = tuple(_heads(node, *pair) for pair in zip_longest(terms, values))
-        reads = [own.residual.read for own in _chain(branch) if own.residual]
-        elsewhere = read is None or self.paths.bypasses(live, reads)
-        if self.passing and values and (elsewhere or (_selects(node, live, terms) and self._leaves(branch))):
+        if self.passing and values and self._elsewhere(node, branch, terms, live):
             branch.passed, branch.attention = True, node
-            if read is None:
+            if branch.residual is None:
                 return terms
             # what of it reads the branch's own trunk stays split by head
             return tuple(replace(term, kept=own) for term, own in zip(terms, split, strict=True))
@@ -296,34 +293,54 @@ class _Walker:
             branch.sites.append(Site("tokens", live, values, node, node, split))
         return None
 
+    def _elsewhere(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], live: fx.Node) -> bool:
+        """Whether an attention reads a stream that has no other way on."""
+        reads = [own.residual.read for own in _chain(branch) if own.residual]
+        if branch.residual is None or self.paths.bypasses(live, reads):
+            return True
+        try:
+            return (_selects(node, live, terms) and self._leaves(branch)) or self._alone(branch)
+        except Irregular:
+            return False  # the trunk beside it cannot be followed either
+
     def _leaves(self, branch: Branch) -> bool:
         """Whether the trunk beside a branch hands on only some of the positions that the branch may read."""
-        residual = branch.residual
-        assert residual is not None
-        reached: list[Term] = []
-        pending: dict[fx.Node, list[Term]] = {residual.trunk: list(branch.trunk)}
-        while pending:  # the trunk's own way down to what the branch reads: a slice, a pooling, or nothing at all
-            node = max(pending, key=self.graph.order.__getitem__)
-            terms = pending.pop(node)
-            if node is residual.read:
-                reached += terms
-                continue
-            if self.graph.order[node] < self.graph.order[residual.read] or node.op != "call_function":
-                continue
-            rule = find(node)
-            if rule is None or rule.kind == "source":
-                return False
-            try:
-                for source, term in self._reads(node, tuple(terms), self.paths.live(node)):
-                    if isinstance(source, fx.Node) and self.graph.image_dependent(source):
-                        pending.setdefault(source, []).append(term.unanchored())
-            except Irregular:
-                return False
-        for place, extent in enumerate(extents_of(residual.read)):
+        assert branch.residual is not None
+        read = branch.residual.read
+        reached = next((terms for node, terms in self._descent(branch) if node is read), [])
+        for place, extent in enumerate(extents_of(read)):
             channel = any(set(term.axes[place].indices) & term.channel for term in reached)
             if reached and not extent.batch and not channel and len(_positions(reached, place)) < extent.size:
                 return True
         return False
+
+    def _alone(self, branch: Branch) -> bool:
+        """Whether all that the trunk beside a branch hands on is a token that is still a weight, while the branch
+        reads a residual stream as well: that stream has no way on but this attention.
+        """
+        residual = branch.residual
+        if residual is None or not self.paths.has_residual(residual.read):
+            return False
+        return all(
+            node.op == "call_function" and node not in self.paths.residuals and traits(node).linear
+            for node, _ in self._descent(branch)
+        )
+
+    def _descent(self, branch: Branch) -> Iterator[tuple[fx.Node, list[Term]]]:
+        """The trunk beside a branch, followed down by the rules: image-dependent nodes, last first, with what of them
+        is handed on.
+        """
+        assert branch.residual is not None
+        pending: dict[fx.Node, list[Term]] = {branch.residual.trunk: list(branch.trunk)}
+        while pending:
+            node = max(pending, key=self.graph.order.__getitem__)
+            terms = pending.pop(node)
+            yield node, terms
+            if not traits(node).linear:
+                continue
+            for source, term in self._reads(node, tuple(terms), self.paths.live(node)):
+                if isinstance(source, fx.Node) and self.graph.image_dependent(source):
+                    pending.setdefault(source, []).append(term.unanchored())
 
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""

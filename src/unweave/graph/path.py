@@ -94,19 +94,18 @@ class Paths:
     @cached_property
     def attention(self) -> tuple[fx.Node, ...]:
         """The attention layers: every product of attention weights with values."""
-        return tuple(
-            node
-            for node in self.graph.nodes
-            if operation(node) == "aten.scaled_dot_product_attention"
-            or (self.traits(node).product and self.is_attention(node))
-        )
+        return tuple(node for node in self.graph.nodes if self.is_attention(node))
 
     def is_attention(self, node: fx.Node) -> bool:
-        """Whether a node is a product of attention weights with values."""
+        """Whether a node is a product of attention weights with values: a sum over keys, not an elementwise choice
+        between streams.
+        """
         if operation(node) == "aten.scaled_dot_product_attention":
             return True
         inputs = self.inputs(node)
-        return len(inputs) == 2 and self._weights(inputs[0]) != self._weights(inputs[1])
+        if len(inputs) != 2 or not self.traits(node).product or operation(node) in _ELEMENTWISE:
+            return False
+        return self._weights(inputs[0]) != self._weights(inputs[1])
 
     @cache  # noqa: B019  (a Paths lives as long as its plan is made)
     def _weights(self, node: fx.Node) -> bool:
@@ -121,7 +120,7 @@ class Paths:
             return False
         if len(inputs) > 1 and (traits.product or operation(node) == "aten.scaled_dot_product_attention"):
             # weights scaled by a gate, or renormalised, are weights still
-            return operation(node) in ("aten.mul", "aten.div") and any(self._weights(own) for own in inputs)
+            return operation(node) in _ELEMENTWISE and any(self._weights(own) for own in inputs)
         if len(inputs) == 2 and (self.graph.depends(*inputs) or self.graph.depends(*inputs[::-1])):
             return False  # the residual stream
         return any(self._weights(own) for own in inputs)
@@ -158,15 +157,11 @@ class Paths:
     @cache  # noqa: B019
     def _attends(self, node: fx.Node) -> bool:
         """Whether a node is an attention's output, moved or scaled by a weight at most."""
-        if (
-            self.traits(node).product
-            and len(self.inputs(node)) == 2
-            and operation(node) not in ("aten.mul", "aten.div")
-        ):
-            return self.is_attention(node)
+        if self.is_attention(node):
+            return True
         inputs = self.inputs(node)
-        scales = operation(node) in ("aten.mul", "aten.div") and len(inputs) == 1
-        return (self.traits(node).movement or scales) and len(inputs) == 1 and self._attends(inputs[0])
+        moves = self.traits(node).movement or operation(node) in _ELEMENTWISE
+        return moves and len(inputs) == 1 and self._attends(inputs[0])
 
     def _mixes(self, node: fx.Node, beside: fx.Node) -> bool:
         """Whether a value is made by more than elementwise operations of what `beside` is made of too."""
@@ -305,6 +300,7 @@ class Paths:
         return max(reached, key=self.graph.order.__getitem__) if reached else None
 
 
+_ELEMENTWISE = frozenset(("aten.mul", "aten.div"))
 _NORMS = frozenset(f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"))
 _MIXES = frozenset(
     f"aten.{name}"
