@@ -142,10 +142,11 @@ def names(text: str) -> list[str]:
 FULLY_RESOLVED = frozenset(
     names(
         """
-        beit cait convit convnext davit deepseek_vit deit efficientformer eva focalnet gcvit hiera hieradet_sam2 iformer
-        inception_next mambaout maxxvit metaformer mlp_mixer mvitv2 naflexvit nest nextvit pit pvt_v2 qwen3_vit repvit sequencer starnet swiftformer
-        swin_transformer swin_transformer_v2 swin_transformer_v2_cr twins visformer vision_transformer
-        vision_transformer_hybrid vision_transformer_relpos vision_transformer_sam vitamin volo xcit
+        beit cait convit convnext davit deepseek_vit deit efficientformer eva focalnet gcvit hiera hieradet_sam2
+        iformer inception_next mambaout maxxvit metaformer mlp_mixer mvitv2 naflexvit nest nextvit pit pvt_v2
+        qwen3_vit repvit sequencer starnet swiftformer swin_transformer swin_transformer_v2 swin_transformer_v2_cr
+        twins visformer vision_transformer vision_transformer_hybrid vision_transformer_relpos vision_transformer_sam
+        vitamin volo xcit
         """
     )
 )

@@ -390,6 +390,62 @@ case(
     o=(4, 4),
 )
 
+
+def _split(p: nn.Module, query: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of self-attention by head, `[image, head, token, 2]`."""
+    parts = (query @ p.q, query @ p.k, value @ p.v)
+    return tuple(part.unflatten(-1, (-1, 2)).transpose(1, 2) for part in parts)
+
+
+def _kernel(p: nn.Module, x: Tensor, **options: object) -> Tensor:
+    return F.scaled_dot_product_attention(*_split(p, x, x), **options).transpose(1, 2).flatten(2) @ p.o
+
+
+def _written_out(p: nn.Module, x: Tensor, at: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
+    """The same with the probabilities of `at`; each key and value head serves as many query heads as there are."""
+    query, key, value = _split(p, at, x)
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    logits = query @ key.transpose(-1, -2) * (scale or 1 / math.sqrt(2)) + bias
+    return (torch.softmax(logits, -1) @ value).transpose(1, 2).flatten(2) @ p.o
+
+
+SELF = {"q": (4, 4), "k": (4, 4), "v": (4, 4), "o": (4, 4)}
+_SEEN = torch.tensor(
+    [[True, False, True, False, True, True], [True] * 6, *([[False, True, True, True, False, True]] * 4)]
+)
+_HIDDEN = torch.zeros(6, 6).double().masked_fill(~_SEEN, -math.inf)
+for name, options, bias in (
+    ("boolean mask", lambda p: {"attn_mask": p.m}, lambda p: _HIDDEN),
+    ("additive mask by head", lambda p: {"attn_mask": p.a}, lambda p: p.a),
+    ("additive mask, the same for every row", lambda p: {"attn_mask": p.r}, lambda p: p.r),
+    ("causal", lambda p: {"is_causal": True}, lambda p: torch.full((6, 6), -math.inf).triu(1)),
+):
+    case(
+        f"scaled_dot_product_attention: {name}",
+        TOKENS,
+        lambda p, x, options=options: _kernel(p, x, **options(p)),
+        lambda p, x, at, bias=bias: _written_out(p, x, at, bias(p)),
+        m=_SEEN,
+        a=(2, 6, 6),
+        r=(1, 1, 1, 6),
+        **SELF,
+    )
+case(
+    "scaled_dot_product_attention: own scale",
+    TOKENS,
+    lambda p, x: _kernel(p, x, scale=0.3),
+    lambda p, x, at: _written_out(p, x, at, torch.zeros(6, 6), 0.3),
+    **SELF,
+)
+case(
+    "scaled_dot_product_attention: several query heads for one value head",
+    TOKENS,
+    lambda p, x: _kernel(p, x, enable_gqa=True, attn_mask=p.m),
+    lambda p, x, at: _written_out(p, x, at, _HIDDEN),
+    m=_SEEN,
+    **SELF | {"q": (4, 8), "o": (8, 4)},
+)
+
 # -- convolution ------------------------------------------------------------------------------------------------------
 
 for name, given, weight in (
