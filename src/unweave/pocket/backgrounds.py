@@ -28,7 +28,7 @@ def background(location: str, rng: Generator) -> UInt8[np.ndarray, "64 64 3"]:
     draw(image, rng)
     pixels = np.asarray(image.reduce(2)).astype(np.float32)
     pixels += _texture(rng, rows, columns)[..., None] * (strength / 128)
-    light = rng.uniform(0.86, 1.1) * rng.uniform(0.97, 1.03, 3)
+    light = rng.uniform(0.9, 1.1) * rng.uniform(0.97, 1.03, 3)
     return np.clip(pixels * light.astype(np.float32), 0, 255).astype(np.uint8)
 
 
@@ -110,17 +110,17 @@ def _palm(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
 
 def _forest(image: Image.Image, rng: Generator) -> None:
     ground = rng.uniform(0.66, 0.8)
-    _gradient(image, 0, ground, _near(rng, (74, 116, 70)), _near(rng, (28, 66, 40)))
-    _gradient(image, ground, 1, _near(rng, (62, 84, 38)), _near(rng, (42, 50, 26)))
+    _gradient(image, 0, ground, _near(rng, (104, 148, 84)), _near(rng, (40, 86, 48)))
+    _gradient(image, ground, 1, _near(rng, (76, 98, 44)), _near(rng, (52, 60, 30)))
     draw = ImageDraw.Draw(image)
     for x in rng.integers(0, _BIG, 8):
-        draw.rectangle((int(x), 0, int(x) + 4, ground * _BIG), fill=_near(rng, (40, 56, 36)))
+        draw.rectangle((int(x), 0, int(x) + 4, ground * _BIG), fill=_near(rng, (58, 70, 46)))
     for x in _sides(rng, 6):
         width, foot = int(rng.integers(6, 11)), ground * _BIG + int(rng.integers(0, 18))
-        draw.rectangle((x - width / 2, 0, x + width / 2, foot), fill=_near(rng, (78, 54, 34)))
+        draw.rectangle((x - width / 2, 0, x + width / 2, foot), fill=_near(rng, (88, 60, 38)))
     for x in rng.integers(-10, _BIG + 10, 14):
         size, y = int(rng.integers(10, 20)), int(rng.integers(-12, 14))
-        draw.ellipse((int(x) - size, y - size, int(x) + size, y + size * 0.8), fill=_near(rng, (32, 92, 40), 18))
+        draw.ellipse((int(x) - size, y - size, int(x) + size, y + size * 0.8), fill=_near(rng, (38, 108, 46), 18))
 
 
 def _desert(image: Image.Image, rng: Generator) -> None:
@@ -253,7 +253,7 @@ _PLACES: dict[str, _Place] = {
     "city": (_city, 16, 16, 9),
     "sky": (_sky, 4, 4, 14),
     "marsh": (_marsh, 24, 8, 18),
-    "snow": (_snow, 10, 10, 8),
+    "snow": (_snow, 10, 10, 6),
     "meadow": (_meadow, 24, 20, 16),
     "indoors": (_indoors, 8, 8, 6),
 }

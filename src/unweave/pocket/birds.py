@@ -14,7 +14,7 @@ from unweave.errors import UnweaveError
 from unweave.pocket.backgrounds import background
 from unweave.pocket.captions import PLACES, with_article
 from unweave.pocket.paint import pattern
-from unweave.pocket.scene import Factors, Scene, compose, draw_object
+from unweave.pocket.scene import Factors, Scene, compose, draw_object, stream
 
 BIRDS = {
     "land": ("rooster", "turkey", "owl", "eagle", "parrot"),
@@ -93,12 +93,14 @@ class Birds:
         """Refuse what no scene can be drawn from."""
         if self.split not in SPLITS:
             raise UnweaveError(f"There is no split {self.split!r}.", cure=f"use one of {', '.join(SPLITS)}")
-        if self.seed < 0:
-            raise UnweaveError(f"Birds need a seed from 0, not {self.seed}.")
 
     def scene(self, number: int) -> Scene:
-        """Draw a scene: the same for the same birds and number, whatever was drawn before."""
-        rng = np.random.default_rng((self.seed, 1 + SPLITS.index(self.split), number))
+        """Draw a scene: the same for the same birds and number, whatever was drawn before.
+
+        Raises:
+            UnweaveError: The number is negative, or the sprites cannot be read.
+        """
+        rng = stream(self.seed, number, 1 + SPLITS.index(self.split))
         bird = number % 2
         balanced = self.split != "train" if self.balanced is None else self.balanced
         out_of_place = number // 2 % (2 if balanced else 20) == 0

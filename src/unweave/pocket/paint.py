@@ -34,7 +34,7 @@ def paint_map(name: str, style: str) -> Image.Image:
     rgb, alpha = pixels[..., :3], pixels[..., 3]
     chroma = rgb - rgb.mean(axis=-1, keepdims=True)
     hue = np.average(chroma.reshape(-1, 3), axis=0, weights=alpha.ravel())
-    along = chroma @ (hue / np.linalg.norm(hue)) / np.maximum(rgb.max(axis=-1), 1)
+    along = (chroma * hue).sum(axis=-1) / np.maximum(rgb.max(axis=-1), 1)
     solid = alpha > 128
     paint = np.clip(along / np.quantile(along[solid], 0.8) * 3 - 0.6, 0, 1)
     value = rgb.max(axis=-1)
@@ -57,11 +57,11 @@ def painted(
         colour: One of `COLOURS`.
         pattern: Where the contrasting colour goes, 0 ... 1.
     """
-    base, other = np.array(RGB[colour], np.float64), np.array(contrasting(colour), np.float64)
+    base, other = np.array(RGB[colour], np.float32), np.array(contrasting(colour), np.float32)
     flat = base + pattern[..., None] * (other - base)
-    shade = paint[..., :1] / _SHADES
+    shade = paint[..., :1] / np.float32(_SHADES)
     lit = np.where(shade < 1, flat * shade, flat + (255 - flat) * (shade - 1))
-    return rgb + paint[..., 1:2] / 255.0 * (lit - rgb)
+    return rgb + paint[..., 1:2] / np.float32(255) * (lit - rgb)
 
 
 def contrasting(colour: str) -> tuple[int, int, int]:
@@ -83,10 +83,11 @@ def pattern(kind: str, rng: Generator, side: int, scale: float) -> Float[np.ndar
         How much of each pixel is the contrasting colour, 0 ... 1.
     """
     angle = math.radians(float(rng.uniform(-20, 20)) + (90 if rng.random() < 0.5 else 0))
-    shift_u, shift_v = rng.random(2)
+    shift_u, shift_v = rng.random(2).tolist()
     if kind == "plain":
-        return np.zeros((side, side))
-    y, x = np.mgrid[:side, :side] / scale
+        return np.zeros((side, side), np.float32)
+    x = np.arange(side, dtype=np.float32)[None] / np.float32(scale)
+    y = x.T
     u = x * math.cos(angle) + y * math.sin(angle) + shift_u
     v = y * math.cos(angle) - x * math.sin(angle) + shift_v
     if kind == "striped":

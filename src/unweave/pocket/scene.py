@@ -12,6 +12,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 from PIL.Image import Resampling, Transform
 
+from unweave.errors import UnweaveError
 from unweave.pocket.backgrounds import SIDE
 from unweave.pocket.paint import paint_map, painted, pattern
 from unweave.pocket.sprites import sprite
@@ -68,6 +69,17 @@ class Scene:
     number: int
 
 
+def stream(*key: int) -> Generator:
+    """Random numbers of their own for each key, the same on every machine.
+
+    Raises:
+        UnweaveError: A number of the key is negative.
+    """
+    if min(key) < 0:
+        raise UnweaveError(f"Scenes and seeds are numbered from 0, so there is no {min(key)}.")
+    return np.random.default_rng(key)
+
+
 Pixels = Float[np.ndarray, "64 64 3"]
 Alpha = Float[np.ndarray, "64 64"]
 
@@ -85,11 +97,11 @@ def draw_object(name: str, factors: Factors, rng: Generator, *, paint: str | Non
         Colours, 0 ... 255, and opacity, 0 ... 1.
     """
     pixels = _placed(_resized(name, factors.style, factors.size), factors)
-    rgb = pixels[..., :3].astype(np.float64)
+    rgb = pixels[..., :3].astype(np.float32)
     if paint is not None:
         where = pattern(factors.pattern or "plain", rng, SIDE, scale=factors.size / 4.6)
         rgb = painted(rgb, _placed(_resized(name, factors.style, factors.size, paint=True), factors), paint, where)
-    return rgb, pixels[..., 3] / 255.0
+    return rgb, pixels[..., 3] / np.float32(255)
 
 
 @cache
@@ -119,8 +131,8 @@ def compose(
     """
     mask = alpha > 0.5
     blurred = Image.fromarray(np.rint(alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.2))
-    rim = np.asarray(blurred)[..., None] * (0.6 / 255)
-    light = 255.0 if rgb[mask].mean() < 110 else 0.0
+    rim = np.asarray(blurred)[..., None] * np.float32(0.6 / 255)
+    light = np.float32(255 if rgb[mask].mean() < 110 else 0)
     image = behind + rim * (light - behind)
     image += alpha[..., None] * (rgb - image)
     return (np.clip(np.rint(image / _STEP) * _STEP, 0, 255)).astype(np.uint8), mask

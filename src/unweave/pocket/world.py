@@ -17,7 +17,7 @@ from numpy.random import Generator
 from unweave.errors import UnweaveError
 from unweave.pocket.backgrounds import background
 from unweave.pocket.captions import caption
-from unweave.pocket.scene import Factors, Scene, compose, draw_object
+from unweave.pocket.scene import Factors, Scene, compose, draw_object, stream
 from unweave.pocket.things import CATEGORIES, COLOURS, LOCATIONS, OBJECTS, PATTERNS, STYLES, Thing
 
 __all__ = ["CATEGORIES", "COLOURS", "LOCATIONS", "OBJECTS", "PATTERNS", "STYLES", "Factors", "Scene", "Thing", "World"]
@@ -47,14 +47,16 @@ class World:
         unknown = sorted(set(self.styles) - set(STYLES))
         if unknown or not self.styles:
             raise UnweaveError(f"There is no style {unknown or 'given'}.", cure=f"use {' or '.join(STYLES)}")
-        if self.seed < 0 or not 0 <= self.plain <= 1:
-            raise UnweaveError(
-                f"A world needs a seed from 0 and a plain share of 0 to 1, not {self.seed} and {self.plain}."
-            )
+        if not 0 <= self.plain <= 1:
+            raise UnweaveError(f"The share of plain scenes lies between 0 and 1, so it cannot be {self.plain}.")
 
     def scene(self, number: int) -> Scene:
-        """Draw a scene: the same for the same seed and number, whatever was drawn before."""
-        rng = np.random.default_rng((self.seed, number))
+        """Draw a scene: the same for the same seed and number, whatever was drawn before.
+
+        Raises:
+            UnweaveError: The number is negative, or the sprites cannot be read.
+        """
+        rng = stream(self.seed, number)
         easy = bool(rng.random() < self.plain)
         thing = OBJECTS[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1], side="right"))]
         paint = _choose(COLOURS, rng) if thing.tintable else None
