@@ -70,6 +70,13 @@ class BirdFactors(Factors):
         return 2 * _KINDS.index(self.bird) + _KINDS.index(self.background)
 
 
+@dataclass(frozen=True, eq=False)
+class BirdScene(Scene):
+    """A scene of a bird."""
+
+    factors: BirdFactors
+
+
 @dataclass(frozen=True)
 class Birds:
     """An endless, numbered supply of birds.
@@ -94,7 +101,7 @@ class Birds:
         if self.split not in SPLITS:
             raise UnweaveError(f"There is no split {self.split!r}.", cure=f"use one of {', '.join(SPLITS)}")
 
-    def scene(self, number: int) -> Scene:
+    def scene(self, number: int) -> BirdScene:
         """Draw a scene: the same for the same birds and number, whatever was drawn before.
 
         Raises:
@@ -129,4 +136,4 @@ class Birds:
         marks = pattern(("striped", "spotted", "checkered")[int(rng.integers(3))], rng, len(rgb), scale=9.0)
         rgb = rgb + self.difficulty.pattern * marks[..., None] * (_PLUMAGE * 0.4 - rgb)
         image, mask = compose(behind, rgb, alpha)
-        return Scene(image, mask, factors, f"{with_article(name)} {PLACES[location][0]}", number)
+        return BirdScene(image, mask, factors, f"{with_article(name)} {PLACES[location][0]}", number)

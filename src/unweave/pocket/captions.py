@@ -38,7 +38,6 @@ TEMPLATES = (
 """What a caption looks like around what it names."""
 
 _SYNONYMS = {thing.name: thing.synonyms for thing in OBJECTS}
-_UNCOUNTED = ("grapes", "clothing")
 
 _SHORT, _LEFT_OUT, _CATEGORY, _SYNONYM = 0.15, 0.12, 0.2, 0.25
 """Shares: captions of one factor; each factor left out of the others; a category or a synonym for the object."""
@@ -89,7 +88,7 @@ def _place(factors: Factors, rng: Generator) -> str:
 
 def with_article(phrase: str) -> str:
     """The phrase with `a`, `an` or `some` in front, as its noun and its first letter ask."""
-    if phrase.endswith(_UNCOUNTED):
+    if phrase.endswith("clothing"):
         return f"some {phrase}"
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 

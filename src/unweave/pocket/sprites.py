@@ -25,7 +25,7 @@ EMOJI = {
     "butterfly": "🦋", "owl": "🦉", "duck": "🦆", "swan": "🦢", "parrot": "🦜", "penguin": "🐧", "flamingo": "🦩",
     "chef": "👨‍🍳", "policeman": "👮", "firefighter": "👨‍🚒", "astronaut": "👨‍🚀", "wizard": "🧙", "car": "🚗",
     "bus": "🚌", "tractor": "🚜", "bicycle": "🚲", "helicopter": "🚁", "sailboat": "⛵", "apple": "🍎", "banana": "🍌",
-    "grapes": "🍇", "strawberry": "🍓", "pineapple": "🍍", "watermelon": "🍉", "shirt": "👕", "dress": "👗",
+    "grape": "🍇", "strawberry": "🍓", "pineapple": "🍍", "watermelon": "🍉", "shirt": "👕", "dress": "👗",
     "cap": "🧢", "rooster": "🐓", "turkey": "🦃", "eagle": "🦅", "peacock": "🦚", "goose": "🪿",
 }  # fmt: skip
 """Each drawing's name and the character that stands for it."""

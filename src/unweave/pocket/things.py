@@ -101,7 +101,7 @@ OBJECTS = (
     _natural("sailboat", "vehicle", "yacht"),
     _natural("apple", "fruit", colour="red"),
     _natural("banana", "fruit", colour="yellow"),
-    _natural("grapes", "fruit", colour="purple"),
+    _natural("grape", "fruit", colour="purple"),
     _natural("strawberry", "fruit", colour="red"),
     _natural("pineapple", "fruit"),
     _natural("watermelon", "fruit", "melon"),
