@@ -153,7 +153,7 @@ def test_the_default_preprocessing_resizes_crops_and_normalises():
 
 def test_the_libraries_are_listed_with_what_their_ids_mean():
     entries = {entry["prefix"]: entry for entry in available()}
-    assert set(entries) == {"timm", "open_clip", "hf", "torchvision"}
+    assert set(entries) == {"timm", "open_clip", "hf", "torchvision", "pocket"}
     assert entries["timm"]["version"]
     assert all(entry["example"].startswith(f"{prefix}/") for prefix, entry in entries.items())
 

@@ -24,6 +24,7 @@ from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
+from unweave.pocket.networks import NETWORKS
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,15 @@ LIBRARIES = {
             "torchvision",
             "pip install unweave",
         ),
+        Library(
+            "pocket",
+            "pocket/NAME",
+            "pocket/clip",
+            f"a small network that is shipped, trained on the pocket world: {', '.join(NETWORKS)}",
+            "unweave",
+            "unweave",
+            "pip install unweave",
+        ),
     )
 }
 
@@ -144,7 +154,7 @@ def load_model(
 
     Args:
         id: The library, then the library's own name: `timm/NAME`, `open_clip/ARCH/TAG`, `hf/ORG/NAME`, `hf/FOLDER`,
-            `torchvision/NAME`.
+            `torchvision/NAME`, `pocket/NAME`.
         checkpoint: A safetensors or weights-only torch file to take the weights from.
         random_weights: Seeded random weights, every one of them alive (`unweave.models.weights.randomise`); nothing is
             fetched.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unweave.pocket.birds import Birds as Birds
+    from unweave.pocket.encoder import text as text
     from unweave.pocket.shipped import evaluation as evaluation
     from unweave.pocket.world import World as World
 
@@ -14,9 +15,10 @@ _HOMES = {
     "Birds": "unweave.pocket.birds",
     "World": "unweave.pocket.world",
     "evaluation": "unweave.pocket.shipped",
+    "text": "unweave.pocket.encoder",
 }
 
-__all__ = ["Birds", "World", "evaluation"]
+__all__ = ["Birds", "World", "evaluation", "text"]
 
 
 def __getattr__(name: str) -> Any:
