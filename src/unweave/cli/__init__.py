@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 import unweave
 from unweave.cli.console import print_error
 from unweave.cli.decompose import decompose
+from unweave.cli.demo import demo
 from unweave.cli.explain import explain
 from unweave.cli.models import models
 from unweave.errors import UnweaveError
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
 app.command()(explain)
 app.command()(decompose)
 app.command()(models)

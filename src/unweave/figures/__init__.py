@@ -4,6 +4,8 @@ They use matplotlib's objects and not its global state, so that they can be draw
 plots.
 """
 
+from unweave.figures.factors import factors_figure
+from unweave.figures.heatmap import heatmap_figure
 from unweave.figures.share import save_figure, share_figure
 
-__all__ = ["save_figure", "share_figure"]
+__all__ = ["factors_figure", "heatmap_figure", "save_figure", "share_figure"]

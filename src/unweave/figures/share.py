@@ -25,6 +25,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from unweave.components import KINDS, Component
 from unweave.errors import UnweaveError
+from unweave.figures.file import replacing
 
 _COLOURS = {
     "head": "#3d6fb0",
@@ -123,14 +124,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         UnweaveError: The place cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
+    with replacing(path, "figure") as partial:
         figure.savefig(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise UnweaveError(f"The figure cannot be written: {error.strerror or error}.", where=str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

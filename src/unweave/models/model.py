@@ -63,8 +63,7 @@ class Model:
             representation: Field or index of the output that is the representation, where it is not found as above.
             classifier: Path of the submodule (or of several) that makes logits of the representation, such as `head`.
                 None: modules with `get_classifier` (timm's) and those that return `logits` are split by themselves; of
-                    any other
-                module the output is the representation.
+                any other module the output is the representation.
             id: What to call it.
 
         Raises:

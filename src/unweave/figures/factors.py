@@ -1,0 +1,91 @@
+"""Which components carry which factor: for each factor one panel of layers by heads, with the other branches beside.
+
+All panels share one scale, so that they can be compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from unweave.components import Component
+from unweave.errors import UnweaveError
+
+_INK = "#2b2b2b"
+_KINDS = ("embed", "attn", "mlp", "conv", "linear", "lumped")
+"""What has a column of its own beside the heads."""
+
+
+def factors_figure(components: Sequence[Component], carried: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """The figure.
+
+    Args:
+        components: In the order of execution; biases and what was not selected are left out.
+        carried: For each factor, how much of each component it explains, where 1 is all.
+        title: Set above it.
+
+    Raises:
+        UnweaveError: There is nothing to draw, or not one number for each component.
+    """
+    if not carried or any(len(values) != len(components) for values in carried.values()):
+        raise UnweaveError(f"{len(components)} components cannot be drawn for {len(carried)} factors.")
+    heads = max((part.head + 1 for part in components if part.head is not None), default=0)
+    kinds = [kind for kind in _KINDS if any(part.kind == kind for part in components)]
+    cells, rows = [], list(dict.fromkeys(_row(part) for part in components if part.kind in ("head", *kinds)))
+    for place, part in enumerate(components):
+        if part.kind == "head" and part.head is not None:
+            cells.append((place, float(part.head), rows.index(_row(part))))
+        elif part.kind in kinds:
+            cells.append((place, heads + 0.5 + kinds.index(part.kind), rows.index(_row(part))))
+    if not cells:
+        raise UnweaveError("None of the components has a place in the figure.")
+    width = heads + 0.5 + len(kinds)
+    figure = Figure(
+        figsize=(1.6 + len(carried) * (0.26 * width + 0.5), 1.7 + 0.26 * len(rows)),
+        dpi=150,
+        layout="constrained",
+        facecolor="white",
+    )
+    FigureCanvasAgg(figure)
+    norm = Normalize(0, max(0.05, *(max(values) for values in carried.values())))
+    colours = ScalarMappable(norm, "YlGnBu")
+    panels = figure.subplots(1, len(carried), sharey=True, squeeze=False)[0]
+    for axes, (factor, values) in zip(panels, carried.items(), strict=True):
+        _draw(axes, [(column, row, float(values[place])) for place, column, row in cells], colours)
+        axes.set(xlim=(-0.6, width - 0.4), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_title(factor, fontsize=11, color=_INK, loc="left")
+        step = 1 if heads <= 8 else 4
+        ticks = {float(head): str(head) for head in range(0, heads, step)}
+        axes.set_xticks(*zip(*(ticks | {heads + 0.5 + n: kind for n, kind in enumerate(kinds)}).items(), strict=True))
+        axes.tick_params(axis="x", rotation=0 if len(kinds) < 2 else 60)
+    panels[0].set_yticks(range(len(rows)), rows)
+    bar = figure.colorbar(colours, ax=panels, location="right", aspect=30, shrink=0.9, pad=0.01)
+    bar.set_label("share of its variance", color=_INK, fontsize=9)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=0)
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def _row(part: Component) -> str:
+    """Heads of one attention share a row with the other branches of their block, where that is all it has."""
+    block = part.path.rsplit(".", 1)[0] if "." in part.path else part.path
+    return block or part.kind
+
+
+def _draw(axes: Axes, cells: Sequence[tuple[float, int, float]], colours: ScalarMappable) -> None:
+    for column, row, value in cells:
+        colour = colours.to_rgba(np.array(max(0.0, value)))
+        axes.add_patch(
+            Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, edgecolor="#d4d4cf", linewidth=0.4)
+        )
+    axes.tick_params(length=0, labelcolor=_INK, labelsize=7.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
