@@ -72,8 +72,8 @@ def _clouds(draw: ImageDraw.ImageDraw, rng: Generator, count: int, low: int, hig
 
 def _sea(image: Image.Image, rng: Generator) -> None:
     horizon = rng.uniform(0.1, 0.3)
-    _gradient(image, 0, horizon, _near(rng, (150, 196, 232)), _near(rng, (206, 228, 240)))
-    _gradient(image, horizon, 1, _near(rng, (28, 112, 176)), _near(rng, (6, 50, 112)))
+    _gradient(image, 0.0, horizon, _near(rng, (150, 196, 232)), _near(rng, (206, 228, 240)))
+    _gradient(image, horizon, 1.0, _near(rng, (28, 112, 176)), _near(rng, (6, 50, 112)))
     draw = ImageDraw.Draw(image)
     for _ in range(22):
         depth = float(rng.uniform(0.03, 1))
@@ -84,9 +84,9 @@ def _sea(image: Image.Image, rng: Generator) -> None:
 def _beach(image: Image.Image, rng: Generator) -> None:
     horizon = rng.uniform(0.18, 0.3)
     shore = horizon + rng.uniform(0.16, 0.26)
-    _gradient(image, 0, horizon, _near(rng, (110, 190, 240)), _near(rng, (190, 228, 246)))
+    _gradient(image, 0.0, horizon, _near(rng, (110, 190, 240)), _near(rng, (190, 228, 246)))
     _gradient(image, horizon, shore, _near(rng, (20, 140, 190)), _near(rng, (90, 214, 214)))
-    _gradient(image, shore, 1, _near(rng, (248, 228, 168)), _near(rng, (232, 200, 130)))
+    _gradient(image, shore, 1.0, _near(rng, (248, 228, 168)), _near(rng, (232, 200, 130)))
     draw = ImageDraw.Draw(image)
     y = shore * _BIG
     for x in range(-8, _BIG, 16):
@@ -110,8 +110,8 @@ def _palm(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
 
 def _forest(image: Image.Image, rng: Generator) -> None:
     ground = rng.uniform(0.66, 0.8)
-    _gradient(image, 0, ground, _near(rng, (104, 148, 84)), _near(rng, (40, 86, 48)))
-    _gradient(image, ground, 1, _near(rng, (76, 98, 44)), _near(rng, (52, 60, 30)))
+    _gradient(image, 0.0, ground, _near(rng, (104, 148, 84)), _near(rng, (40, 86, 48)))
+    _gradient(image, ground, 1.0, _near(rng, (76, 98, 44)), _near(rng, (52, 60, 30)))
     draw = ImageDraw.Draw(image)
     for x in rng.integers(0, _BIG, 8):
         draw.rectangle((int(x), 0, int(x) + 4, ground * _BIG), fill=_near(rng, (58, 70, 46)))
@@ -125,8 +125,8 @@ def _forest(image: Image.Image, rng: Generator) -> None:
 
 def _desert(image: Image.Image, rng: Generator) -> None:
     horizon = rng.uniform(0.26, 0.42)
-    _gradient(image, 0, horizon, _near(rng, (240, 178, 116)), _near(rng, (252, 224, 170)))
-    _gradient(image, horizon, 1, _near(rng, (226, 150, 76)), _near(rng, (186, 104, 46)))
+    _gradient(image, 0.0, horizon, _near(rng, (240, 178, 116)), _near(rng, (252, 224, 170)))
+    _gradient(image, horizon, 1.0, _near(rng, (226, 150, 76)), _near(rng, (186, 104, 46)))
     draw = ImageDraw.Draw(image)
     for part in (0.0, 0.3, 0.62):
         y, x = (horizon + part * (1 - horizon)) * _BIG, int(rng.integers(-40, _BIG))
@@ -141,7 +141,7 @@ def _desert(image: Image.Image, rng: Generator) -> None:
 
 def _city(image: Image.Image, rng: Generator) -> None:
     street = rng.uniform(0.76, 0.86)
-    _gradient(image, 0, street, _near(rng, (150, 172, 200)), _near(rng, (206, 210, 218)))
+    _gradient(image, 0.0, street, _near(rng, (150, 172, 200)), _near(rng, (206, 210, 218)))
     draw = ImageDraw.Draw(image)
     x = -int(rng.integers(0, 12))
     while x < _BIG:
@@ -154,21 +154,21 @@ def _city(image: Image.Image, rng: Generator) -> None:
                     (column, row, column + 3, row + 5), (250, 224, 140) if rng.random() < 0.5 else (66, 76, 100)
                 )
         x += width
-    _gradient(image, street, 1, _near(rng, (84, 84, 90)), _near(rng, (60, 60, 66)))
+    _gradient(image, street, 1.0, _near(rng, (84, 84, 90)), _near(rng, (60, 60, 66)))
     shift = int(rng.integers(0, 20))
     for dash in range(-shift, _BIG, 28):
         draw.rectangle((dash, 0.94 * _BIG, dash + 14, 0.94 * _BIG + 3), fill=(236, 232, 210))
 
 
 def _sky(image: Image.Image, rng: Generator) -> None:
-    _gradient(image, 0, 1, _near(rng, (58, 132, 222)), _near(rng, (158, 208, 246)))
+    _gradient(image, 0.0, 1.0, _near(rng, (58, 132, 222)), _near(rng, (158, 208, 246)))
     _clouds(ImageDraw.Draw(image), rng, 7, 4, _BIG)
 
 
 def _marsh(image: Image.Image, rng: Generator) -> None:
     horizon = rng.uniform(0.16, 0.3)
-    _gradient(image, 0, horizon, _near(rng, (176, 186, 168)), _near(rng, (206, 204, 172)))
-    _gradient(image, horizon, 1, _near(rng, (122, 128, 84)), _near(rng, (62, 78, 58)))
+    _gradient(image, 0.0, horizon, _near(rng, (176, 186, 168)), _near(rng, (206, 204, 172)))
+    _gradient(image, horizon, 1.0, _near(rng, (122, 128, 84)), _near(rng, (62, 78, 58)))
     draw = ImageDraw.Draw(image)
     for _ in range(5):
         x, y, size = (
@@ -186,7 +186,7 @@ def _marsh(image: Image.Image, rng: Generator) -> None:
 
 def _snow(image: Image.Image, rng: Generator) -> None:
     ground = rng.uniform(0.4, 0.55)
-    _gradient(image, 0, ground, _near(rng, (166, 188, 214)), _near(rng, (214, 224, 236)))
+    _gradient(image, 0.0, ground, _near(rng, (166, 188, 214)), _near(rng, (214, 224, 236)))
     draw = ImageDraw.Draw(image)
     for x in (-10, 40, 100):
         peak, x = int(rng.integers(8, 34)), x + int(rng.integers(-14, 15))
@@ -194,7 +194,7 @@ def _snow(image: Image.Image, rng: Generator) -> None:
         draw.polygon(
             (x - 13, peak + 16, x, peak, x + 13, peak + 16, x + 4, peak + 12, x - 4, peak + 20), (250, 252, 255)
         )
-    _gradient(image, ground, 1, _near(rng, (236, 242, 250), 5), _near(rng, (212, 224, 242), 5))
+    _gradient(image, ground, 1.0, _near(rng, (236, 242, 250), 5), _near(rng, (212, 224, 242), 5))
     for x in _sides(rng, 3):
         y, tall = int(rng.integers(84, 112)), int(rng.integers(44, 62))
         for level in (0.0, 0.28, 0.56):
@@ -209,10 +209,10 @@ def _snow(image: Image.Image, rng: Generator) -> None:
 
 def _meadow(image: Image.Image, rng: Generator) -> None:
     horizon = rng.uniform(0.22, 0.4)
-    _gradient(image, 0, horizon, _near(rng, (116, 188, 242)), _near(rng, (200, 230, 246)))
+    _gradient(image, 0.0, horizon, _near(rng, (116, 188, 242)), _near(rng, (200, 230, 246)))
     draw = ImageDraw.Draw(image)
     _clouds(draw, rng, 1, 8, 20)
-    _gradient(image, horizon, 1, _near(rng, (146, 204, 76)), _near(rng, (78, 158, 42)))
+    _gradient(image, horizon, 1.0, _near(rng, (146, 204, 76)), _near(rng, (78, 158, 42)))
     x = int(rng.integers(0, _BIG))
     draw.ellipse((x - 70, horizon * _BIG - 10, x + 70, horizon * _BIG + 40), fill=_near(rng, (136, 198, 74)))
     petals = ((250, 250, 250), (252, 214, 50), (236, 80, 120), (168, 110, 220))
@@ -224,8 +224,8 @@ def _indoors(image: Image.Image, rng: Generator) -> None:
     floor = rng.uniform(0.7, 0.82)
     walls = ((228, 206, 184), (206, 190, 214), (222, 196, 190), (226, 220, 198))
     wall = _near(rng, walls[int(rng.integers(4))], 8)
-    _gradient(image, 0, floor, wall, (wall[0] - 24, wall[1] - 24, wall[2] - 24))
-    _gradient(image, floor, 1, _near(rng, (168, 112, 66)), _near(rng, (124, 78, 42)))
+    _gradient(image, 0.0, floor, wall, (wall[0] - 24, wall[1] - 24, wall[2] - 24))
+    _gradient(image, floor, 1.0, _near(rng, (168, 112, 66)), _near(rng, (124, 78, 42)))
     draw = ImageDraw.Draw(image)
     y = floor * _BIG
     draw.rectangle((0, y - 7, _BIG, y), fill=(246, 240, 232))

@@ -76,10 +76,11 @@ def _group(scene: BirdScene) -> str:
 def main() -> None:
     """Draw the documentation's sheets into the folder given as the only argument."""
     folder = Path(sys.argv[1])
+    birds = in_rows(Birds(balanced=True).scene, _group, ("0", "1", "2", "3"), 7, most=4)
     sheets: dict[str, Sequence[Scene]] = {
         "pocket-world": in_rows(World().scene, _location, LOCATIONS, 7, most=2),
         "pocket-held-out": [World(styles=STYLES[1:]).scene(number) for number in range(14)],
-        "pocket-birds": in_rows(Birds(balanced=True).scene, _group, ("0", "1", "2", "3"), 7, most=4),
+        "pocket-birds": birds,
     }
     for name, scenes in sheets.items():
         contact_sheet(scenes, 7).save(folder / f"{name}.png", optimize=True)

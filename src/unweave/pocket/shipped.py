@@ -90,15 +90,15 @@ def read(folder: Path) -> Evaluation:
     images = _sheet(folder / _IMAGES, "RGB", table["sha256"])
     masks = _sheet(folder / _MASKS, "1", table["sha256"])
     rows = zip(*(table[name] for name in _FIELDS), strict=True)
-    factors = [Factors(**dict(zip(_FIELDS, row, strict=True))) for row in rows]
-    factors = [dataclasses.replace(row, centre=(row.centre[0], row.centre[1])) for row in factors]
-    return Evaluation(images[: len(factors)], masks[: len(factors)], tuple(factors), tuple(table["caption"]))
+    factors = tuple(Factors(**dict(zip(_FIELDS, row, strict=True))) for row in rows)
+    return Evaluation(images[: len(factors)], masks[: len(factors)], factors, tuple(table["caption"]))
 
 
 def _table(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_bytes())
         lengths = {len(table[name]) for name in (*_FIELDS, "caption")}
+        table["centre"] = [(x, y) for x, y in table["centre"]]  # JSON knows no tuples
         if len(lengths) != 1 or not {_IMAGES, _MASKS} <= set(table["sha256"]):
             raise ValueError("its columns do not fit together")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,7 +133,7 @@ def write(scenes: Sequence[Scene], folder: Path) -> None:
     """
     images = _side_by_side(np.stack([scene.image for scene in scenes]))
     masks = _side_by_side(np.stack([scene.mask for scene in scenes]))
-    Image.fromarray(images).save(folder / _IMAGES, lossless=True, quality=100, method=6)
+    Image.fromarray(images).save(folder / _IMAGES, lossless=True, quality=80, method=6)
     Image.fromarray(masks).save(folder / _MASKS, optimize=True)
     rows = [dataclasses.asdict(scene.factors) for scene in scenes]
     table: dict[str, Any] = {

@@ -26,7 +26,7 @@ EMOJI = {
     "chef": "👨‍🍳", "policeman": "👮", "firefighter": "👨‍🚒", "astronaut": "👨‍🚀", "wizard": "🧙", "car": "🚗",
     "bus": "🚌", "tractor": "🚜", "bicycle": "🚲", "helicopter": "🚁", "sailboat": "⛵", "apple": "🍎", "banana": "🍌",
     "grape": "🍇", "strawberry": "🍓", "pineapple": "🍍", "watermelon": "🍉", "shirt": "👕", "dress": "👗",
-    "cap": "🧢", "rooster": "🐓", "turkey": "🦃", "eagle": "🦅", "peacock": "🦚", "goose": "🪿",
+    "cap": "🧢", "rooster": "🐓", "turkey": "🦃", "eagle": "🦅", "goose": "🪿",
 }  # fmt: skip
 """Each drawing's name and the character that stands for it."""
 
@@ -121,7 +121,7 @@ _OUTLINES = {
 }  # fmt: skip
 
 
-def rebuild(font: Path, folder: Path, target: Path = _SHEETS) -> None:
+def rebuild(font: Path, folder: Path, target: Path) -> None:
     """Make both sheets.
 
     Args:
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--font", type=Path, default=_FONT, help="NotoColorEmoji.ttf")
     parser.add_argument("--twemoji", type=Path, required=True, help="folder of Twemoji's PNG files")
     arguments = parser.parse_args()
-    rebuild(arguments.font, arguments.twemoji)
+    rebuild(arguments.font, arguments.twemoji, _SHEETS)
 
 
 if __name__ == "__main__":
