@@ -47,7 +47,7 @@ def painted(
     rgb: Float[np.ndarray, "row column 3"],
     paint: UInt8[np.ndarray, "row column 4"],
     colour: str,
-    pattern: Float[np.ndarray, "row column"],
+    where: Float[np.ndarray, "row column"],
 ) -> Float[np.ndarray, "row column 3"]:
     """The pixels of a drawing, 0 ... 255, with its paintable ones in a colour and its contrasting colour.
 
@@ -55,10 +55,10 @@ def painted(
         rgb: The drawing as it is.
         paint: Its `paint_map`, placed as the drawing is.
         colour: One of `COLOURS`.
-        pattern: Where the contrasting colour goes, 0 ... 1.
+        where: Where the contrasting colour goes, 0 ... 1.
     """
     base, other = np.array(RGB[colour], np.float32), np.array(contrasting(colour), np.float32)
-    flat = base + pattern[..., None] * (other - base)
+    flat = base + where[..., None] * (other - base)
     shade = paint[..., :1] / np.float32(_SHADES)
     lit = np.where(shade < 1, flat * shade, flat + (255 - flat) * (shade - 1))
     return rgb + paint[..., 1:2] / np.float32(255) * (lit - rgb)

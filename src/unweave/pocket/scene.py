@@ -135,4 +135,4 @@ def compose(
     light = np.float32(255 if rgb[mask].mean() < 110 else 0)
     image = behind + rim * (light - behind)
     image += alpha[..., None] * (rgb - image)
-    return (np.clip(np.rint(image / _STEP) * _STEP, 0, 255)).astype(np.uint8), mask
+    return np.clip(np.rint(image / _STEP) * _STEP, 0, 255).astype(np.uint8), mask
