@@ -448,6 +448,14 @@ case(
 
 # -- convolution ------------------------------------------------------------------------------------------------------
 
+case(
+    "conv1d: tokens as channels, one bias for the whole width",
+    TOKENS,
+    lambda p, x: F.conv1d(x, p.a, p.b),
+    a=(1, 6, 1),
+    b=(1,),
+)
+
 for name, given, weight in (
     ("tiles", {"stride": 2}, (5, 4, 2, 2)),
     ("pointwise", {}, (5, 4, 1, 1)),

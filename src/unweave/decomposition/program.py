@@ -30,7 +30,8 @@ class Emission:
 
     Attributes:
         value: The contraction's result.
-        order: Its axes in the order (batch, kept, out); -1 for the batch where the value is the same for every image.
+        order: Its axes in the order (batch, kept, out); -1 for one along which it is the same everywhere.
+        sizes: The length of each of these; -1 for the batch.
         columns: The result's columns.
         chosen: Which of the value's columns those are; None for all.
         scale: A factor.
@@ -39,6 +40,7 @@ class Emission:
 
     value: Value
     order: tuple[int, ...]
+    sizes: tuple[int, ...]
     columns: tuple[int, ...]
     chosen: tuple[int, ...] | None
     scale: float
@@ -94,10 +96,9 @@ class Program:
             wanted = (BATCH, *reading.kept, *out)
             value, own = self.contractions.contract(operands, wanted)
             order = tuple(own.index(index) if index in own else -1 for index in wanted)
-            count = 1
-            for index in reading.kept:
-                count *= index.size
-            found.append(Emission(value, order, job.columns, job.chosen, reading.scale, count))
+            sizes = tuple(-1 if index is BATCH else index.size for index in wanted)
+            count = prod(index.size for index in reading.kept)
+            found.append(Emission(value, order, sizes, job.columns, job.chosen, reading.scale, count))
         return found
 
     def _direction_values(self) -> Tensor:
@@ -327,12 +328,10 @@ def _value_of(value: Value, environment: dict[object, Any], state: _State) -> Te
 
 
 def _emit(emission: Emission, tensor: Tensor, result: Tensor) -> None:
-    if emission.order[0] == -1:
-        order = emission.order[1:]
-        tensor = tensor.permute([place for place in order if place >= 0])[None]
-    else:
-        tensor = tensor.permute([place for place in emission.order if place >= 0])
-    tensor = tensor.reshape(tensor.shape[0], emission.count, result.shape[2])
+    tensor = tensor.permute([place for place in emission.order if place >= 0])
+    for axis, place in enumerate(emission.order):
+        tensor = tensor.unsqueeze(axis) if place < 0 else tensor
+    tensor = tensor.expand(emission.sizes).reshape(len(tensor), emission.count, result.shape[2])
     if emission.chosen is not None:
         tensor = tensor[:, list(emission.chosen)]
     columns = emission.columns
