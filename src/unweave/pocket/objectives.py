@@ -87,7 +87,7 @@ class Redundancy(nn.Module):
         width: Of the projector in which views are compared.
     """
 
-    def __init__(self, network: Any, how: View, width: int = 512) -> None:
+    def __init__(self, network: Any, how: View, width: int = 256) -> None:
         super().__init__()
         self.network, self.how = network, how
         self.projector = nn.Sequential(

@@ -25,7 +25,8 @@ class Recipe:
         rate: How fast matrices learn, at most.
         fall: The last part of the steps, in which the rate falls to zero and no patch is dropped.
         dropped: The share of patches that a ViT does not see until then (Li et al., 2023): twice the scenes an hour.
-        easy: The share of easy scenes at the start; it falls to zero over the first half.
+        easy: The share of easy scenes at the start.
+        easing: The number of steps over which that share falls to zero.
         view: How scenes are varied.
         seed: Of everything random.
     """
@@ -37,6 +38,7 @@ class Recipe:
     fall: float = 0.25
     dropped: float = 0.5
     easy: float = 0.8
+    easing: int = 500
     view: View = SAME
     seed: int = 0
 
@@ -51,7 +53,7 @@ class Recipe:
 
     def easy_share(self, step: int) -> float:
         """The part of a batch that is easy."""
-        return self.easy * max(0.0, 1 - 2 * step / self.steps)
+        return self.easy * max(0.0, 1 - step / self.easing)
 
     def dropped_share(self, step: int) -> float:
         """The part of the patches that is dropped."""
@@ -59,10 +61,10 @@ class Recipe:
 
 
 RECIPES = {
-    "clip": Recipe("captions", steps=2000, batch=256),
-    "deit": Recipe("labels", steps=2000),
-    "dino": Recipe("views", steps=600, batch=256, view=OTHER, easy=0.0),
-    "dinov2": Recipe("views", steps=600, batch=256, view=OTHER, easy=0.0, seed=1),
-    "swin": Recipe("labels", steps=2000, dropped=0.0),
-    "maxvit": Recipe("labels", steps=1500, dropped=0.0),
+    "clip": Recipe("captions", steps=1000),
+    "deit": Recipe("labels", steps=1200),
+    "dino": Recipe("views", steps=600, view=OTHER, easy=0.0),
+    "dinov2": Recipe("views", steps=600, view=OTHER, easy=0.0, seed=1),
+    "swin": Recipe("labels", steps=1000, dropped=0.0),
+    "maxvit": Recipe("labels", steps=800, dropped=0.0),
 }

@@ -16,6 +16,7 @@ from jaxtyping import Int, Int8, UInt8
 from rich.progress import track
 
 from unweave.pocket.captions import VOCABULARY, caption
+from unweave.pocket.scene import Factors
 from unweave.pocket.vocabulary import Vocabulary
 from unweave.pocket.world import CATEGORIES, COLOURS, LOCATIONS, OBJECTS, PATTERNS, World
 
@@ -61,6 +62,12 @@ class Scenes:
         return self.codes[:, list(NAMES).index(factor)]
 
 
+def coded(factors: Factors) -> list[int]:
+    """For each factor of `NAMES`, which of its values a scene has; -1 where it has none."""
+    values = [getattr(factors, name) for name in NAMES]
+    return [-1 if value is None else names.index(value) for value, names in zip(values, NAMES.values(), strict=True)]
+
+
 def draw(world: World, numbers: range) -> Scenes:
     """Draw scenes of a world into memory."""
     return _filled(_arrays(len(numbers)), map(partial(_row, world), numbers))
@@ -96,10 +103,8 @@ Row = tuple[np.ndarray, list[int], np.ndarray]
 def _row(world: World, number: int) -> Row:
     """What is kept of one scene."""
     scene = world.scene(number)
-    values = [getattr(scene.factors, name) for name in NAMES]
-    codes = [-1 if value is None else names.index(value) for value, names in zip(values, NAMES.values(), strict=True)]
     rng = np.random.default_rng((world.seed, number, 1))
-    return scene.image, codes, WORDS.encode([caption(scene.factors, rng) for _ in range(PARAPHRASES)])
+    return scene.image, coded(scene.factors), WORDS.encode([caption(scene.factors, rng) for _ in range(PARAPHRASES)])
 
 
 def _arrays(count: int) -> list[np.ndarray]:

@@ -20,13 +20,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 """The folder that is shipped."""
 
 
-def card(name: str, folder: Path = WEIGHTS) -> dict[str, Any]:
+def card(name: str, folder: Path | None = None) -> dict[str, Any]:
     """What is known of a network.
 
     Raises:
         ModelError: There is no card, or it is damaged.
     """
-    path = folder / f"{name}.json"
+    path = (folder or WEIGHTS) / f"{name}.json"
     try:
         known = json.loads(path.read_text())
         if not {"names", "sha256"} <= known.keys():
@@ -36,13 +36,13 @@ def card(name: str, folder: Path = WEIGHTS) -> dict[str, Any]:
     return known
 
 
-def weights(name: str, folder: Path = WEIGHTS) -> Path:
+def weights(name: str, folder: Path | None = None) -> Path:
     """The file of a network's weights.
 
     Raises:
         ModelError: It is missing, or is not the file that the card was written for.
     """
-    path, wanted = folder / f"{name}.safetensors", card(name, folder)["sha256"]
+    path, wanted = (folder or WEIGHTS) / f"{name}.safetensors", card(name, folder)["sha256"]
     if not path.is_file():
         raise ModelError("The weights are missing.", where=str(path), cure=_cure(name))
     if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
@@ -50,18 +50,19 @@ def weights(name: str, folder: Path = WEIGHTS) -> Path:
     return path
 
 
-def put(name: str, network: nn.Module, known: dict[str, Any], folder: Path = WEIGHTS) -> None:
+def put(name: str, network: nn.Module, known: dict[str, Any], folder: Path | None = None) -> None:
     """Lay a network's weights, rounded to float16, and its card on the shelf."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     content = save({key: value.half() if value.is_floating_point() else value for key, value in state.items()})
+    folder = folder or WEIGHTS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(content)
     write(name, known | {"sha256": hashlib.sha256(content).hexdigest()}, folder)
 
 
-def write(name: str, known: dict[str, Any], folder: Path = WEIGHTS) -> None:
+def write(name: str, known: dict[str, Any], folder: Path | None = None) -> None:
     """Write a card."""
-    (folder / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n")
+    ((folder or WEIGHTS) / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n")
 
 
 def _cure(name: str) -> str:

@@ -49,6 +49,10 @@ class Training:
         name: Of the network, one of `NETWORKS`.
         recipe: How it learns.
         device: Where.
+
+    Attributes:
+        step: How many batches it has learned from.
+        seconds: How much of the processor's time that took.
     """
 
     def __init__(self, name: str, recipe: Recipe, device: str = "cpu") -> None:
@@ -61,7 +65,7 @@ class Training:
 
     def advance(self, easy: Scenes, usual: Scenes) -> float:
         """Learn from one batch; returns the loss."""
-        began, recipe = time.perf_counter(), self.recipe
+        began, recipe = time.process_time(), self.recipe
         torch.manual_seed(recipe.seed + 1_000_003 * (self.step + 1))
         rng = np.random.default_rng((recipe.seed, self.step))
         first = round(recipe.batch * recipe.easy_share(self.step))
@@ -77,7 +81,7 @@ class Training:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         return loss.item()
 
     def save(self, path: Path) -> None:
@@ -123,29 +127,25 @@ def train(
         name: Of the network.
         recipe: How it learns.
         scenes: Easy ones and usual ones.
-        folder: Where checkpoints are kept: the latest, and the one from before the rate falls.
+        folder: Where checkpoints are kept: one from before the rate falls, one of the fall to each number of steps.
         device: Where the network learns.
         progress: Where to say how far it is.
     """
-    latest, top = folder / f"{name}.safetensors", folder / f"{name}.top.safetensors"
+    rising, falling = folder / f"{name}.safetensors", folder / f"{name}-{recipe.steps}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     progress = progress or Progress(disable=True)
     with torch.random.fork_rng(devices=[]):
         training = Training(name, recipe, device)
-        if latest.is_file():
-            training.load(latest)
-            if training.step > recipe.top and top.is_file():
-                # The recipe has grown since: the rate falls later now.
-                training.load(top)
+        for path in (rising, falling):
+            if path.is_file():
+                training.load(path)
         task = progress.add_task(name, total=recipe.steps, completed=training.step, loss=float("nan"))
         saved = time.monotonic()
         while training.step < recipe.steps:
-            if training.step == recipe.top:
-                training.save(top)
             loss = training.advance(*scenes)
             progress.update(task, completed=training.step, loss=loss)
-            if time.monotonic() - saved > _EVERY or training.step == recipe.steps:
-                training.save(latest)
+            if time.monotonic() - saved > _EVERY or training.step in (recipe.top, recipe.steps):
+                training.save(rising if training.step <= recipe.top else falling)
                 saved = time.monotonic()
                 progress.console.print(f"{name} step {training.step} of {recipe.steps}: loss {loss:.3f}")
     return training
@@ -196,4 +196,4 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except UnweaveError as error:
-        raise SystemExit(f"{error}") from None
+        raise SystemExit(str(error)) from None

@@ -42,7 +42,7 @@ def view(images: UInt8[Tensor, "image height width 3"], how: View) -> Float[Tens
         return torch.empty(count, 1, 1, 1, device=images.device).uniform_(low, high)
 
     def some(share: float) -> Tensor:
-        return uniform(0, 1) < share
+        return uniform(0.0, 1.0) < share
 
     pixels = _crop(images.permute(0, 3, 1, 2).float() / 255, how.zoom)
     if how.blur:
