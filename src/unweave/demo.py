@@ -161,16 +161,7 @@ def _page(
         best = max(working, key=lambda place: float(values[place]))
         whole = float(explained(contributions.representation[:, None], torch.tensor(_codes(scenes, name)))[0])
         rows.append((name, str(plan.components[best]), f"{values[best]:.0%}", f"{share[best]:.1%}", f"{whole:.0%}"))
-    page.table(
-        (
-            "factor",
-            "component that carries most of it",
-            "of its variance",
-            "its share",
-            "the whole representation's variance",
-        ),
-        rows,
-    )
+    page.table(("factor", "most of it is in", "of its variance", "its share", "of the representation's variance"), rows)
     return page
 
 

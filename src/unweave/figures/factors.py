@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from unweave.components import Component
@@ -48,9 +49,9 @@ def factors_figure(components: Sequence[Component], carried: Mapping[str, Sequen
         raise UnweaveError("None of the components has a place in the figure.")
     width = heads + 0.5 + len(kinds)
     figure = Figure(
-        figsize=(1.6 + len(carried) * (0.26 * width + 0.5), 1.7 + 0.26 * len(rows)),
+        figsize=(1.6 + len(carried) * (0.26 * width + 0.75), 1.7 + 0.26 * len(rows)),
         dpi=150,
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(wspace=0.12),
         facecolor="white",
     )
     FigureCanvasAgg(figure)
