@@ -4,7 +4,7 @@ All accuracies are balanced over classes, or over groups of birds, on scenes tha
 shipped evaluation set, and birds of their test split.
 
 * CLIP is asked in words alone; supervised networks by their own classifier.
-* Every representation is probed by linear heads, and beside it that of the same network with random weights: what a
+* Every representation is probed by linear heads, and beside it that of the same network before it was trained: what a
   head reads from random features, training has not put there.
 * A head that tells land birds from water birds learns from biased scenes, and again from balanced ones. What its worst
   group loses by the bias says how much the background tempts.
@@ -30,10 +30,12 @@ from unweave.models import Model, load_model
 from unweave.pocket import shelf
 from unweave.pocket.captions import PLACES, TEMPLATES, with_article
 from unweave.pocket.encoder import TextEncoder, text
-from unweave.pocket.networks import NETWORKS, Clip
+from unweave.pocket.networks import IMAGE_SIZE, NETWORKS, Clip, image_tower
 from unweave.pocket.probes import Classes, Features, Images, Trial, accuracy, fitted, misled, trial
+from unweave.pocket.recipes import RECIPES
 from unweave.pocket.scenes import NAMES, Scenes, coded, draw
 from unweave.pocket.shipped import Evaluation, evaluation
+from unweave.pocket.train import Training
 from unweave.pocket.views import whole
 from unweave.pocket.world import World
 
@@ -67,7 +69,7 @@ def prompts(factor: str, value: str) -> list[str]:
 def zero_shot(encoder: TextEncoder, features: Features, factor: str) -> Classes:
     """The value of a factor whose prompts are nearest to each image, by the cosine with their mean."""
     directions = torch.stack([encoder.encode(prompts(factor, value)).mean(0) for value in NAMES[factor]])
-    return (features @ nn.functional.normalize(directions, dim=-1).numpy().T).argmax(1)
+    return (features @ nn.functional.normalize(directions, dim=-1).cpu().numpy().T).argmax(1)
 
 
 def named(model: Model, features: Features) -> dict[str, Classes]:
@@ -81,19 +83,25 @@ def named(model: Model, features: Features) -> dict[str, Classes]:
         return {"object": model.classifier(torch.from_numpy(features).to(model.device)).argmax(1).cpu().numpy()}
 
 
-def measured(model: Model, random: Model, scenes: Evaluation, probe: Scenes, trials: list[Trial]) -> dict[str, Any]:
+def untrained(name: str, device: str) -> Model:
+    """A network as it was before its first step."""
+    tower = image_tower(Training(name, RECIPES[name], device).network)
+    return Model.from_module(tower, input_size=(3, IMAGE_SIZE, IMAGE_SIZE), id=f"pocket/{name}, untrained")
+
+
+def measured(model: Model, before: Model, scenes: Evaluation, probe: Scenes, trials: list[Trial]) -> dict[str, Any]:
     """All that is measured of one network.
 
     Args:
         model: The network.
-        random: The same with random weights.
+        before: The same before it was trained.
         scenes: What it is asked about.
         probe: What linear heads learn from.
         trials: Birds, for each seed.
 
     Returns:
-        Accuracies: `named` and `named, held-out style` by factor; `probe` and `probe, random` by factor; `birds` for
-        each seed.
+        Accuracies: `named` and `named, held-out style` by factor; `probe` and `probe, untrained` by factor; `birds`
+        for each seed.
     """
     codes = np.array([coded(factors) for factors in scenes.factors])
     usual, features = ~scenes.held_out, represent(model, scenes.images)
@@ -112,7 +120,7 @@ def measured(model: Model, random: Model, scenes: Evaluation, probe: Scenes, tri
         "named": right(said, usual),
         "named, held-out style": right(said, ~usual),
         "probe": probed(model, features),
-        "probe, random": probed(random, represent(random, scenes.images)),
+        "probe, untrained": probed(before, represent(before, scenes.images)),
         "birds": [
             {name: round(value, 4) for name, value in misled(birds, partial(represent, model)).items()}
             for birds in trials
@@ -131,14 +139,13 @@ def tables(cards: dict[str, dict[str, Any]]) -> tuple[list[list[str]], list[list
         return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
     said = [["network", *NAMES, "object, held-out style"]]
-    read = [
-        ["network", "object", "(random)", "location", "(random)", "worst, biased", "worst, balanced", "average, biased"]
-    ]
+    columns = [f"{factor}{of}" for factor in PROBED for of in ("", ", untrained")]
+    read = [["network", *columns, "worst, biased", "worst, balanced", "average, biased"]]
     for name, card in cards.items():
         found = card["measured"]
         cells = [cell(found["named"], factor) for factor in NAMES]
         said.append([name, *cells, cell(found["named, held-out style"], "object")])
-        probes = [cell(found[which], factor) for factor in PROBED for which in ("probe", "probe, random")]
+        probes = [cell(found[which], factor) for factor in PROBED for which in ("probe", "probe, untrained")]
         birds = [spread(found["birds"], which) for which in ("worst biased", "worst balanced", "average biased")]
         read.append([name, *probes, *birds])
     return [row for row in said if any(row[1:])], read
@@ -161,8 +168,8 @@ def main(
         scenes, probe, trials = evaluation(), draw(*PROBE), [trial(seed) for seed in BIRD_SEEDS]
     for name in track(names or list(NETWORKS), "Measuring", console=console):
         model = load_model(f"pocket/{name}", device=device)
-        random = load_model(f"pocket/{name}", random_weights=True, device=device)
-        shelf.write(name, shelf.card(name) | {"measured": measured(model, random, scenes, probe, trials)})
+        before = untrained(name, device)
+        shelf.write(name, shelf.card(name) | {"measured": measured(model, before, scenes, probe, trials)})
     cards = {name: shelf.card(name) for name in NETWORKS}
     found = tables({name: card for name, card in cards.items() if "measured" in card})
     for head, *body in found:
@@ -172,9 +179,9 @@ def main(
         console.print(table)
     if docs is not None:
         written = "\n\n".join(map(markdown, found))
-        before, _, rest = docs.read_text().partition("<!-- zoo:begin -->")
-        after = rest.partition("<!-- zoo:end -->")[2]
-        docs.write_text(f"{before}<!-- zoo:begin -->\n\n{written}\n\n<!-- zoo:end -->{after}")
+        above, _, rest = docs.read_text().partition("<!-- zoo:begin -->")
+        below = rest.partition("<!-- zoo:end -->")[2]
+        docs.write_text(f"{above}<!-- zoo:begin -->\n\n{written}\n\n<!-- zoo:end -->{below}")
 
 
 if __name__ == "__main__":

@@ -76,38 +76,35 @@ class Captions(nn.Module):
         return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
 
-class Redundancy(nn.Module):
-    """VICReg (Bardes et al., 2022): two views of a scene should agree, and over the scenes no direction may be lost.
+class Views(nn.Module):
+    """Tells the other view of each scene from all other views in its batch (SimCLR; Chen et al., 2020).
 
     No label is read.
 
     Args:
         network: Images to `[image, dim]`.
-        how: How images are varied.
+        how: How much two views of a scene may differ.
         width: Of the projector in which views are compared.
+        temperature: What cosines are divided by.
     """
 
-    def __init__(self, network: Any, how: View, width: int = 256) -> None:
+    def __init__(self, network: Any, how: View, width: int = 256, temperature: float = 0.15) -> None:
         super().__init__()
-        self.network, self.how = network, how
+        self.network, self.how, self.temperature = network, how, temperature
         self.projector = nn.Sequential(
             nn.Linear(network.num_features, width),
             nn.BatchNorm1d(width),
             nn.ReLU(),
-            nn.Linear(width, width),
+            nn.Linear(width, width // 2),
         )
 
     def forward(self, images: Images, codes: Codes, words: Words) -> Float[Tensor, ""]:
-        """25 x (disagreement + lost variance) + covariance."""
+        """Cross entropy of each view's partner among all views but itself."""
         both = self.projector(self.network(torch.cat([view(images, self.how) for _ in range(2)])))
-        loss = 25 * functional.mse_loss(*both.chunk(2))
-        for one in both.chunk(2):
-            centred = one - one.mean(0)
-            covariance = centred.T @ centred / (len(one) - 1)
-            deviation = (covariance.diagonal() + 1e-4).sqrt()
-            off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
-            loss = loss + 12.5 * functional.relu(1 - deviation).mean() + off_diagonal / one.shape[1] / 2
-        return loss
+        both = functional.normalize(both, dim=-1)
+        cosines = (both @ both.T).fill_diagonal_(-torch.inf)
+        partner = torch.arange(len(both), device=both.device).roll(len(images))
+        return functional.cross_entropy(cosines / self.temperature, partner)
 
 
-OBJECTIVES: dict[str, Callable[[Any, View], nn.Module]] = {"labels": Labels, "captions": Captions, "views": Redundancy}
+OBJECTIVES: dict[str, Callable[[Any, View], nn.Module]] = {"labels": Labels, "captions": Captions, "views": Views}

@@ -63,8 +63,8 @@ class Recipe:
 RECIPES = {
     "clip": Recipe("captions", steps=1000),
     "deit": Recipe("labels", steps=1200),
-    "dino": Recipe("views", steps=600, view=OTHER, easy=0.0),
-    "dinov2": Recipe("views", steps=600, view=OTHER, easy=0.0, seed=1),
-    "swin": Recipe("labels", steps=1000, dropped=0.0),
-    "maxvit": Recipe("labels", steps=800, dropped=0.0),
+    "dino": Recipe("views", steps=300, view=OTHER, easy=0.0),
+    "dinov2": Recipe("views", steps=300, view=OTHER, easy=0.0, seed=1),
+    "swin": Recipe("labels", steps=450, dropped=0.0),
+    "maxvit": Recipe("labels", steps=350, dropped=0.0),
 }
