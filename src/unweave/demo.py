@@ -51,6 +51,11 @@ class Demonstration:
     report: Path
     seconds: float
 
+    @property
+    def carriers(self) -> dict[str, int]:
+        """For each factor, the place of the component that carries most of it."""
+        return _carriers(self.contributions, self.carried)
+
 
 def demonstrate(
     report: str | Path, *, model: str = "pocket/deit", advance: Callable[[int, int], None] = lambda done, total: None
@@ -80,6 +85,12 @@ def demonstrate(
     _show_more(page, loaded)
     seconds = time.perf_counter() - began
     return Demonstration(contributions, carried, page.save(report), seconds)
+
+
+def _carriers(contributions: Contributions, carried: dict[str, Tensor]) -> dict[str, int]:
+    """Biases are left out: they vary over the scenes by the norms behind them alone."""
+    working = [place for place, part in enumerate(contributions.components) if part.kind not in ("bias", "rest")]
+    return {factor: max(working, key=lambda place: float(values[place])) for factor, values in carried.items()}
 
 
 def _codes(scenes: Evaluation, factor: str) -> list[int]:
@@ -155,12 +166,11 @@ def _page(
         factors_figure(plan.components, {name: values.tolist() for name, values in carried.items()}, title=""),
         "share of each component's variance that each factor explains",
     )
-    working = [place for place, part in enumerate(plan.components) if part.kind not in ("bias", "rest")]
     rows = []
-    for name, values in carried.items():
-        best = max(working, key=lambda place: float(values[place]))
+    for name, best in _carriers(contributions, carried).items():
         whole = float(explained(contributions.representation[:, None], torch.tensor(_codes(scenes, name)))[0])
-        rows.append((name, str(plan.components[best]), f"{values[best]:.0%}", f"{share[best]:.1%}", f"{whole:.0%}"))
+        part, most = str(plan.components[best]), float(carried[name][best])
+        rows.append((name, part, f"{most:.0%}", f"{share[best]:.1%}", f"{whole:.0%}"))
     page.table(("factor", "most of it is in", "of its variance", "its share", "of the representation's variance"), rows)
     return page
 

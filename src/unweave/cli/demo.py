@@ -33,10 +33,6 @@ def demo(
             output, model=model, advance=lambda done, total: progress.update(task, completed=done, total=total)
         )
     components, error = found.contributions.components, float(found.contributions.error.max())
-    best = {
-        factor: max(range(len(components)), key=lambda place: float(values[place]))
-        for factor, values in found.carried.items()
-    }
     if json:
         print_json(
             {
@@ -59,7 +55,7 @@ def demo(
     console = Console(highlight=False)
     rows = [
         [factor, str(components[place]), in_percent(float(found.carried[factor][place]))]
-        for factor, place in best.items()
+        for factor, place in found.carriers.items()
     ]
     headings = {"factor": "left", "is carried most by": "left", "of its variance": "right"}
     console.print(table("What the components carry", headings, rows))
