@@ -42,14 +42,14 @@ class Difficulty:
         smallest, largest: The range of the birds' longer side, in pixels.
     """
 
-    tint: float = 0.25
-    pattern: float = 0.2
+    tint: float = 0.3
+    pattern: float = 0.22
     smallest: int = 32
-    largest: int = 54
+    largest: int = 53
 
 
 DIFFICULTY = Difficulty()
-"""The published difficulty."""
+"""The published difficulty, chosen on validation birds of seed 100: heads on the zoo are misled, and not lost."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ PROBED = ("object", "location")
 PROBE = World(2), range(4000)
 """The scenes that linear heads learn from; networks learn from other worlds."""
 
+PROBES = ("probe", "probe, untrained", "probe, random")
+"""The networks that are probed: as trained, as it was before, and with random weights of a gain of one."""
+
 BIRD_SEEDS = (0, 1, 2)
 
 
@@ -89,42 +92,40 @@ def untrained(name: str, device: str) -> Model:
     return Model.from_module(tower, input_size=(3, IMAGE_SIZE, IMAGE_SIZE), id=f"pocket/{name}, untrained")
 
 
-def measured(model: Model, before: Model, scenes: Evaluation, probe: Scenes, trials: list[Trial]) -> dict[str, Any]:
+def measured(
+    name: str, scenes: Evaluation, probe: Scenes, trials: list[Trial], *, device: str = "cpu"
+) -> dict[str, Any]:
     """All that is measured of one network.
 
     Args:
-        model: The network.
-        before: The same before it was trained.
+        name: Of the network.
         scenes: What it is asked about.
         probe: What linear heads learn from.
         trials: Birds, for each seed.
+        device: Where it is asked.
 
     Returns:
-        Accuracies: `named` and `named, held-out style` by factor; `probe` and `probe, untrained` by factor; `birds`
-        for each seed.
+        Accuracies: `named` and `named, held-out style` by factor; each of `PROBES` by factor; `birds` for each seed.
     """
+    model = load_model(f"pocket/{name}", device=device)
+    random = load_model(f"pocket/{name}", random_weights=True, device=device)
     codes = np.array([coded(factors) for factors in scenes.factors])
-    usual, features = ~scenes.held_out, represent(model, scenes.images)
+    usual, said = ~scenes.held_out, named(model, represent(model, scenes.images))
 
     def right(found: dict[str, Classes], which: np.ndarray) -> dict[str, float]:
         columns = {factor: codes[:, list(NAMES).index(factor)] for factor in found}
         return {factor: round(accuracy(found[factor][which], columns[factor][which]), 4) for factor in found}
 
-    def probed(model: Model, features: Features) -> dict[str, float]:
-        learned = represent(model, probe.images)
-        heads = {factor: fitted(learned, probe.code(factor)) for factor in PROBED}
-        return right({factor: head.predict(features) for factor, head in heads.items()}, usual)
+    def probed(model: Model) -> dict[str, float]:
+        learned, asked = represent(model, probe.images), represent(model, scenes.images)
+        return right({factor: fitted(learned, probe.code(factor)).predict(asked) for factor in PROBED}, usual)
 
-    said = named(model, features)
+    birds = [misled(flocks, partial(represent, model)) for flocks in trials]
     return {
         "named": right(said, usual),
         "named, held-out style": right(said, ~usual),
-        "probe": probed(model, features),
-        "probe, untrained": probed(before, represent(before, scenes.images)),
-        "birds": [
-            {name: round(value, 4) for name, value in misled(birds, partial(represent, model)).items()}
-            for birds in trials
-        ],
+        **dict(zip(PROBES, map(probed, (model, untrained(name, device), random)), strict=True)),
+        "birds": [{which: round(value, 4) for which, value in one.items()} for one in birds],
     }
 
 
@@ -139,13 +140,13 @@ def tables(cards: dict[str, dict[str, Any]]) -> tuple[list[list[str]], list[list
         return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
     said = [["network", *NAMES, "object, held-out style"]]
-    columns = [f"{factor}{of}" for factor in PROBED for of in ("", ", untrained")]
+    columns = [f"{factor}{of.removeprefix('probe')}" for factor in PROBED for of in PROBES]
     read = [["network", *columns, "worst, biased", "worst, balanced", "average, biased"]]
     for name, card in cards.items():
         found = card["measured"]
         cells = [cell(found["named"], factor) for factor in NAMES]
         said.append([name, *cells, cell(found["named, held-out style"], "object")])
-        probes = [cell(found[which], factor) for factor in PROBED for which in ("probe", "probe, untrained")]
+        probes = [cell(found[which], factor) for factor in PROBED for which in PROBES]
         birds = [spread(found["birds"], which) for which in ("worst biased", "worst balanced", "average biased")]
         read.append([name, *probes, *birds])
     return [row for row in said if any(row[1:])], read
@@ -167,18 +168,17 @@ def main(
     with console.status("Drawing what they are measured on"):
         scenes, probe, trials = evaluation(), draw(*PROBE), [trial(seed) for seed in BIRD_SEEDS]
     for name in track(names or list(NETWORKS), "Measuring", console=console):
-        model = load_model(f"pocket/{name}", device=device)
-        before = untrained(name, device)
-        shelf.write(name, shelf.card(name) | {"measured": measured(model, before, scenes, probe, trials)})
+        found = measured(name, scenes, probe, trials, device=device)
+        shelf.write(name, shelf.card(name) | {"measured": found})
     cards = {name: shelf.card(name) for name in NETWORKS}
-    found = tables({name: card for name, card in cards.items() if "measured" in card})
-    for head, *body in found:
+    both = tables({name: card for name, card in cards.items() if "measured" in card})
+    for head, *body in both:
         table = Table(*head)
         for row in body:
             table.add_row(*row)
         console.print(table)
     if docs is not None:
-        written = "\n\n".join(map(markdown, found))
+        written = "\n\n".join(map(markdown, both))
         above, _, rest = docs.read_text().partition("<!-- zoo:begin -->")
         below = rest.partition("<!-- zoo:end -->")[2]
         docs.write_text(f"{above}<!-- zoo:begin -->\n\n{written}\n\n<!-- zoo:end -->{below}")
