@@ -65,7 +65,7 @@ class Clip(nn.Module):
         super().__init__()
         self.image = image
         self.text = text
-        self.log_scale = nn.Parameter(torch.tensor(2.66))
+        self.log_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07, as CLIP begins
 
     def forward(
         self, images: Float[Tensor, "image 3 height width"], words: Int[Tensor, "text word"]

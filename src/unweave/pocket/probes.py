@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -33,8 +32,7 @@ def fitted(features: Features, classes: Classes, *, softness: float = 0.1) -> Pi
 
 def accuracy(found: Classes, true: Classes) -> float:
     """Balanced accuracy: the mean over classes of the share that is right; scenes without a class (-1) do not count."""
-    known = true >= 0
-    return float(balanced_accuracy_score(true[known], found[known]))
+    return float(np.mean([(found[true == one] == one).mean() for one in np.unique(true[true >= 0])]))
 
 
 SOFTNESS = 0.04
