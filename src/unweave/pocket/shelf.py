@@ -56,13 +56,20 @@ def put(name: str, network: nn.Module, known: dict[str, Any], folder: Path | Non
     content = save({key: value.half() if value.is_floating_point() else value for key, value in state.items()})
     folder = folder or WEIGHTS
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.safetensors").write_bytes(content)
+    _replace(folder / f"{name}.safetensors", content)
     write(name, known | {"sha256": hashlib.sha256(content).hexdigest()}, folder)
 
 
 def write(name: str, known: dict[str, Any], folder: Path | None = None) -> None:
     """Write a card."""
-    ((folder or WEIGHTS) / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n")
+    _replace((folder or WEIGHTS) / f"{name}.json", (json.dumps(known, indent=2) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The file is the old one or the new one, never half of it."""
+    fresh = path.with_name(f".{path.name}.writing")
+    fresh.write_bytes(content)
+    fresh.replace(path)
 
 
 def _cure(name: str) -> str:
