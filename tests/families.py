@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import timm
@@ -22,6 +23,7 @@ import torchvision
 import transformers
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,54 @@ class Branch:
     axis: int = -1
 
 
+class _Products(TorchFunctionMode):
+    """Remembers the factors of the last product of two stacks of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: tuple[Tensor, Tensor] | None = None
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function in (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum):
+            factors = arguments[-2:]
+            if all(factor.ndim >= 4 for factor in factors):
+                self.factors = factors
+        return function(*arguments, **(options or {}))
+
+
+def watched(module: nn.Module, *arguments: object, **options: object) -> tuple[Tensor, Tensor]:
+    """Any attention: it runs again, torch's kernel written out, and its last product is probabilities by values."""
+
+    def in_the_open(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_, **options
+    ) -> Tensor:
+        assert not options.get("is_causal") and not options.get("enable_gqa")
+        scale = options.get("scale") or query.shape[-1] ** -0.5
+        logits = query @ key.transpose(-2, -1) * scale
+        if attn_mask is not None:
+            logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+        return logits.softmax(-1) @ value
+
+    kernel, products = nn.functional.scaled_dot_product_attention, _Products()
+    nn.functional.scaled_dot_product_attention = in_the_open
+    try:
+        with products:
+            module(*arguments, **options)
+    finally:
+        nn.functional.scaled_dot_product_attention = kernel
+    assert products.factors is not None, "there is no product of probabilities with values"
+    return tuple(factor.flatten(0, -4) for factor in products.factors)
+
+
 @dataclass(frozen=True)
 class Attend:
-    """One attention module written out: what its heads read, recomputed by hand from the module's input.
+    """One attention module split by token: what its heads read, recomputed by hand or watched while it runs again.
 
     `attend(module, *args)` gives probabilities `[row, head, query, key]` and values `[row, head, key, width]`, where a
     row is an image or a window of one.
     """
 
-    attend: Callable[..., tuple[Tensor, Tensor]]
+    attend: Callable[..., tuple[Tensor, Tensor]] = watched
     cells: Callable[[nn.Module, str], Tensor] | None = None
     """For windowed attention: the raster cell of every token, `[window, token]`."""
 
@@ -96,7 +137,7 @@ class Family:
         affine: Linear layers and convolutions on the trunk that have a bias.
         entry: What enters the residual stream: `input:PATH` (what enters a module) or `param:NAME`.
         readings: Attention on the trunk itself.
-        tokens: How to split the attention branches further by token, where that is written out.
+        tokens: How to split the attention branches further by token.
     """
 
     name: str
@@ -107,7 +148,7 @@ class Family:
     entry: tuple[str, ...]
     affine: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
-    tokens: Attend | None = None
+    tokens: Attend = Attend()
 
     def make(self, dtype: torch.dtype = torch.float64, seed: int = 5) -> nn.Module:
         """The readout module, randomised in float32 and then cast, so that every dtype has the same weights."""
@@ -198,12 +239,35 @@ def timm_swin(module: nn.Module, windows: Tensor, mask: Tensor | None = None) ->
     return _softmax(query, key, bias), value
 
 
+def _window_cells(side: int, window: int, shift: int, *, rolled_first: bool) -> Tensor:
+    """The raster cell of every token of every window, -1 for padding, of a square of tokens rolled, padded and cut."""
+    raster, room = torch.arange(side * side).reshape(side, side), -side % window
+    for step in ("roll", "pad") if rolled_first else ("pad", "roll"):
+        if step == "roll":
+            raster = raster.roll((-shift, -shift), (0, 1))
+        else:
+            raster = nn.functional.pad(raster, (0, room, 0, room), value=-1)
+    windows = len(raster) // window
+    return raster.reshape(windows, window, windows, window).transpose(1, 2).reshape(-1, window * window)
+
+
 def timm_swin_cells(model: nn.Module, path: str) -> Tensor:
-    """The raster cell of every token of one Swin block: a raster rolled and cut as the block does with its tokens."""
+    """timm's Swin block rolls its tokens first."""
     block = model.get_submodule(path.removesuffix(".attn"))
-    (height, width), (high, wide), shift = block.input_resolution, block.window_size, block.shift_size
-    raster = torch.arange(height * width).reshape(height, width).roll((-shift[0], -shift[1]), (0, 1))
-    return raster.reshape(height // high, high, width // wide, wide).transpose(1, 2).reshape(-1, high * wide)
+    return _window_cells(block.input_resolution[0], block.window_size[0], block.shift_size[0], rolled_first=True)
+
+
+def torchvision_swin_cells(model: nn.Module, path: str, side: int) -> Tensor:
+    """torchvision's pads first, and does not shift a single window."""
+    module, side = model.get_submodule(path), side if path.startswith("features.1") else side // 2
+    window = module.window_size[0]
+    return _window_cells(side, window, module.shift_size[0] if window < side else 0, rolled_first=False)
+
+
+def hf_swin_cells(model: nn.Module, path: str) -> Tensor:
+    """transformers' pads first; its block keeps the window and the shift that it found to fit."""
+    block = model.get_submodule(path.removesuffix(".attention"))
+    return _window_cells(block.input_resolution[0], block.window_size, block.shift_size, rolled_first=False)
 
 
 def timm_maxvit(module: nn.Module, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,11 +277,11 @@ def timm_maxvit(module: nn.Module, windows: Tensor) -> tuple[Tensor, Tensor]:
     return _softmax(query, key, module.rel_pos.get_bias()), value
 
 
-def timm_maxvit_cells(model: nn.Module, path: str) -> Tensor:
+def maxvit_cells(model: nn.Module, path: str) -> Tensor:
     """The raster cell of every token of one partition: blocks are contiguous, the grid takes one cell of each block."""
-    side, part = (8 if path.startswith("stages.0") else 4), 2
+    side, part = (8 if path.startswith(("stages.0", "blocks.0")) else 4), 2
     raster = torch.arange(side * side)
-    if ".attn_block." in path:
+    if ".attn_block." in path or ".window_attention." in path:
         return raster.reshape(side // part, part, side // part, part).transpose(1, 2).reshape(-1, part * part)
     return raster.reshape(part, side // part, part, side // part).permute(1, 3, 0, 2).reshape(-1, part * part)
 
@@ -293,7 +357,7 @@ def _vit(name: str, model: str, norms: tuple[str, ...], tokens: bool = False, **
         branches=_timm(options["num_heads"], _numbered("blocks", options["depth"])),
         norms=norms,
         entry=("input:blocks.0",),
-        tokens=Attend(timm_vit) if tokens else None,
+        tokens=Attend(timm_vit if tokens else watched),
     )
 
 
@@ -416,7 +480,7 @@ def _swins() -> list[Family]:
     def branches(attn: Parts | None = None, mlp: Parts | None = None) -> tuple[Branch, ...]:
         return (*_timm(heads[0], stages[0], attn, mlp), *_timm(heads[1], stages[1], attn, mlp))
 
-    def swin(name: str, size: int, window: int, tokens: bool) -> Family:
+    def swin(name: str, size: int, window: int) -> Family:
         return Family(
             name=name,
             build=_timm_model("swin_tiny_patch4_window7_224", img_size=size, window_size=window, **base),
@@ -424,7 +488,7 @@ def _swins() -> list[Family]:
             branches=branches(),
             norms=("layers.1.downsample.norm", "norm"),
             entry=("input:layers.0.blocks.0",),
-            tokens=Attend(timm_swin, timm_swin_cells) if tokens else None,
+            tokens=Attend(timm_swin, timm_swin_cells),
         )
 
     behind = tuple(f"{block}.norm{n}" for stage in stages for block in stage for n in (1, 2))
@@ -437,11 +501,12 @@ def _swins() -> list[Family]:
             branches=branches({"end": "{b}.norm1"}, {"end": "{b}.norm2"}),
             norms=(*behind, "layers.1.downsample.norm", "norm"),
             entry=("input:layers.0.blocks.0",),
+            tokens=Attend(watched, timm_swin_cells),
         )
 
     return [
-        swin("timm/swin", 32, 2, tokens=True),
-        swin("timm/swin_padded", 40, 4, tokens=False),
+        swin("timm/swin", 32, 2),
+        swin("timm/swin_padded", 40, 4),
         second("timm/swinv2", 32, 2),
         second("timm/swinv2_padded", 40, 4),
     ]
@@ -486,7 +551,7 @@ def _maxvits() -> list[Family]:
             norms=("head.norm",),
             entry=("input:stages",),
             affine=("stages.1.blocks.0.conv.shortcut.expand",),
-            tokens=Attend(timm_maxvit, timm_maxvit_cells),
+            tokens=Attend(timm_maxvit, maxvit_cells),
         )
     ]
 
@@ -613,7 +678,10 @@ def _transformers() -> list[Family]:
     written = Attend(hf_separate)
 
     def swins(name: str, window: int, side: int) -> Family:
-        built = family(name, swin(window, side), pooled, swin_branches, swin_norms, "encoder.layers.0.blocks.0")
+        split = Attend(watched, hf_swin_cells)
+        built = family(
+            name, swin(window, side), pooled, swin_branches, swin_norms, "encoder.layers.0.blocks.0", tokens=split
+        )
         return replace(built, size=side)
 
     return [
@@ -680,6 +748,7 @@ def _torchvision() -> list[Family]:
         branches=_blocks(vit_blocks, attn, {"path": "{b}.mlp", "source": "{b}.mlp.3"}),
         norms=("encoder.ln",),
         entry=("input:encoder.layers",),
+        tokens=Attend(torch_multihead),
     )
 
     heads = (2, 4)
@@ -718,6 +787,7 @@ def _torchvision() -> list[Family]:
             branches=branches,
             norms=(*(behind if second else ()), "features.2.norm", "norm"),
             entry=("input:features.1",),
+            tokens=Attend(watched, partial(torchvision_swin_cells, side=side // 4)),
         )
 
     def maxvit() -> nn.Module:
@@ -747,6 +817,7 @@ def _torchvision() -> list[Family]:
             branches=tuple(maxvit_branches),
             norms=("classifier.2",),
             entry=("input:blocks.0",),
+            tokens=Attend(watched, maxvit_cells),
             affine=("blocks.0.layers.0.layers.MBconv.proj.1", "blocks.1.layers.0.layers.MBconv.proj.1"),
         ),
     ]

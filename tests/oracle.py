@@ -144,7 +144,15 @@ class Oracle:
             if branch.weight is None:
                 return self._apply(branch.source, merged.reshape(self._entering(branch).shape))
             layer = self.model.get_submodule(branch.weight)
-            return nn.functional.linear(merged, layer.weight, layer.bias)
+            projected = nn.functional.linear(merged, layer.weight, layer.bias)
+            out = _tensor(self._outputs[branch.source])
+            if written.cells is None:
+                return projected
+            placed, inside = torch.empty_like(out), cells.reshape(len(out), -1) >= 0  # windows back to where they were
+            placed.flatten(1, -2)[:, cells.reshape(len(out), -1)[0][inside[0]]] = projected.reshape(
+                len(out), -1, out.shape[-1]
+            )[:, inside[0]]
+            return placed
 
         torch.testing.assert_close(project(merged(values)), _tensor(self._outputs[branch.source]), rtol=1e-9, atol=1e-9)
         for head in range(heads):

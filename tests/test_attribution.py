@@ -18,9 +18,6 @@ from plans import plan_of
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-written_out = pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family.tokens], ids=lambda family: family.name
-)
 dtypes = pytest.mark.parametrize("dtype", BOUNDS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
@@ -63,7 +60,7 @@ def tokens_of(family: Family) -> dict[Name, Tensor]:
     return oracle_of(family).tokens()
 
 
-@written_out
+@families
 def test_the_oracles_tokens_account_for_their_heads(family: Family) -> None:
     parts = tokens_of(family)
     for name, value in expected_of(family).items():
@@ -107,7 +104,7 @@ def test_each_contribution_is_what_removing_it_takes_away(family: Family, dtype:
 
 
 @dtypes
-@written_out
+@families
 def test_each_token_of_a_head_is_what_removing_it_takes_away(family: Family, dtype: torch.dtype) -> None:
     plan = plan_of(family, dtype, level="token")
     result = plan.run(family.images(2, dtype))
