@@ -247,7 +247,7 @@ class _Namer:
         if (attentive or any(site.attention for site in branch.sites)) and path == self.paths[branch]:
             kind = "conv" if branch.convolves else "linear"
             path = f"{path}.{kind}"
-        only = sites[0] if len(sites) == 1 and len(sites[0].terms) == 1 else None
+        only = sites[0] if len(sites) == 1 else None
         kept_role = next((term.kept for site in sites for term in site.terms if term.kept), ())
         if (
             branch.passed
@@ -258,19 +258,20 @@ class _Namer:
             components = tuple(Component(self.paths[branch], "head", layer, head) for head in range(size_of(kept_role)))
             return Piece(components, tuple(readings), branch, order, tuple(index.size for index in kept_role))
         if only and only.role == "source" and self.level in ("token", "neuron"):
-            term = only.terms[0]
-            own = tuple(i for i in dict.fromkeys(term.operand(only.source).indices) if i is not BATCH)
-            kept = tuple(i for i in own if (i in term.channel) == (self.level == "neuron"))
-            if kept:
-                reading = reading_of(term, only.source, kept)
+            kept = [_pieces(term, only.source, neurons=self.level == "neuron") for term in only.terms]
+            terms = list(zip(only.terms, kept, strict=True))
+            if all(kept) and len({tuple(_numbers(term, own)) for term, own in terms}) == 1:
+                readings = [reading_of(term, only.source, own) for term, own in terms]
                 if self.level == "token":
-                    places = self._token_places(only, term, kept, path)
+                    places = self._token_places(only, *terms[0], path)
                     components = tuple(
                         Component(path, kind, layer, None, token, None, row, column) for token, row, column in places
                     )
                 else:
-                    components = tuple(Component(path, kind, layer, neuron=number) for number in range(size_of(kept)))
-                return Piece(components, (reading,), branch, order, tuple(index.size for index in kept))
+                    components = tuple(
+                        Component(path, kind, layer, neuron=number) for number in range(size_of(kept[0]))
+                    )
+                return Piece(components, tuple(readings), branch, order, tuple(index.size for index in kept[0]))
         readings = [reading_of(term, site.source) for site in sites for term in site.terms]
         return Piece((Component(path, kind, layer),), tuple(readings), branch, order)
 
@@ -355,6 +356,12 @@ def _shared(modules: Sequence[str]) -> str:
             length += 1
         parts = parts[:length]
     return ".".join(parts)
+
+
+def _pieces(term: Term, source: fx.Node | Constant, *, neurons: bool) -> Indices:
+    """The indices of a value's channels, or of its positions."""
+    own = (index for index in dict.fromkeys(term.operand(source).indices) if index is not BATCH)
+    return tuple(index for index in own if (index in term.channel) == neurons)
 
 
 def _tokens(term: Term, own: Indices) -> Indices:
