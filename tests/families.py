@@ -99,6 +99,8 @@ class Attend:
     attend: Callable[..., tuple[Tensor, Tensor]] = watched
     cells: Callable[[nn.Module, str], Tensor] | None = None
     """For windowed attention: the raster cell of every token, `[window, token]`."""
+    mlps: bool = False
+    """Whether the MLPs see windows too."""
 
 
 @dataclass(frozen=True)
@@ -817,7 +819,7 @@ def _torchvision() -> list[Family]:
             branches=tuple(maxvit_branches),
             norms=("classifier.2",),
             entry=("input:blocks.0",),
-            tokens=Attend(watched, maxvit_cells),
+            tokens=Attend(watched, maxvit_cells, mlps=True),
             affine=("blocks.0.layers.0.layers.MBconv.proj.1", "blocks.1.layers.0.layers.MBconv.proj.1"),
         ),
     ]

@@ -148,10 +148,9 @@ class Oracle:
             out = _tensor(self._outputs[branch.source])
             if written.cells is None:
                 return projected
-            placed, inside = torch.empty_like(out), cells.reshape(len(out), -1) >= 0  # windows back to where they were
-            placed.flatten(1, -2)[:, cells.reshape(len(out), -1)[0][inside[0]]] = projected.reshape(
-                len(out), -1, out.shape[-1]
-            )[:, inside[0]]
+            flat = cells.reshape(len(out), -1)[0]  # windows go back to where they were, without what padded them
+            placed = out.new_empty(out.shape)
+            placed.flatten(1, -2)[:, flat[flat >= 0]] = projected.reshape(len(out), len(flat), -1)[:, flat >= 0]
             return placed
 
         torch.testing.assert_close(project(merged(values)), _tensor(self._outputs[branch.source]), rtol=1e-9, atol=1e-9)
@@ -163,10 +162,13 @@ class Oracle:
 
     def _mlp_tokens(self, branch: Branch) -> Iterator[tuple[Name, Tensor]]:
         entering = self._entering(branch)
+        written = self.family.tokens
+        cells = written.cells(self.model, branch.path).flatten().tolist() if written.mlps else None
         for token in range(entering[0, ..., 0].numel()):
             kept = entering.clone()
             kept.flatten(1, -2)[:, token] = 0
-            yield (branch.path, branch.kind, None, token), self._apply(branch.source, kept)
+            cell = cells[token] if cells else token
+            yield (branch.path, branch.kind, None, cell), self._apply(branch.source, kept)
 
     def _mlp_neurons(self, branch: Branch) -> Iterator[tuple[Name, Tensor]]:
         entering = self._entering(branch)

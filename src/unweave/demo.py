@@ -25,7 +25,6 @@ from unweave.figures import factors_figure, heatmap_figure, share_figure
 from unweave.figures.page import Page
 from unweave.models import Model, load_model
 from unweave.pocket.contact import contact_sheet
-from unweave.pocket.scene import Scene
 from unweave.pocket.scenes import NAMES
 from unweave.pocket.shipped import Evaluation, evaluation
 from unweave.pocket.truth import explained
@@ -76,10 +75,7 @@ def demonstrate(
     scenes, loaded = evaluation(), load_model(model)
     plan = plan_for(loaded)
     contributions = _decomposed(loaded, plan, scenes, advance)
-    carried = {
-        factor: explained(contributions.values, torch.tensor(_codes(scenes, factor)))
-        for factor in ("object", "category", "colour", "pattern", "location")
-    }
+    carried = {factor: explained(contributions.values, torch.tensor(_codes(scenes, factor))) for factor in NAMES}
     page = _page(loaded, plan, scenes, contributions, carried)
     _show_maps(page, loaded, plan, scenes, contributions)
     _show_more(page, loaded)
@@ -142,11 +138,7 @@ def _page(
         "What the model saw: drawings of one object somewhere, of which everything is known. None of them was seen in "
         "training. The caption is one of several ways to say what is there.",
     )
-    shown = [
-        Scene(scenes.images[place], scenes.masks[place], scenes.factors[place], scenes.captions[place], place)
-        for place in range(SHOWN)
-    ]
-    page.figure(contact_sheet(shown, 7), "drawn scenes with their captions")
+    page.figure(contact_sheet([scenes.scene(place) for place in range(SHOWN)], 7), "drawn scenes with their captions")
     share = contributions.share().tolist()
     page.section(
         "How much each component adds",

@@ -145,12 +145,14 @@ class Paths:
             return inputs[0] if inner[0] else inputs[1]
         if operation(node) == "aten.div":
             first, second = node.args[0], node.args[1]  # type: ignore[assignment]
-            return first if self._mixes(second, first) else None
+            return first if self._mixes(second, lambda own: not self.graph.depends(first, own)) else None
         if operation(node) != "aten.mul":
             return None
         for own, gate in ((first, second), (second, first)):
             origin = self._origin(own)
-            if self.graph.depends(gate, origin) and not self._elementwise(gate, origin):
+            if self._mixes(
+                gate, lambda inner, origin=origin: inner is not origin and self.graph.depends(inner, origin)
+            ):
                 return own
         return None
 
@@ -163,12 +165,12 @@ class Paths:
         moves = self.traits(node).movement or operation(node) in _ELEMENTWISE
         return moves and len(inputs) == 1 and self._attends(inputs[0])
 
-    def _mixes(self, node: fx.Node, beside: fx.Node) -> bool:
-        """Whether a value is made by more than elementwise operations of what `beside` is made of too."""
+    def _mixes(self, node: fx.Node, inside: Callable[[fx.Node], bool]) -> bool:
+        """Whether any operation on the way down to a value, over the nodes that are `inside`, is not elementwise."""
         pending, seen = [node], set()
         while pending:
             own = pending.pop()
-            if own in seen or self.graph.depends(beside, own):
+            if own in seen or not inside(own):
                 continue
             seen.add(own)
             if operation(own) in _MIXES:
@@ -176,24 +178,15 @@ class Paths:
             pending += self.inputs(own)
         return False
 
+    def _above(self, origin: fx.Node) -> Callable[[fx.Node], bool]:
+        """Whether a node is computed from another."""
+        return lambda own: own is not origin and self.graph.depends(own, origin)
+
     def _origin(self, node: fx.Node) -> fx.Node:
         """What a value is a mere relayout of."""
         while self.traits(node).movement and len(inputs := self.inputs(node)) == 1:
             node = inputs[0]
         return node
-
-    def _elementwise(self, node: fx.Node, origin: fx.Node) -> bool:
-        """Whether every path from `origin` to `node` goes through elementwise operations only."""
-        pending, seen = [node], set()
-        while pending:
-            own = pending.pop()
-            if own is origin or own in seen or not self.graph.depends(own, origin):
-                continue
-            seen.add(own)
-            if operation(own) in _MIXES:
-                return False
-            pending += self.inputs(own)
-        return True
 
     @cached_property
     def shortcuts(self) -> frozenset[fx.Node]:

@@ -69,6 +69,10 @@ class Evaluation:
         """Which scenes are of the held-out style."""
         return np.array([factors.style == STYLES[1] for factors in self.factors])
 
+    def scene(self, place: int) -> Scene:
+        """One of them."""
+        return Scene(self.images[place], self.masks[place], self.factors[place], self.captions[place], place)
+
     def values(self, factor: str) -> tuple[Any, ...]:
         """One factor of all scenes, such as `location`."""
         return tuple(getattr(factors, factor) for factors in self.factors)
