@@ -149,10 +149,7 @@ class Paths:
         if operation(node) != "aten.mul":
             return None
         for own, gate in ((first, second), (second, first)):
-            origin = self._origin(own)
-            if self._mixes(
-                gate, lambda inner, origin=origin: inner is not origin and self.graph.depends(inner, origin)
-            ):
+            if self._mixes(gate, self._above(self._origin(own))):
                 return own
         return None
 
