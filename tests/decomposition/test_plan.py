@@ -578,6 +578,25 @@ def test_a_block_that_runs_twice_is_two_layers() -> None:
     assert len(names) == len(set(names)) and sum(part.kind == "head" for part in plan.components) == 2 * HEADS
 
 
+class Aggregated(nn.Module):
+    """Tokens summed by a convolution over them: its bias is one number for every channel (CoaT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mlp, self.sum = nn.Conv2d(3, WIDTH, 8, 8), Mlp(), nn.Conv1d(4, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        return self.sum(x + self.mlp(x)).squeeze(1)
+
+
+def test_a_bias_of_one_number_is_that_number_in_every_channel() -> None:
+    module = ready(Aggregated())
+    result = unweave.plan(module, pictures(2)).run(pictures())
+    adds_up(result)
+    assert torch.equal(named(result)["sum.bias"], module.sum.bias.expand(len(pictures()), WIDTH))
+
+
 def test_the_report_is_the_plan() -> None:
     report, plan = plan_of().report(), plan_of()
     assert report["dim"] == plan.dim == WIDTH
