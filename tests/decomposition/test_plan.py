@@ -578,6 +578,39 @@ def test_a_block_that_runs_twice_is_two_layers() -> None:
     assert len(names) == len(set(names)) and sum(part.kind == "head" for part in plan.components) == 2 * HEADS
 
 
+class Modulated(nn.Module):
+    """Heads whose output is scaled by a weight, and multiplied by what another convolution makes of the tokens (iFormer)."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.embed, self.attn, self.gate = nn.Conv2d(3, WIDTH, 8, 8), Attention(), nn.Linear(WIDTH, WIDTH)
+        self.scale = nn.Parameter(torch.zeros(WIDTH)) if scaled else None
+
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens, and the heads' outputs beside the gate."""
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        q, k, v = (own(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for own in (self.attn.q, self.attn.k, self.attn.v))
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x, (seen if self.scale is None else seen * self.scale) * self.gate(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, heads = self.heads(images)
+        return (x + self.attn.proj(heads)).mean(1)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_heads_beside_a_gate_are_followed_and_the_gate_is_held(scaled: bool) -> None:
+    module = ready(Modulated(scaled))
+    result = unweave.plan(module, pictures(2)).run(pictures())
+    adds_up(result)
+    ours = {part.head: result.values[:, column] for column, part in enumerate(result.components)}
+    wide, (_, heads) = WIDTH // HEADS, module.heads(pictures())
+    for head in range(HEADS):
+        own = slice(head * wide, (head + 1) * wide)
+        expected = (heads[..., own] @ module.attn.proj.weight[:, own].T).mean(1)
+        assert (ours[head] - expected).abs().max() < 1e-12
+
+
 class Aggregated(nn.Module):
     """Tokens summed by a convolution over them: its bias is one number for every channel (CoaT)."""
 
