@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from unweave.decomposition import explain as explain
     from unweave.decomposition import plan as plan
     from unweave.decomposition import score as score
+    from unweave.extraction import extract as extract
+    from unweave.images import open_images as open_images
     from unweave.models import Model as Model
     from unweave.models import load_model as load_model
+    from unweave.store import Store as Store
+    from unweave.store import open_store as open_store
 
 __version__ = "0.1.0"
 
@@ -29,14 +33,18 @@ _HOMES = {
     "Component": "unweave.components",
     "Contributions": "unweave.contributions",
     "Model": "unweave.models",
+    "Store": "unweave.store",
     "decompose": "unweave.decomposition",
     "explain": "unweave.decomposition",
+    "extract": "unweave.extraction",
     "load_model": "unweave.models",
+    "open_images": "unweave.images",
+    "open_store": "unweave.store",
     "plan": "unweave.decomposition",
     "score": "unweave.decomposition",
 }
 
-__all__ = ["Component", "Contributions", "Model", "decompose", "errors", "explain", "load_model", "plan", "score"]
+__all__ = ["errors", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

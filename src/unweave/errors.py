@@ -44,6 +44,10 @@ class ImageError(UnweaveError):
     """An image file, or a folder of them, cannot be read."""
 
 
+class StoreError(UnweaveError):
+    """A store cannot be opened, written, or trusted: it is missing, damaged, of another model, or in use."""
+
+
 class ConservationError(UnweaveError):
     """The contributions do not add up to the representation within the tolerance."""
 

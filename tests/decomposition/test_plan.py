@@ -579,7 +579,7 @@ def test_a_block_that_runs_twice_is_two_layers() -> None:
 
 
 class Modulated(nn.Module):
-    """Heads whose output is scaled by a weight, and multiplied by what another convolution makes of the tokens (iFormer)."""
+    """Heads whose output is scaled by a weight, and multiplied by what else is made of the tokens (iFormer)."""
 
     def __init__(self, scaled: bool) -> None:
         super().__init__()

@@ -213,7 +213,9 @@ def test_views_that_are_all_alike_leave_the_partner_to_chance(scenes):
 def test_matrices_are_muons_and_all_else_is_adams():
     network = NETWORKS["clip"](10)
     muon, adam = optimisers(network, 0.02)
-    sizes = [sum(parameter.numel() for group in own.param_groups for parameter in group["params"]) for own in (muon, adam)]
+    sizes = [
+        sum(parameter.numel() for group in own.param_groups for parameter in group["params"]) for own in (muon, adam)
+    ]
     linear = [part.weight.numel() for part in network.modules() if isinstance(part, torch.nn.Linear)]
     assert sizes == [sum(linear), sum(parameter.numel() for parameter in network.parameters()) - sum(linear)]
 

@@ -18,7 +18,9 @@ from unweave.cli.console import print_error
 from unweave.cli.decompose import decompose
 from unweave.cli.demo import demo
 from unweave.cli.explain import explain
+from unweave.cli.extract import extract
 from unweave.cli.models import models
+from unweave.cli.store import store
 from unweave.errors import UnweaveError
 
 __all__ = ["app", "main"]
@@ -50,6 +52,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(explain)
 app.command()(decompose)
+app.command()(extract)
+app.add_typer(store, name="store")
 app.command()(models)
 
 

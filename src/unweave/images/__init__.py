@@ -1,11 +1,27 @@
 """Photographs on their way to a model: found, read as RGB, preprocessed and batched, each under its id.
 
+    images = open_images("photos/")         # also tables, tars, datasets: see `open_images`
+    images[0].id, images[0].fields, images[0].read()
+
 A photograph is known by its path below the folder that was named, so that a row of results can be traced to its image
 on any machine. Whatever cannot be read is reported with its path and the reason; nothing is dropped in silence.
 """
 
 from unweave.images.batches import Batches, Skipped, batches
+from unweave.images.imageset import ImageSet, Picture
+from unweave.images.opening import open_images
 from unweave.images.read import ImageFile, find_images, read_image
 from unweave.images.sample import sample_images
 
-__all__ = ["Batches", "ImageFile", "Skipped", "batches", "find_images", "read_image", "sample_images"]
+__all__ = [
+    "Batches",
+    "ImageFile",
+    "ImageSet",
+    "Picture",
+    "Skipped",
+    "batches",
+    "find_images",
+    "open_images",
+    "read_image",
+    "sample_images",
+]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -30,6 +30,9 @@ class Source(Protocol):
 
     def read(self) -> Image:
         """The RGB picture; raises an ImageError where there is none."""
+
+
+AnySource = TypeVar("AnySource", bound=Source)
 
 
 @runtime_checkable
@@ -85,41 +88,61 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
         """Read the images from the first one on."""
         self.skipped.clear()
-        coming = iter(self._images)
-        ahead: deque[tuple[str, Future[Tensor]]] = deque()
         ids: list[str] = []
         tensors: list[Tensor] = []
-        pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="unweave-images")
-        try:
-            while True:
-                while len(ahead) < self._batch_size and (image := next(coming, None)) is not None:
-                    ahead.append((image.id, pool.submit(self._tensor, image)))
-                if len(tensors) == self._batch_size or (tensors and not ahead):
-                    yield tuple(ids), _stacked(ids, tensors)
-                    ids, tensors = [], []
-                if not ahead:
-                    return
-                name, future = ahead.popleft()
-                try:
-                    tensors.append(future.result())
-                    ids.append(name)
-                except ImageError as error:
-                    if self._on_error == "raise":
-                        raise
-                    self.skipped.append(Skipped(name, error.what))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for image, found in decoded(self._model, self._images, ahead=self._batch_size):
+            if isinstance(found, ImageError):
+                if self._on_error == "raise":
+                    raise found
+                self.skipped.append(Skipped(image.id, found.what))
+                continue
+            tensors.append(found)
+            ids.append(image.id)
+            if len(tensors) == self._batch_size:
+                yield tuple(ids), stacked(ids, tensors)
+                ids, tensors = [], []
+        if tensors:
+            yield tuple(ids), stacked(ids, tensors)
 
-    def _tensor(self, image: Source) -> Tensor:
+
+def decoded(
+    model: Preprocessor, images: Iterable[AnySource], *, ahead: int
+) -> Iterator[tuple[AnySource, Tensor | ImageError]]:
+    """Preprocessed images in their order, or why there is none, while threads read the next ones.
+
+    Args:
+        model: Its `preprocess` turns a picture into a tensor.
+        images: What to read; taken only when its turn comes.
+        ahead: How many images are read before they are asked for.
+    """
+    coming = iter(images)
+    waiting: deque[tuple[AnySource, Future[Tensor | ImageError]]] = deque()
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="unweave-images")
+    try:
+        while True:
+            while len(waiting) < ahead and (image := next(coming, None)) is not None:
+                waiting.append((image, pool.submit(_tensor, model, image)))
+            if not waiting:
+                return
+            image, future = waiting.popleft()
+            yield image, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tensor(model: Preprocessor, image: Source) -> Tensor | ImageError:
+    try:
         picture = image.read()
         # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow along without bound.
         if max(picture.size) > _NARROW * min(picture.size):
-            raise ImageError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
-        try:
-            return self._model.preprocess(picture)
-        # A preprocessing is anybody's code, and one odd picture must not end the run.
-        except Exception as error:
-            raise ImageError(f"The preprocessing failed: {error}", where=image.id) from error
+            return ImageError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
+    except ImageError as error:
+        return error
+    try:
+        return model.preprocess(picture)
+    # A preprocessing is anybody's code, and one odd picture must not end the run.
+    except Exception as error:
+        return ImageError(f"The preprocessing failed: {error}", where=image.id)
 
 
 def batches(model: Preprocessor, images: Sequence[Source], batch_size: int, on_error: OnError = "skip") -> Batches:
@@ -127,7 +150,12 @@ def batches(model: Preprocessor, images: Sequence[Source], batch_size: int, on_e
     return Batches(model, images, batch_size, on_error)
 
 
-def _stacked(ids: list[str], tensors: list[Tensor]) -> Tensor:
+def stacked(ids: Sequence[str], tensors: Sequence[Tensor]) -> Tensor:
+    """Preprocessed images as one batch.
+
+    Raises:
+        ImageError: They are not of one size.
+    """
     first = tensors[0].shape
     for name, tensor in zip(ids, tensors, strict=True):
         if tensor.shape != first:

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -108,33 +109,37 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(source: str | os.PathLike[str] | BufferedIOBase, *, name: str | None = None) -> Image.Image:
     """One image file as upright 8-bit RGB.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit greyscale is scaled (65535 becomes 255), and
     of an animation the first frame is taken.
 
+    Args:
+        source: Where the file lies, or the file itself.
+        name: What to call it in messages; the path if not given.
+
     Raises:
         ImageError: The file is missing, empty, truncated, not an image, too large to decode safely, or holds numbers
             whose range is unknown.
     """
-    path = Path(path)
+    where = name or str(source)
     try:
-        if path.stat().st_size == 0:
-            raise ImageError("The file is empty.", where=str(path))
-        with Image.open(path) as image:
+        if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
+            raise ImageError("The file is empty.", where=where)
+        with Image.open(source) as image:
             image.load()
-            return _rgb(_upright(image))
+            return rgb(_upright(image))
     except ImageError as error:
-        raise ImageError(error.what, where=str(path), cure=error.cure) from None
+        raise ImageError(error.what, where=where, cure=error.cure) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"The image is too large to decode safely: {error}", where=str(path)) from error
+        raise ImageError(f"The image is too large to decode safely: {error}", where=where) from error
     except UnidentifiedImageError as error:
-        raise ImageError("This is not an image in a known format.", where=str(path)) from error
+        raise ImageError("This is not an image in a known format.", where=where) from error
     # Decoders of damaged files raise whatever their parsing trips over, so no narrower list is complete.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"The image cannot be decoded: {reason.strip(' .')}.", where=str(path)) from error
+        raise ImageError(f"The image cannot be decoded: {reason.strip(' .')}.", where=where) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -145,7 +150,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture of any mode as 8-bit RGB."""
     if image.mode.startswith("I"):
         return _scaled(image, 65535, "32-bit integers")
     if image.mode == "F":

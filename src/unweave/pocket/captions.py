@@ -39,8 +39,10 @@ TEMPLATES = (
 
 _SYNONYMS = {thing.name: thing.synonyms for thing in OBJECTS}
 
-_SHORT, _LEFT_OUT, _CATEGORY, _SYNONYM = 0.15, 0.12, 0.2, 0.25
+_SHORT, _LEFT_OUT, _CATEGORY, _SYNONYM = 0.25, 0.12, 0.3, 0.25
 """Shares: captions of one factor; each factor left out of the others; a category or a synonym for the object."""
+
+_NAMED = ("object", "category", "colour", "pattern", "location")
 
 
 def caption(factors: Factors, rng: Generator) -> str:
@@ -66,10 +68,23 @@ def caption(factors: Factors, rng: Generator) -> str:
 
 
 def _one_factor(factors: Factors, rng: Generator) -> str:
-    choices = [with_article(factors.object), with_article(factors.category), f"something {_place(factors, rng)}"]
-    for word in (factors.colour, factors.pattern):
-        choices += [f"something {word}", with_article(f"{word} thing")] if word else []
-    return choices[int(rng.integers(len(choices)))]
+    known = [(factor, value) for factor in _NAMED if (value := getattr(factors, factor)) is not None]
+    phrases = alone(*known[int(rng.integers(len(known)))])
+    return phrases[int(rng.integers(len(phrases)))]
+
+
+def alone(factor: str, value: str) -> list[str]:
+    """All phrases that name a value of one factor, and nothing else of the scene.
+
+    Args:
+        factor: `object`, `category`, `colour`, `pattern` or `location`.
+        value: One of its values.
+    """
+    if factor == "location":
+        return [f"something {place}" for place in PLACES[value]]
+    if factor in ("colour", "pattern"):
+        return [f"something {value}", with_article(f"{value} thing")]
+    return [with_article(value)]
 
 
 def _noun(factors: Factors, rng: Generator) -> str:

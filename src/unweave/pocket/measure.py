@@ -28,7 +28,7 @@ from torch import nn
 from unweave.errors import UnweaveError
 from unweave.models import Model, load_model
 from unweave.pocket import shelf
-from unweave.pocket.captions import PLACES, TEMPLATES, with_article
+from unweave.pocket.captions import TEMPLATES, alone
 from unweave.pocket.encoder import TextEncoder, text
 from unweave.pocket.networks import IMAGE_SIZE, NETWORKS, Clip, image_tower
 from unweave.pocket.probes import Classes, Features, Images, Trial, accuracy, fitted, misled, trial
@@ -60,13 +60,7 @@ def represent(model: Model, images: Images) -> Features:
 
 def prompts(factor: str, value: str) -> list[str]:
     """What somebody would write who names this factor alone, in all ways that captions have."""
-    if factor == "location":
-        phrases = [f"something {place}" for place in PLACES[value]]
-    elif factor in ("colour", "pattern"):
-        phrases = [f"something {value}", with_article(f"{value} thing")]
-    else:
-        phrases = [with_article(value)]
-    return [template.format(phrase) for template in TEMPLATES for phrase in phrases]
+    return [template.format(phrase) for template in TEMPLATES for phrase in alone(factor, value)]
 
 
 def zero_shot(encoder: TextEncoder, features: Features, factor: str) -> Classes:

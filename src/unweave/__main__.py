@@ -1,0 +1,5 @@
+"""`python -m unweave`: the command line where no script was installed."""
+
+from unweave.cli import main
+
+main()

@@ -1,0 +1,197 @@
+"""`unweave extract`: images in, a store of contributions out, resumable."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from unweave.cli import options
+from unweave.cli.console import in_bytes, print_json, print_note, table, working
+
+if TYPE_CHECKING:
+    from unweave.extraction import Extraction, Part
+
+_WORK = "How to work"
+_STORED = "What is stored"
+
+
+def extract(
+    model: options.Model,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES",
+            help="A folder, a table (.csv, .parquet), tars, `hf/ORG/NAME`, `pocket/evaluation`, or KIND:PATH.",
+        ),
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="STORE", help="A folder, or a URL for fsspec.")],
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add images that the store does not have yet.")] = False,
+    level: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="How finely: `layer`, `head` (if not given), `token`, `neuron`; several cost a forward pass each.",
+            rich_help_panel=_STORED,
+        ),
+    ] = None,
+    select: options.Select = None,
+    store_dtype: Annotated[
+        Literal["float16", "float32"],
+        typer.Option(help="In which numbers contributions are stored.", rich_help_panel=_STORED),
+    ] = "float16",
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images in a block, which is kept or done again.", rich_help_panel=_STORED),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    random_weights: options.RandomWeights = False,
+    seed: options.Seed = 0,
+    image_size: options.ImageSize = None,
+    attention: options.Attention = "through",
+    nonlinear: options.Nonlinear = "stop",
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Only the K-th of N parts, for one of N jobs.", rich_help_panel=_WORK),
+    ] = None,
+    launcher: Annotated[
+        Literal["here", "processes", "ray"], typer.Option(help="Who computes.", rich_help_panel=_WORK)
+    ] = "here",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many processes or actors.", rich_help_panel=_WORK)
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds to wait where somebody else writes the store.", rich_help_panel=_WORK),
+    ] = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images at a time; what the memory allows if not given.", rich_help_panel=_WORK),
+    ] = None,
+    on_error: Annotated[
+        Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.", rich_help_panel=_WORK)
+    ] = "skip",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.", rich_help_panel=_WORK)
+    ] = "auto",
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16"], typer.Option(help="In which numbers.", rich_help_panel=_WORK)
+    ] = "float32",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say rows, bytes and time; write nothing.", rich_help_panel=_WORK)
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Write every component's contribution for every image into a store; go on where it was interrupted."""
+    with working(f"Reading {model}"):
+        from unweave.extraction import Part, Settings, estimate, prepare
+
+        part = Part.parse(partition) if partition else Part()
+        loading = {
+            "checkpoint": None if checkpoint is None else Path(checkpoint),
+            "random_weights": random_weights,
+            "seed": seed,
+            "image_size": image_size,
+        }
+        settings = Settings(
+            levels=tuple(level or ("head",)),
+            select=tuple(select) if select else None,
+            attention=attention,
+            nonlinear=nonlinear,
+            dtype=store_dtype,
+            computed_in=dtype,
+            batch=batch_size,
+            rows=block,
+            on_error=on_error,
+            device=device,
+            wait=wait,
+            loading=loading,
+        )
+        if dry_run:
+            _tell(estimate(model, data, output, settings, split=split, limit=limit), json=json)
+            return
+        extraction = prepare(model, data, output, settings, split=split, limit=limit, append=append)
+    started = perf_counter()
+    there = extraction.images(extraction.blocks(part))
+    if there:
+        print_note(f"{there:,} images to extract, {extraction.manifest.batch} at a time.")
+    _run(extraction, part, launcher, workers)
+    _report(extraction, perf_counter() - started, there, json=json)
+
+
+def _run(extraction: Extraction, part: Part, launcher: Any, workers: int | None) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    total = extraction.images(list(part.blocks(extraction.manifest.blocks)))
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    started, count = perf_counter(), 0
+    with Progress("extracting", *columns, console=Console(stderr=True)) as progress, redirect_stdout(sys.stderr):
+        done = total - extraction.images(extraction.blocks(part))
+        task = progress.add_task("", total=total, completed=done, rate="")
+
+        def on_images(number: int) -> None:
+            nonlocal count
+            count += number
+            rate = f"{count / (perf_counter() - started):.1f} images/s"
+            progress.update(task, completed=done + count, rate=rate)
+
+        extraction.run(part, launcher=launcher, workers=workers, on_images=on_images)
+
+
+def _report(extraction: Extraction, seconds: float, count: int, *, json: bool) -> None:
+    from unweave.store import Store, summary
+
+    store = Store(extraction.place, partial=True)
+    found = summary(store) | {"extracted": count, "seconds": round(seconds, 3)}
+    if json:
+        print_json(found)
+        return
+    console = Console(highlight=False)
+    if store.skipped:
+        shown = [list(own) for own in store.skipped[:20]]
+        console.print(table(f"{len(store.skipped)} images were left out", {"image": "left", "why": "left"}, shown))
+    console.print(Text(f"{count:,} images in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f} images/s)."))
+    console.print(Text(words(found)), soft_wrap=True)
+
+
+def words(found: dict[str, Any]) -> str:
+    """What a store holds, in a sentence or two."""
+    levels = ", ".join(f"{count:,} components ({level})" for level, count in found["components"].items())
+    text = f"{found['store']} holds {found['rows']:,} images x {levels} x {found['dim']:,} numbers"
+    text += f" of {found['model']}: {in_bytes(found['bytes'])}."
+    if found["missing"]:
+        text += f" It is not complete: {found['blocks'] - found['missing']} of {found['blocks']} blocks are there."
+    if found["largest_error"] is not None:
+        text += (
+            f" The components add up to the representation within {found['largest_error']:.1e}; "
+            f"{found['dtype']} moves the sum by at most {found['largest_rounding']:.1e}."
+        )
+    return text
+
+
+def _tell(found: dict[str, Any], *, json: bool) -> None:
+    if json:
+        print_json(found)
+        return
+    hours, rest = divmod(round(found["seconds"]), 3600)
+    time = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+    rows = [
+        ["images", f"{found['images']:,}"],
+        ["of these already stored", f"{found['stored']:,}"],
+        *([f"components ({level})", f"{count:,}"] for level, count in found["components"].items()),
+        ["numbers in each", f"{found['dim']:,}"],
+        ["on disk", f"{in_bytes(found['bytes'])} ({found['bytes']:,} bytes)"],
+        ["images at a time", str(found["batch"])],
+        ["images in a block", str(found["rows"])],
+        ["images a second", f"{found['speed']:.1f}"],
+        ["expected time", time],
+    ]
+    Console(highlight=False).print(table("Nothing was written", {"what": "left", "how much": "right"}, rows))

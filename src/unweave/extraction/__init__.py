@@ -1,0 +1,7 @@
+"""From images to a store, resumable, on one machine or many."""
+
+from unweave.extraction.job import Extraction, estimate, extract, prepare
+from unweave.extraction.settings import Launcher, Part, Settings
+from unweave.extraction.verification import Verification, verify
+
+__all__ = ["Extraction", "Launcher", "Part", "Settings", "Verification", "estimate", "extract", "prepare", "verify"]

@@ -1,0 +1,363 @@
+"""An extraction: a store is prepared once, and blocks of it are computed by whoever has hands free.
+
+    store = unweave.extract("timm/vit_base_patch16_224", "photos/", "out")
+
+What is done is kept: the same call goes on where an earlier one was interrupted, and does nothing where all is done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+import unweave
+from unweave.components import Component
+from unweave.decomposition import Plan
+from unweave.decomposition.planning import TOLERANCE
+from unweave.errors import StoreError
+from unweave.extraction.extractor import Extractor, OnImages, device_of, plans_of
+from unweave.extraction.settings import Launcher, Part, Settings
+from unweave.images import ImageSet, open_images
+from unweave.models import Model
+from unweave.store import Manifest, Place, Store, writer
+from unweave.store.lease import Lease
+from unweave.store.manifest import Listing
+
+_BLOCK = 64 * 2**20
+"""Bytes of a block, at most; few images make smaller ones, so that an interruption costs little."""
+
+_LARGEST = {"cpu": 16, "cuda": 128}
+"""Images at a time, at most: more are no faster."""
+
+_PREPARING = "prepare"
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """A store that is ready to be filled.
+
+    Attributes:
+        place: Where it lies.
+        manifest: What it says of itself.
+        settings: How it is filled.
+        extractor: The model, as this process has it.
+    """
+
+    place: Place
+    manifest: Manifest
+    settings: Settings
+    extractor: Extractor
+
+    def blocks(self, part: Part = Part()) -> list[int]:  # noqa: B008  # it cannot be changed
+        """The blocks of a part that are still to be computed."""
+        there = writer.done(self.place)
+        return [block for block in part.blocks(self.manifest.blocks) if block not in there]
+
+    def images(self, blocks: list[int]) -> int:
+        """How many images those hold."""
+        return sum(len(self.manifest.listing(block)[1]) for block in blocks)
+
+    def lease(self, part: Part) -> Lease:
+        """The right to compute a part; nobody else may compute it, or cut the work otherwise."""
+
+        def against(other: str) -> bool:
+            return other != _PREPARING and not other.endswith(f"-of-{part.of}")
+
+        return Lease(self.place, part.lease, against=against, wait=self.settings.wait)
+
+    def run(
+        self,
+        part: Part = Part(),  # noqa: B008
+        *,
+        launcher: Launcher = "here",
+        workers: int | None = None,
+        on_images: OnImages = lambda count: None,
+    ) -> None:
+        """Compute what is still to be computed of a part.
+
+        Args:
+            part: Which.
+            launcher: `here` in this process, `processes` in several of this machine, `ray` on a Ray cluster.
+            workers: How many processes or actors; by default two, or one for each GPU.
+            on_images: Called with the number of images that were just dealt with.
+
+        Raises:
+            StoreError: Somebody else computes it, or it cannot be written.
+        """
+        from unweave.extraction.launchers import LAUNCHERS
+
+        with self.lease(part):
+            blocks = self.blocks(part)
+            if blocks:
+                LAUNCHERS[launcher](self, blocks, workers, on_images)
+        if writer.merge(self.place, self.manifest):
+            self.place.sweep()
+
+
+def prepare(
+    model: str | Model,
+    data: str | os.PathLike[str] | ImageSet,
+    store: str | os.PathLike[str],
+    settings: Settings = Settings(),  # noqa: B008
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    append: bool = False,
+) -> Extraction:
+    """Make a store for these images, or go on with the one that is there.
+
+    Args:
+        model: A model's id; or a model, which other processes cannot load.
+        data: Images, as `open_images` takes them; or an image set.
+        store: A folder, or a URL that fsspec knows.
+        settings: How to extract.
+        split: Only the images of this split.
+        limit: Only the first so many.
+        append: Whether images that the store does not have are added to it.
+
+    Raises:
+        StoreError: The store is of another model, of other images or made in another way; the message names the field
+            that differs. Or the place has no room, or holds something else.
+    """
+    source = _Source(model, data, settings, split, limit)
+    place, manifest, images = Place(store), source.manifest(), source.images
+    listing = Listing(images.origin, split, limit, len(images), images.fingerprint, 0, 0)
+    # Those who only go on wait for whoever makes the store; who adds images waits for all who work on it.
+    wait = settings.wait if append else max(600.0, settings.wait)
+    with Lease(place, _PREPARING, against=lambda other: append, wait=wait):
+        if writer.is_store(place):
+            known = Manifest.load(place)
+            known.agree(manifest.identity, where=str(place))
+            manifest, opened = _gone_on(place, known, images, listing, append=append)
+        else:
+            _refuse_other_files(place)
+            _check_room(place, manifest, len(images), source.components)
+            writer.create(place, manifest, source.components)
+            manifest, opened = writer.extend(place, manifest, images.table, listing), {0: images}
+    return Extraction(place, manifest, settings, source.extractor(place, manifest, opened))
+
+
+class _Source:
+    """What is extracted: images, and a model with its plans."""
+
+    def __init__(
+        self,
+        model: str | Model,
+        data: str | os.PathLike[str] | ImageSet,
+        settings: Settings,
+        split: str | None,
+        limit: int | None,
+    ) -> None:
+        self.images = data if isinstance(data, ImageSet) else open_images(os.fspath(data), split=split, limit=limit)
+        self.settings, self.device = settings, device_of(settings.device)
+        if isinstance(model, str):
+            dtype = getattr(torch, settings.computed_in)
+            model = unweave.load_model(model, device=self.device, dtype=dtype, **settings.load)
+        self.model = model
+        self.plans = plans_of(model, settings.levels, settings.select, **settings.walk)
+
+    @property
+    def components(self) -> dict[str, tuple[Component, ...]]:
+        """Of each level."""
+        return {level: plan.components for level, plan in self.plans.items()}
+
+    def manifest(self) -> Manifest:
+        """Of a store for these, without listings."""
+        settings, dim = self.settings, next(iter(self.plans.values())).dim
+        width = _width(self.components, dim, settings.dtype)
+        small = max(16, _power(len(self.images) // 8))
+        return Manifest(
+            model=self.model.id,
+            loading=settings.load,
+            weights_hash=self.model.weights_hash,
+            preprocessing=self.model.preprocessing,
+            levels=settings.levels,
+            selection=settings.select,
+            **settings.walk,
+            computed_in=settings.computed_in,
+            dtype=settings.dtype,
+            dim=dim,
+            classes=_classes(self.model),
+            rows=settings.rows or max(1, min(_power(_BLOCK // width), small)),
+            batch=settings.batch or batch_of(self.plans, width, self.device),
+            tolerance=TOLERANCE[getattr(torch, settings.computed_in)],
+            listings=(),
+            versions={name: metadata.version(name) for name in ("unweave", "torch", "timm", "zarr", "numpy", "pillow")},
+        )
+
+    def extractor(self, place: Place, manifest: Manifest, opened: dict[int, ImageSet]) -> Extractor:
+        """The model as what computes blocks."""
+        return Extractor(
+            place,
+            manifest,
+            device=self.device,
+            on_error=self.settings.on_error,
+            model=self.model,
+            plans=self.plans,
+            images=opened,
+        )
+
+
+def _gone_on(
+    place: Place, manifest: Manifest, images: ImageSet, listing: Listing, *, append: bool
+) -> tuple[Manifest, dict[int, ImageSet]]:
+    """The manifest that holds these images, and which listing they are."""
+    for number, own in enumerate(manifest.listings):
+        if own.fingerprint == listing.fingerprint:
+            return manifest, {number: images}
+    known: set[str] = set()
+    for number in range(len(manifest.listings)):
+        known.update(writer.read_table(place, writer.listing_file(number))["id"].to_pylist())
+    fresh = images.without(known)
+    if append:
+        if not len(fresh):
+            return manifest, {}
+        _check_room(place, manifest, len(fresh), Store(place, partial=True).all_components)
+        more = replace(listing, images=len(fresh), fingerprint=fresh.fingerprint)
+        return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
+    gone = len(known - set(images.ids))
+    changed = "" if len(fresh) or gone else ", but the fields or files of some have changed"
+    raise StoreError(
+        f"The images are not those of the store: {len(fresh)} are new and {gone} are gone{changed}.",
+        where=f"{place}, field `fingerprint`",
+        cure="`--append` adds the new ones; or write to another store",
+    )
+
+
+def _refuse_other_files(place: Place) -> None:
+    """A folder that holds something else is no place for a store; one that was begun by this program is."""
+    other = [
+        name
+        for name in place.names("")
+        if not name.startswith((".", "components-"))
+        and name not in ("leases", "contributions", "representation")
+        and name not in ("logits", "listings", "zarr.json")
+    ]
+    if other:
+        raise StoreError(
+            f"The folder holds something else: {', '.join(other[:3])}.",
+            where=str(place),
+            cure="name a folder that is empty or does not exist",
+        )
+
+
+def _check_room(place: Place, manifest: Manifest, images: int, components: Mapping[str, Sequence[Component]]) -> None:
+    """Refuse a disk that is too small for more images."""
+    if place.local is None:
+        return
+    needed = _bytes(manifest, images, components)
+    folder = next(path for path in (place.local, *place.local.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"The disk lacks the room: {needed:,} bytes are needed and {free:,} are free.",
+            where=str(place),
+            cure="select fewer components, take fewer images, or write to another disk",
+        )
+
+
+def _bytes(manifest: Manifest, images: int, components: Mapping[str, Sequence[Component]]) -> int:
+    """What images take on disk."""
+    width = _width(components, manifest.dim, manifest.dtype) + 4 * (manifest.dim + (manifest.classes or 0))
+    return -(-images // manifest.rows) * manifest.rows * width
+
+
+def _width(components: Mapping[str, Sequence[Component]], dim: int, dtype: str) -> int:
+    """Bytes of an image's contributions."""
+    return sum(map(len, components.values())) * dim * np.dtype(dtype).itemsize
+
+
+def batch_of(plans: Mapping[str, Plan], width: int, device: str) -> int:
+    """How many images at a time: a power of two whose intermediate values fill at most a quarter of the free memory.
+
+    Args:
+        plans: What is computed.
+        width: Bytes of an image's contributions, as stored.
+        device: Where.
+    """
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    each = max(plan.memory_per_image for plan in plans.values()) + 3 * width
+    return max(1, min(_LARGEST["cuda" if device == "cuda" else "cpu"], _power(int(free / 4 / each))))
+
+
+def _power(number: int) -> int:
+    """The largest power of two that is not larger; 0 where there is none."""
+    return 1 << (number.bit_length() - 1) if number > 0 else 0
+
+
+def _classes(model: Model) -> int | None:
+    if model.classifier is None:
+        return None
+    with torch.inference_mode():
+        logits = model.classifier(model.readout(model.example(1)))
+    return int(logits.shape[1]) if isinstance(logits, torch.Tensor) and logits.dim() == 2 else None
+
+
+def extract(
+    model: str | Model,
+    data: str | os.PathLike[str] | ImageSet,
+    store: str | os.PathLike[str],
+    settings: Settings = Settings(),  # noqa: B008
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    append: bool = False,
+    launcher: Launcher = "here",
+    workers: int | None = None,
+    on_images: OnImages = lambda count: None,
+) -> Store:
+    """Every component's contribution for every image, into a store; goes on where an earlier call was interrupted.
+
+    Args: see `prepare` and `Extraction.run`.
+
+    Returns:
+        The store, opened.
+    """
+    extraction = prepare(model, data, store, settings, split=split, limit=limit, append=append)
+    extraction.run(launcher=launcher, workers=workers, on_images=on_images)
+    return Store(extraction.place)
+
+
+def estimate(
+    model: str | Model,
+    data: str | os.PathLike[str] | ImageSet,
+    store: str | os.PathLike[str],
+    settings: Settings = Settings(),  # noqa: B008
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """What an extraction would take, from a few of its images; nothing is written.
+
+    Returns:
+        Images, components, bytes, images at a time and in a block, images a second and seconds, ready for JSON.
+    """
+    source = _Source(model, data, settings, split, limit)
+    place, manifest, images = Place(store), source.manifest(), source.images
+    stored: set[str] = set()
+    if writer.is_store(place):
+        known = Manifest.load(place)
+        known.agree(manifest.identity, where=str(place))
+        stored, manifest = set(writer.index(place, known)["id"].to_pylist()), known
+    left = images.without(stored)
+    speed = source.extractor(place, manifest, {}).speed(left) if len(left) else 0.0
+    return {
+        "store": str(place),
+        "images": len(images),
+        "stored": len(images) - len(left),
+        "components": {level: len(own) for level, own in source.components.items()},
+        "dim": manifest.dim,
+        "batch": manifest.batch,
+        "rows": manifest.rows,
+        "bytes": _bytes(manifest, len(left), source.components),
+        "speed": speed,
+        "seconds": len(left) / speed if speed else 0.0,
+    }

@@ -1,0 +1,153 @@
+"""Verification: whether a store still is what was written, and whether that is what the model says of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from unweave.components import Component
+from unweave.errors import StoreError
+from unweave.extraction.extractor import Extractor
+from unweave.images import ImageSet
+from unweave.images.batches import decoded
+from unweave.models import Model
+from unweave.store import Store, writer
+from unweave.store.shards import Shards
+
+APART = {"float16": 2e-3, "float32": 1e-4}
+"""How far a stored contribution may lie from one that is computed anew, relative to the largest of its image."""
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        chunks: How many chunks were read and compared with their checksums.
+        rows: How many rows were computed anew.
+        equal: How many of these are equal to the last bit.
+        apart: The largest distance between a stored and a new contribution, relative to the largest of its image.
+        faults: What is wrong, each with the file and the component it is in.
+    """
+
+    chunks: int = 0
+    rows: int = 0
+    equal: int = 0
+    apart: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+
+def verify(
+    store: Store,
+    *,
+    rows: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    model: Model | None = None,
+    images: dict[int, ImageSet] | None = None,
+) -> Verification:
+    """Compare every chunk with its checksum, and some rows with what the model says of their images now.
+
+    Args:
+        store: What to verify.
+        rows: How many rows are computed anew, at least: whole batches as they were, at random; 0 for none.
+        seed: Which.
+        device: Where to compute.
+        model: The model, where the store cannot load it.
+        images: The images of each listing, where the store cannot open them.
+
+    Raises:
+        UnweaveError: The model or the images cannot be loaded, or are not those of the store.
+    """
+    found = Verification()
+    there = sorted(writer.done(store.place) & set(range(store.manifest.blocks)))
+    found.faults += [f"block {block} is missing" for block in store.missing]
+    sound = []
+    for block in there:
+        faults, chunks = _damage(store, block)
+        found.faults += faults
+        found.chunks += chunks
+        if not faults:
+            sound.append(block)
+    if rows and sound:
+        extractor = Extractor(store.place, store.manifest, device=device, on_error="skip", model=model, images=images)
+        _compare(store, extractor, sound, rows, np.random.default_rng(seed), found)
+    return found
+
+
+def _damage(store: Store, block: int) -> tuple[list[str], int]:
+    """Chunks of a block whose bytes are not those that were written, and how many there are."""
+    try:
+        _, known = writer.record(store.place, block)
+    except StoreError as error:
+        return [str(error).replace("\n", " ")], 0
+    faults, chunks = [], 0
+    for name in writer.names(store.manifest):
+        shards, where = Shards(store.place, name), f"{store.place}/{name}, block {block}"
+        several = len(shards.shape) > 1
+        expected = known["checksums"].get(name, [])
+        chunks += len(expected)
+        for column, sum_ in enumerate(expected):
+            what = f", component {_component(store, name, column)}" if several else ""
+            try:
+                chunk = shards.chunk(block, column if several else None)
+            except StoreError as error:
+                faults.append(f"{where}{what}: {error.what}")
+                break
+            if writer.checksums(chunk) != [sum_]:
+                faults.append(f"{where}{what}: the bytes are not those that were written")
+    return faults, chunks
+
+
+def _component(store: Store, name: str, column: int) -> Component:
+    return store.components(name.removeprefix(f"{writer.CONTRIBUTIONS}/"))[column]
+
+
+def _compare(
+    store: Store, extractor: Extractor, blocks: list[int], rows: int, rng: np.random.Generator, found: Verification
+) -> None:
+    batch = store.manifest.batch
+    drawn = rng.permutation([(block, part) for block in blocks for part in range(-(-store.manifest.rows // batch))])
+    kept = store.table["row"].to_numpy()
+    for block, part in drawn:
+        if found.rows >= rows:
+            return
+        chosen = np.flatnonzero((store.table["block"].to_numpy() == block) & (kept // batch == part))
+        if not len(chosen):
+            continue
+        ids = [store.ids[row] for row in chosen]
+        tensors: list[Tensor] = []
+        for image, tensor in decoded(extractor.model, _pictures(extractor, block, ids), ahead=batch):
+            if isinstance(tensor, Tensor):
+                tensors.append(tensor)
+            else:
+                found.faults.append(f"image {image.id}: {tensor.what}")
+        if len(tensors) < len(ids):
+            continue
+        distances = [
+            _apart(values, store.read(rows=chosen, level=level).values.numpy())
+            for level, values in extractor.computed(ids, tensors)["values"].items()
+        ]
+        apart = np.max(distances, axis=0)
+        found.rows += len(ids)
+        found.equal += int((apart == 0).sum())
+        found.apart = max(found.apart, float(apart.max()))
+        for name, own in zip(ids, apart, strict=True):
+            if not own <= APART[store.manifest.dtype]:
+                found.faults.append(f"image {name}: what the model says now is {own:.1e} away from what is stored")
+
+
+def _apart(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """The largest distance of each image's contributions, relative to the largest of them."""
+    a, b = new.astype(np.float32), old.astype(np.float32)
+    return np.abs(a - b).max((1, 2)) / np.abs(a).max((1, 2)).clip(np.finfo(np.float32).tiny)
+
+
+def _pictures(extractor: Extractor, block: int, ids: list[str]) -> Iterator[Any]:
+    wanted = set(ids)
+    return islice((one for one in extractor.listed(block) if one.id in wanted), len(ids))

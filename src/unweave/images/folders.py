@@ -1,0 +1,198 @@
+"""Image sets that lie in folders: any folder, ImageNet in its usual layouts, and the two shapes of Waterbirds."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pyarrow as pa
+
+from unweave.errors import ImageError
+from unweave.images.imageset import Field, ImageSet, columns
+from unweave.images.read import ImageFile, find_images, read_image
+
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What folders of splits are called, and what the split is called then."""
+
+KINDS = ("land", "water")
+"""Of birds, and of what is behind them, in the order of Waterbirds' numbers."""
+
+
+def folder(path: str) -> ImageSet:
+    """All images below a folder, or one image, sorted by path.
+
+    A first folder that is called like a split gives `split`; the next one that all images of the set have gives
+    `label`. `bytes` is the file's size.
+
+    Raises:
+        ImageError: See `find_images`.
+    """
+    images = find_images(path)
+    parts = [image.id.split("/")[:-1] for image in images]
+    rows: dict[str, Sequence[Field]] = {}
+    if all(own and own[0].lower() in SPLITS for own in parts):
+        rows["split"] = [SPLITS[own[0].lower()] for own in parts]
+        parts = [own[1:] for own in parts]
+    if all(parts):
+        rows["label"] = [own[0] for own in parts]
+    return from_files(path, images, rows)
+
+
+def from_files(origin: str, images: Sequence[ImageFile], rows: dict[str, Sequence[Field]]) -> ImageSet:
+    """An image set of files, to whose fields their sizes are added."""
+    paths = [image.path for image in images]
+    sizes = [_size(path) for path in paths]
+    table = columns({"id": [image.id for image in images], **rows, "bytes": sizes}, where=origin)
+    return ImageSet(origin, table, lambda row: read_image(paths[row]))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # reading it will say why
+        return None
+
+
+def imagenet(path: str) -> ImageSet:
+    """ImageNet as it is usually kept, with a `label` (the synset) and a `split`.
+
+    Layouts: `train/n01440764/x.JPEG`, with or without the split's folder or `ILSVRC/Data/CLS-LOC` before it; and
+    `val/ILSVRC2012_val_00000001.JPEG`, whose labels are read from `LOC_val_solution.csv` or from the annotations' XML
+    files, where these lie beside it.
+
+    Raises:
+        ImageError: An image has no label; see `find_images`.
+    """
+    root = Path(path)
+    data = next((one for one in (root / "ILSVRC/Data/CLS-LOC", root / "Data/CLS-LOC") if one.is_dir()), root)
+    images = find_images(data)
+    known = _solutions(root, data)
+    splits: list[Field] = []
+    labels: list[Field] = []
+    for image in images:
+        inner = image.id.split("/")[:-1]
+        splits.append(SPLITS.get(next(iter(inner), "").lower()))
+        label = next((part for part in inner if re.fullmatch(r"n\d{8}", part)), None)
+        labels.append(label or known.get(Path(image.id).stem))
+    if None in labels and "test" not in splits:
+        raise ImageError(
+            "The class of an image of ImageNet is not known.",
+            where=images[labels.index(None)].id,
+            cure="sort the images into folders of their classes, or put LOC_val_solution.csv beside them",
+        )
+    return from_files(path, images, {"split": splits, "label": labels})
+
+
+def _solutions(root: Path, data: Path) -> dict[str, str]:
+    """Image names to classes, from what is published beside the validation images."""
+    for place in dict.fromkeys((root, data, data.parent)):
+        table = place / "LOC_val_solution.csv"
+        if table.is_file():
+            with table.open(newline="") as file:
+                return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    known = {}
+    for place in dict.fromkeys((root, data.parent.parent)):
+        for file in sorted(place.glob("Annotations/CLS-LOC/val/*.xml")):
+            found = ElementTree.parse(file).findtext("object/name")
+            known.update({file.stem: found} if found else {})
+    return known
+
+
+def waterbirds(path: str) -> ImageSet:
+    """Waterbirds as published (`metadata.csv`), or cleaned (class folders, the background in the file's name).
+
+    Fields: `label` (`land` or `water`: the bird), `place` (the background), `group` (2 x label + place, as published),
+    and `split` where it is known.
+
+    Raises:
+        ImageError: There is no such folder, or the table or a file's name is not of this shape.
+    """
+    root = Path(path)
+    return _published(root) if (root / "metadata.csv").is_file() else _cleaned(root)
+
+
+def _published(root: Path) -> ImageSet:
+    table = root / "metadata.csv"
+    images, birds, places, splits = [], [], [], []
+    try:
+        with table.open(newline="") as file:
+            for row in csv.DictReader(file):
+                name = row["img_filename"]
+                images.append(ImageFile(name, root / name))
+                birds.append(int(row["y"]))
+                places.append(int(row["place"]))
+                splits.append(("train", "val", "test")[int(row["split"])])
+        return from_files(str(root), images, _grouped(birds, places) | {"split": splits})
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise ImageError(
+            f"This is not the table of Waterbirds: {error!r}.",
+            where=str(table),
+            cure="its columns are img_filename, y, place and split",
+        ) from error
+
+
+def _cleaned(root: Path) -> ImageSet:
+    images = find_images(root)
+    birds, places, splits = [], [], []
+    for image in images:
+        *folders, name = image.id.lower().split("/")
+        found = [KINDS.index(own) for own in _words(" ".join(folders).replace("bird", " "))]
+        behind = [KINDS.index(own) for own in _words(re.sub(r"(land|water)[ _-]?bird", "", name))]
+        if len(set(found)) != 1 or len(set(behind)) != 1:
+            raise ImageError(
+                "The name does not tell the bird and the background.",
+                where=image.id,
+                cure="folders name the bird (landbird, waterbird), the file's name the background (land, water)",
+            )
+        birds.append(found[0])
+        places.append(behind[0])
+        splits.append(next((SPLITS[one] for one in folders if one in SPLITS), None))
+    rows = _grouped(birds, places)
+    return from_files(str(root), images, rows if None in splits else rows | {"split": splits})
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"(?<![a-z])(land|water)(?:background|bg)?s?(?![a-z])", text)
+
+
+def _grouped(birds: list[int], places: list[int]) -> dict[str, Sequence[Field]]:
+    groups = [2 * bird + place for bird, place in zip(birds, places, strict=True)]
+    return {"label": [KINDS[bird] for bird in birds], "place": [KINDS[one] for one in places], "group": groups}
+
+
+def manifest(path: str) -> ImageSet:
+    """A table of images (CSV or Parquet): `path`, and whatever fields there are; the `id` is the path if not given.
+
+    Paths are relative to the table's folder, or absolute.
+
+    Raises:
+        ImageError: The table cannot be read, or has no column `path`.
+    """
+    from pyarrow import csv as tables
+    from pyarrow import parquet
+
+    try:
+        if path.lower().endswith(".parquet"):
+            table = parquet.read_table(path)
+        else:
+            table = tables.read_csv(path, convert_options=tables.ConvertOptions(column_types={"id": pa.string()}))
+    except (OSError, pa.ArrowException) as error:
+        raise ImageError(f"The table of images cannot be read: {error}", where=path) from error
+    if "path" not in table.column_names:
+        raise ImageError(
+            "The table of images has no column `path`.", where=path, cure=f"its columns are {table.column_names}"
+        )
+    rows = {name: table[name].to_pylist() for name in table.column_names}
+    files = rows.pop("path")
+    if None in files:
+        raise ImageError("An image has no path.", where=f"{path}, row {files.index(None) + 1}")
+    ids = [str(own) for own in rows.pop("id", files)]
+    images = [ImageFile(own, Path(path).parent / file) for own, file in zip(ids, files, strict=True)]
+    return from_files(path, images, {name: _plain(values) for name, values in rows.items() if name != "bytes"})
+
+
+def _plain(values: list[object]) -> list[Field]:
+    return [value if isinstance(value, Field) else str(value) for value in values]

@@ -1,0 +1,164 @@
+"""An image set: images in a fixed order, each with an id and fields, read one by one when their turn comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool
+from PIL import Image
+
+from unweave.errors import ImageError
+
+Field = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a set.
+
+    Attributes:
+        id: Its name, unlike that of any other image of the set.
+        fields: What is known of it, such as `label`, `group` or `split`.
+        row: Its place in the set it was found in.
+    """
+
+    id: str
+    fields: dict[str, Field]
+    row: int
+    _set: ImageSet
+
+    def read(self) -> Image.Image:
+        """The upright RGB picture; raises an ImageError where there is none."""
+        return self._set.read(self.row)
+
+    def mask(self) -> Bool[np.ndarray, "height width"]:
+        """Where the object is; raises an ImageError where that is not known."""
+        if self._set.read_mask is None:
+            raise ImageError("These images have no masks.", where=self._set.origin, cure="use a set with masks")
+        return self._set.read_mask(self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(Sequence[Picture]):
+    """Images in a fixed order.
+
+    The table costs about 100 bytes for each image; pictures are not held.
+
+    Attributes:
+        origin: What it was opened as.
+        table: One row for each image: the column `id`, and one column for each field.
+        read: The picture of a row of the set as it was found; raises an ImageError where there is none.
+        read_mask: Where the object is in it; None where that is not known.
+        mark: What else tells this set from another with the same table.
+    """
+
+    origin: str
+    table: pa.Table
+    read: Callable[[int], Image.Image]
+    read_mask: Callable[[int], Bool[np.ndarray, "height width"]] | None = None
+    mark: str = ""
+    _rows: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse ids that repeat.
+
+        Raises:
+            ImageError: Two images have one id.
+        """
+        if self._rows is None and len(set(self.ids)) < len(self.ids):
+            name, count = Counter(self.ids).most_common(1)[0]
+            raise ImageError(f"{count} images have the id {name!r}.", where=self.origin, cure="give each its own id")
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The names of the images, in order."""
+        return self.table["id"].to_pylist()
+
+    @property
+    def fields(self) -> list[str]:
+        """What is known of images."""
+        return [name for name in self.table.column_names if name != "id"]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, place: Any) -> Any:
+        """The picture at a place, or the set of the pictures at a slice."""
+        if isinstance(place, slice):
+            return self.take(range(len(self))[place])
+        place = range(len(self))[place]
+        fields = {name: self.table[name][place].as_py() for name in self.fields}
+        return Picture(self.ids[place], fields, place if self._rows is None else self._rows[place], self)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return (self[place] for place in range(len(self)))
+
+    def take(self, places: Sequence[int]) -> ImageSet:
+        """Only the images at these places, in this order."""
+        rows = places if self._rows is None else [self._rows[place] for place in places]
+        return replace(self, table=self.table.take(pa.array(places, pa.int64())), _rows=rows)
+
+    def without(self, ids: Collection[str]) -> ImageSet:
+        """Only the images whose ids are none of these."""
+        known = set(ids)
+        return self.take([place for place, own in enumerate(self.ids) if own not in known])
+
+    def where(self, field: str, value: Field) -> ImageSet:
+        """Only the images of which a field has a value.
+
+        Raises:
+            ImageError: There is no such field, or no image has this value; the message lists those that there are.
+        """
+        if field not in self.fields:
+            raise ImageError(
+                f"Nothing is known of the {field} of these images.",
+                where=self.origin,
+                cure=f"their fields are {', '.join(self.fields)}" if self.fields else "leave it out",
+            )
+        values = self.table[field].to_pylist()
+        places = [place for place, own in enumerate(values) if own == value]
+        if not places:
+            known = sorted({str(own) for own in values})[:10]
+            raise ImageError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
+        return self.take(places)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of ids and fields in their order: the same wherever the same images lie."""
+        return fingerprint(self.table, self.mark)
+
+
+def fingerprint(table: pa.Table, mark: str = "") -> str:
+    """The SHA-256 of a table of images, column by column."""
+    digest = hashlib.sha256(mark.encode())
+    for name in table.column_names:
+        digest.update(f"\0{name}\0".encode())
+        for chunk in table[name].chunks:
+            for value in chunk.to_pylist():
+                digest.update(f"{json.dumps(value)}\n".encode())
+    return digest.hexdigest()
+
+
+def columns(rows: dict[str, Sequence[Field]], *, where: str) -> pa.Table:
+    """A table from columns; a column of mixed types becomes text.
+
+    Raises:
+        ImageError: There are no images.
+    """
+    if not rows["id"]:
+        raise ImageError("There are no images here.", where=where, cure="check what was named")
+    arrays = {}
+    for name, values in rows.items():
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            arrays[name] = pa.array([None if value is None else str(value) for value in values])
+    return pa.table(arrays)

@@ -1,0 +1,95 @@
+"""What names an image set: a path, whose kind is seen from what lies there, or a kind and a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from unweave.errors import ImageError
+from unweave.images.archives import huggingface, webdataset
+from unweave.images.folders import folder, imagenet, manifest, waterbirds
+from unweave.images.imageset import ImageSet
+from unweave.images.masks import masked, segmentation
+
+
+def _pocket(name: str) -> ImageSet:
+    from unweave.images.pocket import pocket  # draws, so it is only read when it is asked for
+
+    return pocket(name)
+
+
+KINDS: dict[str, Callable[[str], ImageSet]] = {
+    "folder": folder,
+    "manifest": manifest,
+    "imagenet": imagenet,
+    "waterbirds": waterbirds,
+    "masks": masked,
+    "segmentation": segmentation,
+    "webdataset": webdataset,
+}
+"""Kinds of image sets that lie at a path; `KIND:PATH` says which one it is."""
+
+
+def open_images(data: str, *, split: str | None = None, limit: int | None = None) -> ImageSet:
+    """An image set, in an order that is always the same.
+
+    Args:
+        data: A folder, a table (`.csv`, `.parquet`), tars (`.tar`), `gtsegs_ijcv.mat`, the folder of a dataset as
+            published (ImageNet, Waterbirds, a dataset of Hugging Face); the same with a kind before it
+            (`waterbirds:FOLDER`, one of `KINDS`) where it cannot be told; `hf/ORG/NAME` for a dataset on Hugging Face's
+            hub; `pocket/evaluation`, `pocket/world/SEED/COUNT` or `pocket/birds/SEED/SPLIT/COUNT`.
+        split: Only the images of this split.
+        limit: Only the first so many.
+
+    Raises:
+        ImageError: There are no such images.
+    """
+    found = _opened(data, split)
+    if split is not None and not (found.origin.endswith(f":{split}") and "split" not in found.fields):
+        found = found.where("split", split)
+    return found if limit is None else found[:limit]
+
+
+def _opened(data: str, split: str | None) -> ImageSet:
+    kind, colon, rest = data.partition(":")
+    if colon and kind == "hf":
+        return huggingface(rest, split)
+    if colon and kind in KINDS:
+        return KINDS[kind](rest)
+    path = Path(data)
+    if not path.exists():
+        if data.startswith("pocket/"):
+            return _pocket(data.removeprefix("pocket/"))
+        if data.startswith("hf/"):
+            return huggingface(data.removeprefix("hf/"), split)
+        if not (data.endswith(".tar") and any(sign in data for sign in "*?[")):
+            raise ImageError(
+                "There are no such images.",
+                where=data,
+                cure="name a folder, a table (.csv, .parquet), tars, `hf/ORG/NAME` or `pocket/evaluation`; "
+                f"or put a kind before a path: {', '.join(KINDS)}",
+            )
+    return KINDS[_kind(path)](data) if _kind(path) != "hf" else huggingface(data, split)
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        names = {own.name for own in path.iterdir()}
+        table = path / "metadata.csv"
+        if table.is_file() and b"img_filename" in table.read_bytes()[:1000]:
+            return "waterbirds"
+        if names & {"dataset_info.json", "dataset_dict.json"}:
+            return "hf"
+        if {"images", "masks"} <= names:
+            return "masks"
+        if names & {"ILSVRC", "LOC_val_solution.csv"} or any(re.fullmatch(r"n\d{8}", name) for name in names):
+            return "imagenet"
+        visible = [name for name in names if not name.startswith(".")]
+        return (
+            "webdataset" if visible and all(name.endswith((".tar", ".json", ".txt")) for name in visible) else "folder"
+        )
+    return {".csv": "manifest", ".parquet": "manifest", ".tar": "webdataset", ".mat": "segmentation"}.get(
+        suffix, "folder"
+    )

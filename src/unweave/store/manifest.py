@@ -1,0 +1,176 @@
+"""A manifest: what a store holds, of which model and which images, and how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unweave.errors import StoreError
+from unweave.store.place import Place
+
+FORMAT = "unweave store"
+VERSION = 1
+FILE = "manifest.json"
+
+IDENTITY = (
+    "model",
+    "weights_hash",
+    "preprocessing",
+    "levels",
+    "selection",
+    "attention",
+    "nonlinear",
+    "computed_in",
+    "dtype",
+    "dim",
+)
+"""What has to agree before rows may stand beside each other."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images that were listed at one time, and where their rows are.
+
+    Attributes:
+        data, split, limit: What they were opened as (see `unweave.images.open_images`).
+        images: How many there are.
+        fingerprint: Of their ids and fields.
+        first, blocks: The first of the blocks that hold them, and how many those are.
+    """
+
+    data: str
+    split: str | None
+    limit: int | None
+    images: int
+    fingerprint: str
+    first: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store says of itself; a JSON file.
+
+    Attributes:
+        model: The model's id.
+        loading: How it is loaded again: the keywords of `load_model`.
+        weights_hash: Of its weights.
+        preprocessing: How pictures became inputs.
+        levels: The levels at which it was decomposed; each has an array of its own.
+        selection: The components that were asked for; None for all.
+        attention, nonlinear: As in `unweave.plan`.
+        computed_in: The numbers that the model computed in.
+        dtype: The numbers that contributions are stored in.
+        dim: The width of the representation.
+        classes: The width of the logits; None where there are none.
+        rows: Of each block.
+        batch: Images that were decomposed at a time: another number may round differently.
+        tolerance: The largest error of a sum that was allowed.
+        listings: The images, in the order in which they were added.
+        versions: Of the libraries that made it.
+    """
+
+    model: str
+    loading: Mapping[str, Any]
+    weights_hash: str
+    preprocessing: Mapping[str, Any]
+    levels: tuple[str, ...]
+    selection: tuple[str, ...] | None
+    attention: str
+    nonlinear: str
+    computed_in: str
+    dtype: str
+    dim: int
+    classes: int | None
+    rows: int
+    batch: int
+    tolerance: float
+    listings: tuple[Listing, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of rows there are."""
+        return sum(listing.blocks for listing in self.listings)
+
+    @property
+    def images(self) -> int:
+        """How many images were listed."""
+        return sum(listing.images for listing in self.listings)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields in `IDENTITY`."""
+        return {name: getattr(self, name) for name in IDENTITY}
+
+    def listing(self, block: int) -> tuple[int, range]:
+        """Which listing a block belongs to, and the places of its images there."""
+        for number, listing in enumerate(self.listings):
+            if listing.first <= block < listing.first + listing.blocks:
+                start = (block - listing.first) * self.rows
+                return number, range(start, min(start + self.rows, listing.images))
+        raise StoreError(f"The store has {self.blocks} blocks, so there is none with the number {block}.")
+
+    def agree(self, other: Mapping[str, Any], *, where: str) -> None:
+        """Refuse what is of another model, or made in another way.
+
+        Args:
+            other: Values of some of the fields in `IDENTITY`.
+            where: The store.
+
+        Raises:
+            StoreError: A field differs; the message names it and both values.
+        """
+        own = json.loads(json.dumps(dataclasses.asdict(self)))
+        for name in IDENTITY:
+            if name in other and own[name] != json.loads(json.dumps(other[name])):
+                raise StoreError(
+                    f"The store differs in its {name.replace('_', ' ')}: it was made with {_short(own[name])}, "
+                    f"this is {_short(other[name])}.",
+                    where=f"{where}, field `{name}`",
+                    cure="use the same model and settings, or write to another store",
+                )
+
+    def save(self, place: Place) -> None:
+        """Write it, replacing the one that is there."""
+        known = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        place.write(FILE, (json.dumps(known, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, place: Place) -> Manifest:
+        """Read it.
+
+        Raises:
+            StoreError: There is none, it is damaged, or it is of a newer version.
+        """
+        if not place.exists(FILE):
+            raise StoreError(
+                "There is no store here.", where=str(place), cure="name a folder that `unweave extract` wrote"
+            )
+        try:
+            known = json.loads(place.read(FILE))
+            if known.pop("format") != FORMAT:
+                raise ValueError("it has another format")
+            version = known.pop("version")
+            if version != VERSION:
+                raise StoreError(
+                    f"The store has version {version}; this version of unweave reads {VERSION}.",
+                    where=f"{place}/{FILE}",
+                    cure="use a newer version of unweave, or extract again",
+                )
+            known["levels"] = tuple(known["levels"])
+            known["selection"] = None if known["selection"] is None else tuple(known["selection"])
+            known["listings"] = tuple(Listing(**listing) for listing in known["listings"])
+            return cls(**known)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"The store's manifest is damaged: {error}.", where=f"{place}/{FILE}", cure="restore the file"
+            ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

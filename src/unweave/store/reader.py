@@ -1,0 +1,317 @@
+"""Reading a store: every row knows its image, and only the bytes that are asked for are touched.
+
+store = unweave.open_store("out")
+store.read(components="blocks.9.*", rows=store.where("label", "swan"))     # -> Contributions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from pyarrow import compute
+from torch import Tensor
+
+from unweave.components import Component, Selection, select
+from unweave.contributions import Contributions, Origin
+from unweave.errors import StoreError
+from unweave.store import writer
+from unweave.store.manifest import Manifest
+from unweave.store.place import Place
+from unweave.store.shards import Shards
+
+Rows = slice | Sequence[int] | Sequence[str] | Sequence[bool] | np.ndarray | Tensor | None
+"""Rows of a store: a slice, numbers, ids, or one truth value for each; None for all."""
+
+
+class Store:
+    """Contributions on disk.
+
+    Nothing but tables is read when it is opened: about 100 bytes for each image.
+
+    Args:
+        place: A folder, or a URL that fsspec knows.
+        partial: Whether a store whose extraction has not finished may be opened.
+
+    Attributes:
+        manifest: What the store says of itself.
+        table: One row for each row of the store: `id`, the images' fields, `block`, `row`, `error`, `rounding`.
+        skipped: The images that were left out, each as (id, reason).
+        missing: Blocks that are not there yet.
+
+    Raises:
+        StoreError: There is no store, it is damaged or of a newer version, or its extraction has not finished.
+    """
+
+    def __init__(self, place: str | os.PathLike[str] | Place, *, partial: bool = False) -> None:
+        self.place = place if isinstance(place, Place) else Place(place)
+        self.manifest = Manifest.load(self.place)
+        found = self._index()
+        self.missing = sorted(set(range(self.manifest.blocks)) - set(found["block"].unique().to_pylist()))
+        if self.missing and not partial:
+            there = self.manifest.blocks - len(self.missing)
+            raise StoreError(
+                f"The extraction has not finished: {there} of {self.manifest.blocks} blocks are there.",
+                where=str(self.place),
+                cure="run the same `unweave extract` again, or open it with `partial=True`",
+            )
+        kept = compute.is_valid(found["row"])
+        left_out = found.filter(compute.invert(kept))
+        self.skipped = [
+            (str(name), str(reason))
+            for name, reason in zip(left_out["id"].to_pylist(), left_out["reason"].to_pylist(), strict=True)
+        ]
+        self.table = found.filter(kept).drop_columns(["reason"])
+
+    def _index(self) -> pa.Table:
+        if self.place.exists(writer.INDEX):
+            found = writer.read_table(self.place, writer.INDEX)
+            if (found.schema.metadata or {}).get(b"blocks") == str(self.manifest.blocks).encode():
+                return found
+        return writer.index(self.place, self.manifest)
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return self.table.num_rows
+
+    def __repr__(self) -> str:
+        """One line: what it holds."""
+        sizes = ", ".join(f"{len(self.components(level))} components ({level})" for level in self.manifest.levels)
+        return f"Store({self.place}, {self.manifest.model}, {len(self)} images, {sizes}, {self.manifest.dim} dim)"
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The image of each row."""
+        return self.table["id"].to_pylist()
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def components(self, level: str | None = None) -> tuple[Component, ...]:
+        """The components of a level; of the first one if none is named.
+
+        Raises:
+            StoreError: The store does not have this level.
+        """
+        level = level or self.manifest.levels[0]
+        if level not in self.manifest.levels:
+            raise StoreError(
+                f"The store has no level {level!r}.",
+                where=str(self.place),
+                cure=f"use {' or '.join(self.manifest.levels)}",
+            )
+        return self.all_components[level]
+
+    @cached_property
+    def all_components(self) -> dict[str, tuple[Component, ...]]:
+        """The components of every level."""
+        found = {}
+        for level in self.manifest.levels:
+            rows = writer.read_table(self.place, writer.components_file(level)).to_pylist()
+            found[level] = tuple(
+                Component(**{name: value for name, value in row.items() if name != "name"}) for row in rows
+            )
+        return found
+
+    def field(self, name: str) -> list[Any]:
+        """A field of the images, row by row.
+
+        Raises:
+            StoreError: There is no such field.
+        """
+        if name not in self.table.column_names:
+            known = [own for own in self.table.column_names if own not in writer.OWN]
+            raise StoreError(
+                f"The images have no field {name!r}.", where=str(self.place), cure=f"use one of {', '.join(known)}"
+            )
+        return self.table[name].to_pylist()
+
+    def where(self, field: str, value: object) -> np.ndarray:
+        """The rows whose images have a value of a field."""
+        return np.flatnonzero([own == value for own in self.field(field)])
+
+    def chosen(self, conditions: Sequence[str]) -> np.ndarray:
+        """The rows for which every condition `FIELD=VALUE` holds, values compared as text.
+
+        Raises:
+            StoreError: A condition is not of this form, or there is no such field.
+        """
+        found = np.ones(len(self), bool)
+        for condition in conditions:
+            name, equals, value = condition.partition("=")
+            if not equals:
+                raise StoreError(f"This is no condition: {condition!r}.", cure="write FIELD=VALUE, such as label=swan")
+            found &= np.array([str(own) == value for own in self.field(name)], bool)
+        return np.flatnonzero(found)
+
+    def rows(self, rows: Rows = None) -> np.ndarray:
+        """Rows as numbers.
+
+        Raises:
+            StoreError: There is no such row or id.
+        """
+        if rows is None or isinstance(rows, slice):
+            return np.arange(len(self))[slice(None) if rows is None else rows]
+        if len(rows) and isinstance(rows[0], str):
+            unknown = next((name for name in rows if name not in self._numbers), None)
+            if unknown is not None:
+                raise StoreError(f"The store has no image {unknown!r}.", where=str(self.place), cure="see `store.ids`")
+            return np.array([self._numbers[str(name)] for name in rows], np.int64)
+        found = np.asarray(rows)
+        if found.dtype == bool:
+            if len(found) != len(self):
+                raise StoreError(f"{len(found)} truth values do not choose among {len(self)} rows.")
+            return np.flatnonzero(found)
+        found = found.astype(np.int64).reshape(-1)
+        outside = found[(found < -len(self)) | (found >= len(self))]
+        if len(outside):
+            raise StoreError(f"The store has {len(self)} rows, so there is none with the number {outside[0]}.")
+        return found % len(self) if len(found) else found
+
+    def read(self, components: Selection = None, rows: Rows = None, *, level: str | None = None) -> Contributions:
+        """Contributions, touching only the bytes of these components and rows.
+
+        Args:
+            components: Which (see `unweave.components.Selection`); None for all.
+            rows: Which (see `Rows`).
+            level: Which level; the first one if none is named.
+
+        Returns:
+            Values `[image, component, dim]` in the numbers that are stored.
+
+        Raises:
+            StoreError, SelectionError: There is no such level, row or component, or a block is damaged.
+        """
+        level = level or self.manifest.levels[0]
+        own = self.components(level)
+        columns = range(len(own)) if components is None else select(own, components)
+        numbers = self.rows(rows)
+        chunks = self._shards(writer.array(level))
+        values = np.empty((len(columns), len(numbers), self.manifest.dim), self.manifest.dtype)
+        for at, block, within in self._runs(numbers):
+            for place, column in enumerate(columns):
+                values[place, at] = chunks.chunk(block, column)[within]
+        return Contributions(
+            values=torch.from_numpy(values).permute(1, 0, 2),
+            components=tuple(own[column] for column in columns),
+            ids=tuple(self.ids[row] for row in numbers),
+            representation=self.representation(numbers),
+            error=torch.from_numpy(self._column("error")[numbers]),
+            tolerance=self.manifest.tolerance,
+            origin=self._origin(level),
+        )
+
+    def batches(
+        self, components: Selection = None, rows: Rows = None, *, level: str | None = None, size: int = 1024
+    ) -> Iterator[Contributions]:
+        """The same as `read`, some rows at a time: memory for `size` rows is all that it takes."""
+        numbers = self.rows(rows)
+        for start in range(0, len(numbers), size):
+            yield self.read(components, numbers[start : start + size], level=level)
+
+    def representation(self, rows: Rows = None) -> Float[Tensor, "image dim"]:
+        """What the model itself computed."""
+        return self._table(writer.REPRESENTATION, self.manifest.dim, rows)
+
+    def logits(self, rows: Rows = None) -> Float[Tensor, "image class"]:
+        """What the model's classifier made of it.
+
+        Raises:
+            StoreError: The model has no classifier.
+        """
+        if self.manifest.classes is None:
+            raise StoreError("The model has no classifier, so there are no logits.", where=str(self.place))
+        return self._table(writer.LOGITS, self.manifest.classes, rows)
+
+    def _table(self, name: str, dim: int, rows: Rows) -> Tensor:
+        numbers = self.rows(rows)
+        values, chunks = np.empty((len(numbers), dim), np.float32), self._shards(name)
+        for at, block, within in self._runs(numbers):
+            values[at] = chunks.chunk(block)[within]
+        return torch.from_numpy(values)
+
+    @cached_property
+    def _opened(self) -> dict[str, Shards]:
+        return {}
+
+    def _shards(self, name: str) -> Shards:
+        if name not in self._opened:
+            self._opened[name] = Shards(self.place, name)
+        return self._opened[name]
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.table[name].to_numpy()
+
+    def _runs(self, numbers: np.ndarray) -> Iterator[tuple[slice | np.ndarray, int, slice | np.ndarray]]:
+        """Rows by block: where they go, which block, and which rows of it; as slices where they are consecutive."""
+        blocks, within = self._column("block")[numbers], self._column("row")[numbers]
+        order = np.argsort(blocks, kind="stable")
+        edges = np.flatnonzero(np.diff(blocks[order])) + 1
+        for at in np.split(order, edges) if len(order) else ():
+            yield _compact(at), int(blocks[at[0]]), _compact(within[at])
+
+    def _origin(self, level: str) -> Origin:
+        known = self.manifest
+        chosen = ", ".join(known.selection) if known.selection else None
+        return Origin(
+            known.model,
+            known.weights_hash,
+            dict(known.preprocessing),
+            level,
+            chosen,
+            known.computed_in,
+            tuple(self.skipped),
+        )
+
+    def agree(self, **other: Any) -> None:
+        """Refuse rows of another model, or made in another way: see `Manifest.agree`."""
+        self.manifest.agree(other, where=str(self.place))
+
+    def fields(self) -> Mapping[str, str]:
+        """What is known of images, and its type."""
+        return {one.name: str(one.type) for one in self.table.schema if one.name not in (*writer.OWN, "id")}
+
+
+def _compact(numbers: np.ndarray) -> slice | np.ndarray:
+    first, last = int(numbers[0]), int(numbers[-1])
+    if last - first == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        return slice(first, last + 1)
+    return numbers
+
+
+def open_store(place: str | os.PathLike[str], *, partial: bool = False) -> Store:
+    """Open what `unweave extract` wrote (see `Store`)."""
+    return Store(place, partial=partial)
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """What a store holds, ready for JSON."""
+    known = store.manifest
+    errors, roundings = (store.table[name].to_numpy() for name in ("error", "rounding"))
+    itemsize = np.dtype(known.dtype).itemsize
+    width = sum(len(store.components(level)) for level in known.levels) * known.dim * itemsize
+    return {
+        "store": str(store.place),
+        "model": known.model,
+        "rows": len(store),
+        "skipped": [{"id": name, "reason": reason} for name, reason in store.skipped],
+        "components": {level: len(store.components(level)) for level in known.levels},
+        "dim": known.dim,
+        "dtype": known.dtype,
+        "blocks": known.blocks,
+        "missing": len(store.missing),
+        "bytes": (known.blocks - len(store.missing)) * known.rows * (width + 4 * (known.dim + (known.classes or 0))),
+        "tolerance": known.tolerance,
+        "largest_error": float(errors.max()) if len(store) else None,
+        "largest_rounding": float(roundings.max()) if len(store) else None,
+        "manifest": json.loads(json.dumps(dataclasses.asdict(known))),
+    }

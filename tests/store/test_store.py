@@ -1,0 +1,366 @@
+"""A store gives back what was put into it, to the last bit, whatever is asked of it and wherever it lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import zarr
+from pyarrow import parquet
+
+import unweave
+from unweave.components import Component
+from unweave.errors import SelectionError, StoreError
+from unweave.store import Manifest, Place, Store, export, summary, writer
+from unweave.store.manifest import Listing
+from unweave.store.writer import Block
+
+DIM, CLASSES, ROWS = 5, 3, 4
+COMPONENTS = {
+    "head": tuple(
+        [Component("embed", "embed")]
+        + [Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3)]
+    ),
+    "layer": (
+        Component("embed", "embed"),
+        Component("blocks.0.attn", "attn", 0),
+        Component("blocks.1.attn", "attn", 1),
+    ),
+}
+MANIFEST = Manifest(
+    model="tiny",
+    loading={},
+    weights_hash="abc",
+    preprocessing={"size": 16},
+    levels=("head", "layer"),
+    selection=None,
+    attention="through",
+    nonlinear="stop",
+    computed_in="float32",
+    dtype="float16",
+    dim=DIM,
+    classes=CLASSES,
+    rows=ROWS,
+    batch=2,
+    tolerance=1e-5,
+    listings=(),
+    versions={},
+)
+BROKEN = (2, 9)
+"""Images that could not be read, of eleven."""
+
+
+def truth(count=11, first=0):
+    rng = np.random.default_rng(first)
+    values = {level: rng.normal(size=(count, len(own), DIM)).astype(np.float16) for level, own in COMPONENTS.items()}
+    return (
+        values,
+        rng.normal(size=(count, DIM)).astype(np.float32),
+        rng.normal(size=(count, CLASSES)).astype(np.float32),
+    )
+
+
+def listed(count=11, first=0):
+    numbers = range(first, first + count)
+    return pa.table({"id": [f"ü/{n}.png" for n in numbers], "label": ["swan" if n % 3 else "dück" for n in numbers]})
+
+
+def begun(place, count=11):
+    writer.create(place, MANIFEST, COMPONENTS)
+    return writer.extend(place, MANIFEST, listed(count), Listing("x", None, None, count, "f", 0, 0))
+
+
+def put(place, manifest, block, values, z, logits, broken=BROKEN):
+    _, places = manifest.listing(block)
+    good = [n for n in places if n not in broken]
+    own = Block(
+        block,
+        {level: every[good] for level, every in values.items()},
+        z[good],
+        logits[good],
+        np.array(good, np.float32) * 1e-7,
+        np.array(good, np.float32) * 1e-4,
+        [f"broken {n}" if n in broken else None for n in places],
+    )
+    writer.put(place, manifest, own)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request, tmp_path):
+    return Place(tmp_path / "störe" if request.param == "disk" else f"memory://{tmp_path}/store")
+
+
+@pytest.fixture
+def filled(place):
+    manifest = begun(place)
+    for block in (2, 0, 1):
+        put(place, manifest, block, *truth())
+    assert writer.merge(place, manifest)
+    return Store(place)
+
+
+GOOD = [n for n in range(11) if n not in BROKEN]
+
+
+# --- what was put in
+
+
+def test_every_row_knows_its_image(filled):
+    values, z, logits = truth()
+    assert filled.ids == [f"ü/{n}.png" for n in GOOD] and len(filled) == 9
+    assert filled.skipped == [(f"ü/{n}.png", f"broken {n}") for n in BROKEN]
+    assert filled.field("label") == ["swan" if n % 3 else "dück" for n in GOOD]
+    found = filled.read()
+    assert found.ids == tuple(filled.ids) and found.components == COMPONENTS["head"]
+    assert np.array_equal(found.values.numpy(), values["head"][GOOD])
+    assert np.array_equal(filled.read(level="layer").values.numpy(), values["layer"][GOOD])
+    assert np.array_equal(found.representation.numpy(), z[GOOD])
+    assert np.array_equal(filled.logits().numpy(), logits[GOOD])
+    assert found.error.tolist() == pytest.approx([n * 1e-7 for n in GOOD])
+    assert found.origin.weights_hash == "abc" and found.origin.skipped == tuple(filled.skipped)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (slice(1, 7, 2), [1, 3, 5]),
+        ([8, 0, 0, -1], [8, 0, 0, 8]),
+        (np.array([False] * 3 + [True] * 6), [3, 4, 5, 6, 7, 8]),
+        (["ü/10.png", "ü/1.png"], [8, 1]),
+        ([], []),
+        (slice(4, 4), []),
+        (torch.tensor([2, 1]), [2, 1]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("components", "columns"), [("blocks.1.*", [4, 5, 6]), (["kind:embed"], [0]), (None, range(7))]
+)
+def test_rows_and_components_in_any_order(filled, rows, expected, components, columns):
+    values, z, _ = truth()
+    found = filled.read(components, rows)
+    numbers = [GOOD[row] for row in expected]
+    assert np.array_equal(found.values.numpy(), values["head"][numbers][:, list(columns)])
+    assert np.array_equal(found.representation.numpy(), z[numbers])
+    assert found.ids == tuple(f"ü/{n}.png" for n in numbers)
+
+
+def test_batches_are_the_whole_in_pieces(filled):
+    parts = list(filled.batches("blocks.0.*", size=4))
+    assert [len(part.ids) for part in parts] == [4, 4, 1]
+    assert torch.equal(torch.cat([part.values for part in parts]), filled.read("blocks.0.*").values)
+
+
+def test_only_the_bytes_that_are_asked_for_are_read(filled):
+    """Components that were destroyed do not matter to those that are read."""
+    if filled.place.local is None:
+        pytest.skip("on disk only")
+    for path in (filled.place.local / "contributions/head/c").rglob("0"):
+        if path.is_file():
+            content = bytearray(path.read_bytes())
+            chunk = ROWS * DIM * 2
+            content[: 4 * chunk] = b"\xff" * (4 * chunk)
+            path.write_bytes(content)
+    values, _, _ = truth()
+    assert np.array_equal(filled.read("blocks.1.*").values.numpy(), values["head"][GOOD][:, 4:])
+    assert not np.array_equal(filled.read("embed").values.numpy(), values["head"][GOOD][:, :1])
+
+
+def test_mapped_chunks_are_what_zarr_reads(filled):
+    if filled.place.local is None:
+        pytest.skip("on disk only")
+    group = zarr.open_group(filled.place.local, mode="r")
+    values, z, _ = truth()
+    every = np.concatenate([np.asarray(group["contributions/head"][4 * b : 4 * b + 4]) for b in range(3)])
+    rows = [0, 1, 2, *range(4, 8), 8, 9]  # broken images leave room at the end of their block
+    assert np.array_equal(every[rows], values["head"][GOOD])
+    assert np.array_equal(np.asarray(group["representation"])[rows], z[GOOD])
+
+
+def test_a_compressed_array_is_read_as_well(filled):
+    if filled.place.local is None:
+        pytest.skip("on disk only")
+    whole = np.asarray(zarr.open_array(filled.place.local, path="contributions/head", mode="r"))
+    zarr.create_array(
+        filled.place.arrays, name="contributions/head", data=whole, chunks=(4, 1, 5), shards=(4, 7, 5), overwrite=True
+    )
+    values, _, _ = truth()
+    assert np.array_equal(Store(filled.place).read("blocks.1.*").values.numpy(), values["head"][GOOD][:, 4:])
+
+
+def test_components_that_write_nothing_are_there(place):
+    manifest = begun(place, 3)
+    values, z, logits = truth(3)
+    values["head"][:, 2] = 0
+    put(place, manifest, 0, values, z, logits, broken=())
+    writer.merge(place, manifest)
+    assert np.array_equal(Store(place).read().values.numpy(), values["head"])
+
+
+def test_a_store_of_one_image_and_one_where_all_are_broken(place, tmp_path):
+    manifest = begun(place, 1)
+    put(place, manifest, 0, *truth(1), broken=())
+    assert len(Store(place)) == 1 and Store(place).read().values.shape == (1, 7, DIM)
+    other = Place(tmp_path / "other")
+    manifest = begun(other, 2)
+    put(other, manifest, 0, *truth(2), broken=(0, 1))
+    found = Store(other)
+    assert len(found) == 0 and found.read().values.shape == (0, 7, DIM) and len(found.skipped) == 2
+    assert summary(found)["largest_error"] is None
+
+
+# --- what is not there yet
+
+
+def test_a_store_that_is_not_finished_opens_only_on_request(place):
+    manifest = begun(place)
+    put(place, manifest, 1, *truth())
+    assert not writer.merge(place, manifest)
+    with pytest.raises(StoreError, match="1 of 3 blocks"):
+        Store(place)
+    found = Store(place, partial=True)
+    assert found.missing == [0, 2] and found.ids == [f"ü/{n}.png" for n in range(4, 8)]
+    values, _, _ = truth()
+    assert np.array_equal(found.read().values.numpy(), values["head"][4:8])
+
+
+def test_more_images_come_after_those_that_are_there(filled):
+    place, manifest = filled.place, filled.manifest
+    more = writer.extend(place, manifest, listed(3, 100), Listing("y", None, None, 3, "g", 0, 0))
+    assert more.listings[1].first == 3 and more.blocks == 4 and more.images == 14
+    with pytest.raises(StoreError, match="3 of 4 blocks"):
+        Store(place)
+    new = truth(3, 100)
+    put(place, more, 3, *new, broken=())
+    assert writer.merge(place, more)
+    found, (values, _, _) = Store(place), truth()
+    assert found.ids[9:] == ["ü/100.png", "ü/101.png", "ü/102.png"]
+    assert np.array_equal(found.read().values.numpy(), np.concatenate([values["head"][GOOD], new[0]["head"]]))
+
+
+def test_a_block_that_is_written_again_is_the_same(filled):
+    before = {name: filled.place.read(f"contributions/head/c/{name}/0/0") for name in range(3)}
+    put(filled.place, filled.manifest, 1, *truth())
+    assert before == {name: filled.place.read(f"contributions/head/c/{name}/0/0") for name in range(3)}
+
+
+# --- what is asked in vain
+
+
+def test_questions_without_an_answer_are_refused(filled):
+    for question, error, what in (
+        (lambda: filled.read(level="token"), StoreError, "no level 'token'"),
+        (lambda: filled.read("nothing.*"), SelectionError, "nothing"),
+        (lambda: filled.read(rows=[9]), StoreError, "none with the number 9"),
+        (lambda: filled.read(rows=["nobody"]), StoreError, "no image 'nobody'"),
+        (lambda: filled.read(rows=[True]), StoreError, "do not choose"),
+        (lambda: filled.field("colour"), StoreError, "no field 'colour'"),
+        (lambda: filled.chosen(["label"]), StoreError, "no condition"),
+        (lambda: export(filled, "x", rows=[]), StoreError, "No image"),
+    ):
+        with pytest.raises(error, match=what):
+            question()
+    assert filled.chosen(["label=dück"]).tolist() == filled.where("label", "dück").tolist() == [0, 2, 5]
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(StoreError, match="no store here"):
+        unweave.open_store(tmp_path)
+    with pytest.raises(StoreError, match="no such place"):
+        Place("nosuchprotocol://x")
+
+
+@pytest.mark.parametrize("field", ["model", "weights_hash", "preprocessing", "levels", "dtype", "selection"])
+def test_another_model_is_refused_by_the_field_that_differs(filled, field):
+    own = filled.manifest.identity
+    filled.agree(**own)
+    with pytest.raises(StoreError, match=f"differs in its {field.replace('_', ' ')}") as caught:
+        filled.agree(**own | {field: ["other"]})
+    assert f"field `{field}`" in str(caught.value)
+
+
+def test_a_newer_or_damaged_store_is_refused(filled):
+    text = filled.place.read("manifest.json")
+    known = json.loads(text)
+    for damage, what in (
+        (json.dumps(known | {"version": 2}), "has version 2"),
+        (json.dumps(known | {"format": "x"}), "another format"),
+        (text[:100].decode(), "damaged"),
+        (json.dumps({key: value for key, value in known.items() if key != "rows"}), "damaged"),
+        ("[]", "damaged"),
+    ):
+        filled.place.write("manifest.json", damage.encode())
+        with pytest.raises(StoreError, match=what):
+            Store(filled.place)
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "components-head.parquet", "listings/0000.parquet"])
+def test_a_damaged_table_is_named(filled, name):
+    filled.place.write(name, b"PAR1 nothing")
+    with pytest.raises(StoreError, match="table of the store is damaged") as caught:
+        if name.startswith("listings"):
+            filled.place.remove("index.parquet")
+        Store(filled.place).read()
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["gone", "short"])
+def test_a_damaged_shard_is_named(filled, damage):
+    if filled.place.local is None:
+        pytest.skip("on disk only")
+    path = filled.place.local / "contributions/head/c/1/0/0"
+    content = path.read_bytes()
+    path.unlink() if damage == "gone" else path.write_bytes(content[:30])
+    with pytest.raises(StoreError, match="missing or damaged") as caught:
+        filled.read("embed")
+    assert str(path) in str(caught.value)
+    assert filled.read("embed", slice(0, 3)).values.shape == (3, 1, DIM)
+
+
+def test_opening_runs_nothing(filled):
+    """No pickle: everything is JSON, Parquet or plain numbers."""
+    if filled.place.local is None:
+        pytest.skip("on disk only")
+    for path in filled.place.local.rglob("*"):
+        if path.is_file():
+            assert path.suffix in (".json", ".parquet") or path.name == "0", path
+    assert b"pickle" not in b"".join(path.read_bytes() for path in filled.place.local.rglob("zarr.json"))
+
+
+# --- taking a part elsewhere
+
+
+def test_a_part_as_contributions(filled, tmp_path):
+    file = export(filled, tmp_path / "out", "blocks.1.*", slice(2, 8))
+    found, expected = unweave.Contributions.load(file), filled.read("blocks.1.*", slice(2, 8))
+    assert torch.equal(found.values, expected.values) and found.ids == expected.ids
+    assert found.components == expected.components and found.origin == expected.origin
+
+
+def test_a_part_as_a_table(filled, tmp_path):
+    file = export(filled, tmp_path / "deep/out.parquet", "blocks.1.*", [5, 2])
+    table, expected = parquet.read_table(file), filled.read("blocks.1.*", [5, 2])
+    assert table["id"].to_pylist() == list(expected.ids) and table["label"].to_pylist() == ["dück", "dück"]
+    values = np.stack([np.stack(table[str(one)].to_pylist()) for one in expected.components], 1)
+    assert np.array_equal(values, expected.values.numpy())
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        export(filled, tmp_path / "file/out.parquet")
+
+
+def test_a_summary_counts_the_bytes(filled):
+    found = summary(filled)
+    assert found["rows"] == 9 and found["missing"] == 0 and found["components"] == {"head": 7, "layer": 3}
+    if filled.place.local is not None:
+        arrays = ("contributions", "representation", "logits")
+        files = [path for name in arrays for path in (filled.place.local / name).rglob("0") if path.is_file()]
+        index = 3 * (16 * (7 + 3 + 1 + 1) + 4 * 4)  # of each shard: offsets, lengths and a checksum
+        assert sum(path.stat().st_size for path in files) == found["bytes"] + index
+    assert json.dumps(found)
+
+
+def test_agreement_ignores_what_does_not_matter():
+    replace(MANIFEST, batch=7, versions={"torch": "9"}).agree(MANIFEST.identity, where="")
