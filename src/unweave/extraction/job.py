@@ -130,6 +130,7 @@ def prepare(
     source = _Source(model, data, settings, split, limit)
     place, manifest, images = Place(store), source.manifest(), source.images
     listing = Listing(images.origin, split, limit, len(images), images.fingerprint, 0, 0)
+    _refuse_other_files(place)
     # Those who only go on wait for whoever makes the store; who adds images waits for all who work on it.
     wait = settings.wait if append else max(600.0, settings.wait)
     with Lease(place, _PREPARING, against=lambda other: append, wait=wait):
@@ -138,7 +139,6 @@ def prepare(
             known.agree(manifest.identity, where=str(place))
             manifest, opened = _gone_on(place, known, images, listing, append=append)
         else:
-            _refuse_other_files(place)
             _check_room(place, manifest, len(images), source.components)
             writer.create(place, manifest, source.components)
             manifest, opened = writer.extend(place, manifest, images.table, listing), {0: images}
@@ -233,8 +233,8 @@ def _gone_on(
 
 
 def _refuse_other_files(place: Place) -> None:
-    """A folder that holds something else is no place for a store; one that was begun by this program is."""
-    other = [
+    """A folder that holds something else is no place for a store; one in which a store was begun is."""
+    other = [] if writer.is_store(place) else [
         name
         for name in place.names("")
         if not name.startswith((".", "components-"))

@@ -114,7 +114,7 @@ def _compare(
     batch = store.manifest.batch
     drawn = rng.permutation([(block, part) for block in blocks for part in range(-(-store.manifest.rows // batch))])
     kept = store.table["row"].to_numpy()
-    for block, part in drawn:
+    for block, part in drawn.tolist():
         if found.rows >= rows:
             return
         chosen = np.flatnonzero((store.table["block"].to_numpy() == block) & (kept // batch == part))

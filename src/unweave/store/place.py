@@ -115,7 +115,7 @@ class Place:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError), self._plainly(name):
+        with self._plainly(name), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self.at(name))
 
     def sweep(self) -> None:

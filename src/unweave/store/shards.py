@@ -61,6 +61,7 @@ def put(place: Place, name: str, block: int, values: np.ndarray) -> None:
         StoreError: It cannot be written.
     """
     path = _file(name, block, values.ndim)
+    place.remove(path)  # zarr would first read what is there, which may be half a shard
     try:
         array = zarr.open_array(place.arrays, path=name, mode="r+")
         array[block * len(values) : (block + 1) * len(values)] = values
@@ -102,6 +103,7 @@ class Shards:
         # Written by something else, or compressed: zarr reads it.
         plain = not self._array.compressors and self._array.chunks == (self.rows, *self._array.chunks[1:])
         self._mapped = place.local is not None and plain
+        self._open = lru_cache(maxsize=256)(_opened)  # its files are let go with it
 
     def chunk(self, block: int, component: int | None = None) -> np.ndarray:
         """The rows of a block, `[row, dim]`, of one component where there are several; not copied where it is on disk.
@@ -115,7 +117,7 @@ class Shards:
         path = Path(self._place.local or "", _file(self._name, block, self._array.ndim))
         dtype, dim = self._array.dtype, self.shape[-1]
         try:
-            content, starts = _opened(path, path.stat().st_mtime_ns, _prod(self.shape[:-1]))
+            content, starts = self._open(path, path.stat().st_mtime_ns, _prod(self.shape[:-1]))
             start = int(starts[component or 0])
             found = np.frombuffer(content, dtype, self.rows * dim, start)
         except (OSError, ValueError, IndexError, OverflowError) as error:
@@ -132,7 +134,6 @@ def _prod(lengths: tuple[int, ...]) -> int:
     return int(np.prod(lengths, dtype=np.int64))
 
 
-@lru_cache(maxsize=512)
 def _opened(path: Path, changed: int, chunks: int) -> tuple[mmap.mmap, np.ndarray]:
     """A shard's bytes, mapped, and where each of its chunks starts (its index, at its end, has offsets and lengths)."""
     with path.open("rb") as file:
