@@ -376,9 +376,10 @@ def test_images_that_are_others_now_are_found(photos, tmp_path):
     found = verify(store, rows=11, model=model(), images={0: open_images(str(photos))})
     assert len(found.faults) == 11 and all("away" in fault for fault in found.faults)
     (photos / "0000.png").write_bytes(b"x")
-    assert any("0000.png" in fault and "format" in fault for fault in verify(
-        store, rows=11, model=model(), images={0: open_images(str(photos))}
-    ).faults)
+    assert any(
+        "0000.png" in fault and "format" in fault
+        for fault in verify(store, rows=11, model=model(), images={0: open_images(str(photos))}).faults
+    )
 
 
 # --- where there is no room

@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, an extraction has every row once, and the same bytes as one that was left alone."""
+"""Killed at any moment and run again, an extraction has every row once, equal to the last bit to one left alone."""
 
 from __future__ import annotations
 

@@ -115,10 +115,14 @@ def extract(
             wait=wait,
             loading=loading,
         )
+        images = {"split": split, "limit": limit}
         if dry_run:
-            _tell(estimate(model, data, output, settings, split=split, limit=limit), json=json)
-            return
-        extraction = prepare(model, data, output, settings, split=split, limit=limit, append=append)
+            expected = estimate(model, data, output, settings, **images)
+        else:
+            extraction = prepare(model, data, output, settings, **images, append=append)
+    if dry_run:
+        _tell(expected, json=json)
+        return
     started = perf_counter()
     there = extraction.images(extraction.blocks(part))
     if there:

@@ -66,8 +66,8 @@ def device_of(wanted: str) -> str:
 
 def plans_of(model: Model, levels: Sequence[str], select: Sequence[str] | None, **options: Any) -> dict[str, Plan]:
     """A plan for each level, of one capture."""
-    first = unweave.plan(model, level=levels[0], select=list(select) if select else None, **options)  # type: ignore[arg-type]
-    others = {level: first.at(level=level, select=list(select) if select else None) for level in levels[1:]}  # type: ignore[arg-type]
+    first = unweave.plan(model, level=levels[0], select=list(select) if select else None, **options)
+    others = {level: first.at(level=level, select=list(select) if select else None) for level in levels[1:]}
     return {levels[0]: first, **others}
 
 

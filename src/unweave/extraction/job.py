@@ -234,13 +234,17 @@ def _gone_on(
 
 def _refuse_other_files(place: Place) -> None:
     """A folder that holds something else is no place for a store; one in which a store was begun is."""
-    other = [] if writer.is_store(place) else [
-        name
-        for name in place.names("")
-        if not name.startswith((".", "components-"))
-        and name not in ("leases", "contributions", "representation")
-        and name not in ("logits", "listings", "zarr.json")
-    ]
+    other = (
+        []
+        if writer.is_store(place)
+        else [
+            name
+            for name in place.names("")
+            if not name.startswith((".", "components-"))
+            and name not in ("leases", "contributions", "representation")
+            and name not in ("logits", "listings", "zarr.json")
+        ]
+    )
     if other:
         raise StoreError(
             f"The folder holds something else: {', '.join(other[:3])}.",

@@ -134,7 +134,7 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
         with lock:  # a dataset is not made for several threads
             cell: dict[str, Any] = found[row][image]
         content = cell["bytes"]
-        return read_image(io.BytesIO(content) if content is not None else cell["path"], name=rows["id"][row])
+        return read_image(io.BytesIO(content) if content is not None else cell["path"], name=str(rows["id"][row]))
 
     return ImageSet(f"{name}:{split}" if split else name, columns(rows, where=name), read, mark=found._fingerprint)
 

@@ -164,4 +164,4 @@ def stacked(ids: Sequence[str], tensors: Sequence[Tensor]) -> Tensor:
                 where=name,
                 cure="use a preprocessing with one size, or a batch size of 1",
             )
-    return torch.stack(tensors)
+    return torch.stack(list(tensors))

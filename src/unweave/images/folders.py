@@ -95,9 +95,9 @@ def _solutions(root: Path, data: Path) -> dict[str, str]:
                 return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
     known = {}
     for place in dict.fromkeys((root, data.parent.parent)):
-        for file in sorted(place.glob("Annotations/CLS-LOC/val/*.xml")):
-            found = ElementTree.parse(file).findtext("object/name")
-            known.update({file.stem: found} if found else {})
+        for note in sorted(place.glob("Annotations/CLS-LOC/val/*.xml")):
+            found = ElementTree.parse(note).findtext("object/name")
+            known.update({note.stem: found} if found else {})
     return known
 
 

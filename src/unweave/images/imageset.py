@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -147,7 +147,7 @@ def fingerprint(table: pa.Table, mark: str = "") -> str:
     return digest.hexdigest()
 
 
-def columns(rows: dict[str, Sequence[Field]], *, where: str) -> pa.Table:
+def columns(rows: Mapping[str, Sequence[Field]], *, where: str) -> pa.Table:
     """A table from columns; a column of mixed types becomes text.
 
     Raises:

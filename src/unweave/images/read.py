@@ -127,7 +127,7 @@ def read_image(source: str | os.PathLike[str] | BufferedIOBase, *, name: str | N
     try:
         if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
             raise ImageError("The file is empty.", where=where)
-        with Image.open(source) as image:
+        with Image.open(source) as image:  # type: ignore[arg-type]  # it asks for less than IO
             image.load()
             return rgb(_upright(image))
     except ImageError as error:

@@ -198,8 +198,11 @@ class Store:
         chunks = self._shards(writer.array(level))
         values = np.empty((len(columns), len(numbers), self.manifest.dim), self.manifest.dtype)
         for at, block, within in self._runs(numbers):
-            for place, column in enumerate(columns):
-                values[place, at] = chunks.chunk(block, column)[within]
+            if isinstance(within, slice):
+                for place, column in enumerate(columns):
+                    values[place, at] = chunks.chunk(block, column)[within]
+            else:
+                values[:, at] = chunks.scattered(block, columns, within)
         return Contributions(
             values=torch.from_numpy(values).permute(1, 0, 2),
             components=tuple(own[column] for column in columns),

@@ -8,6 +8,7 @@ is in memory; on disk they are mapped instead of being read through zarr, which 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -111,22 +112,44 @@ class Shards:
         Raises:
             StoreError: It is missing, or is not as long as it should be.
         """
-        if not self._mapped:
-            rows = slice(block * self.rows, (block + 1) * self.rows)
-            return np.asarray(self._array[rows] if component is None else self._array[rows, component])
+        if self._mapped:
+            content, starts = self._shard(block)
+            return self._rows(block, content, int(starts[component or 0]), 1)[0]
+        rows = slice(block * self.rows, (block + 1) * self.rows)
+        return np.asarray(self._array[rows] if component is None else self._array[rows, component])
+
+    def scattered(self, block: int, components: Sequence[int], rows: np.ndarray) -> np.ndarray:
+        """Some rows of a block, of some of its components: `[component, row, dim]`.
+
+        Raises:
+            StoreError: As for `chunk`.
+        """
+        if self._mapped:
+            content, starts = self._shard(block)
+            if (np.diff(starts) == self.rows * self.shape[-1] * self._array.dtype.itemsize).all():  # side by side
+                return self._rows(block, content, int(starts[0]), len(starts))[np.ix_(components, rows)]
+        return np.stack([self.chunk(block, one)[rows] for one in components])
+
+    def _shard(self, block: int) -> tuple[mmap.mmap, np.ndarray]:
         path = Path(self._place.local or "", _file(self._name, block, self._array.ndim))
-        dtype, dim = self._array.dtype, self.shape[-1]
         try:
-            content, starts = self._open(path, path.stat().st_mtime_ns, _prod(self.shape[:-1]))
-            start = int(starts[component or 0])
-            found = np.frombuffer(content, dtype, self.rows * dim, start)
-        except (OSError, ValueError, IndexError, OverflowError) as error:
-            raise StoreError(
-                f"A block of the store is missing or damaged: {error}.",
-                where=str(path),
-                cure="run `unweave store verify`, then extract again",
-            ) from error
-        return found.reshape(self.rows, dim)
+            return self._open(path, path.stat().st_mtime_ns, _prod(self.shape[:-1]))
+        except (OSError, ValueError) as error:
+            raise self._damaged(block, error) from error
+
+    def _rows(self, block: int, content: mmap.mmap, start: int, chunks: int) -> np.ndarray:
+        shape = (chunks, self.rows, self.shape[-1])
+        try:
+            return np.frombuffer(content, self._array.dtype, _prod(shape), start).reshape(shape)
+        except (ValueError, OverflowError) as error:
+            raise self._damaged(block, error) from error
+
+    def _damaged(self, block: int, error: Exception) -> StoreError:
+        return StoreError(
+            f"A block of the store is missing or damaged: {error}.",
+            where=f"{self._place}/{_file(self._name, block, self._array.ndim)}",
+            cure="run `unweave store verify`, then extract again",
+        )
 
 
 def _prod(lengths: tuple[int, ...]) -> int:

@@ -98,7 +98,9 @@ def create(place: Place, manifest: Manifest, components: Mapping[str, Sequence[C
 def _arrays(
     manifest: Manifest, components: Mapping[str, Sequence[Component]]
 ) -> list[tuple[str, tuple[int, ...], str]]:
-    found = [(array(level), (len(own), manifest.dim), manifest.dtype) for level, own in components.items()]
+    found: list[tuple[str, tuple[int, ...], str]] = [
+        (array(level), (len(own), manifest.dim), manifest.dtype) for level, own in components.items()
+    ]
     found.append((REPRESENTATION, (manifest.dim,), "float32"))
     if manifest.classes is not None:
         found.append((LOGITS, (manifest.classes,), "float32"))

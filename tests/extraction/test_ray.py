@@ -1,0 +1,52 @@
+"""Ray: actors that compute blocks, and are replaced when they die."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+
+from unweave.extraction import Settings, extract, prepare
+from unweave.store import Store, writer
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
+
+SETTINGS = Settings(rows=8, batch=4, device="cpu")
+
+
+def actors():
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if "ray::_Actor" in line:
+            found.append(process)
+    return found
+
+
+def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
+    here = extract("pocket/deit", "pocket/evaluation", tmp_path / "here", SETTINGS, limit=64)
+    extraction = prepare("pocket/deit", "pocket/evaluation", tmp_path / "ray", SETTINGS, limit=64)
+    killed = []
+
+    def kill():
+        while not writer.done(extraction.place):
+            time.sleep(0.02)
+        victim = actors()[0]
+        victim.kill()
+        killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    seen = []
+    extraction.run(launcher="ray", workers=1, on_images=seen.append)
+    killer.join(10)
+    assert killed and sum(seen) == 64
+    there = Store(tmp_path / "ray")
+    assert there.ids == here.ids and torch.equal(there.read().values, here.read().values)
+    assert not actors()
