@@ -115,11 +115,10 @@ def extract(
             wait=wait,
             loading=loading,
         )
-        images = {"split": split, "limit": limit}
         if dry_run:
-            expected = estimate(model, data, output, settings, **images)
+            expected = estimate(model, data, output, settings, split=split, limit=limit)
         else:
-            extraction = prepare(model, data, output, settings, **images, append=append)
+            extraction = prepare(model, data, output, settings, split=split, limit=limit, append=append)
     if dry_run:
         _tell(expected, json=json)
         return

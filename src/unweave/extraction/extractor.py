@@ -98,7 +98,7 @@ class Extractor:
         plans: dict[str, Plan] | None = None,
         images: dict[int, ImageSet] | None = None,
     ) -> None:
-        self.place, self.manifest, self._on_error = place, manifest, on_error
+        self.place, self.manifest, self.on_error = place, manifest, on_error
         self.device = device_of(device)
         if model is None:
             dtype = getattr(torch, manifest.computed_in)
@@ -154,7 +154,7 @@ class Extractor:
         parts: list[dict[str, Any]] = []
         for image, found in awaited:
             if isinstance(found, ImageError):
-                if self._on_error == "raise":
+                if self.on_error == "raise":
                     raise found
                 reasons.append(found.what)
                 on_images(1)

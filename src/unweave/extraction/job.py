@@ -24,6 +24,7 @@ from unweave.decomposition import Plan
 from unweave.decomposition.planning import TOLERANCE
 from unweave.errors import StoreError
 from unweave.extraction.extractor import Extractor, OnImages, device_of, plans_of
+from unweave.extraction.launchers import LAUNCHERS
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.images import ImageSet, open_images
 from unweave.models import Model
@@ -92,12 +93,10 @@ class Extraction:
         Raises:
             StoreError: Somebody else computes it, or it cannot be written.
         """
-        from unweave.extraction.launchers import LAUNCHERS
-
         with self.lease(part):
             blocks = self.blocks(part)
             if blocks:
-                LAUNCHERS[launcher](self, blocks, workers, on_images)
+                LAUNCHERS[launcher](self.extractor, blocks, workers, on_images)
         if writer.merge(self.place, self.manifest):
             self.place.sweep()
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,32 +15,29 @@ from unweave.errors import StoreError, UnweaveError
 from unweave.extraction.extractor import Extractor, OnImages
 from unweave.store import Manifest, Place, writer
 
-if TYPE_CHECKING:
-    from unweave.extraction.job import Extraction
-
 _ATTEMPTS = 3
 """How often a block is given to an actor before it counts as impossible."""
 
 
-def here(extraction: Extraction, blocks: list[int], workers: int | None, on_images: OnImages) -> None:
+def here(extractor: Extractor, blocks: list[int], workers: int | None, on_images: OnImages) -> None:
     """In this process."""
-    extraction.extractor.run(blocks, on_images)
+    extractor.run(blocks, on_images)
 
 
-def processes(extraction: Extraction, blocks: list[int], workers: int | None, on_images: OnImages) -> None:
+def processes(extractor: Extractor, blocks: list[int], workers: int | None, on_images: OnImages) -> None:
     """In several processes of this machine, each with a model of its own, and its share of the cores or a GPU.
 
     Raises:
         StoreError: One of them failed; the message says why. What the others have done is kept.
     """
-    count = min(_hands(extraction, workers), len(blocks))
+    count = min(_hands(extractor, workers), len(blocks))
     context = multiprocessing.get_context("spawn")
     said = context.SimpleQueue()
     team = [
         context.Process(
             target=_process,
-            args=(extraction.place.url, blocks[number::count], _device(extraction, number), count, said),
-            kwargs={"on_error": extraction.settings.on_error},
+            args=(extractor.place.url, blocks[number::count], _device(extractor, number), count, said),
+            kwargs={"on_error": extractor.on_error},
             daemon=True,
         )
         for number in range(count)
@@ -54,17 +51,17 @@ def processes(extraction: Extraction, blocks: list[int], workers: int | None, on
                 continue
             word = said.get()
             if isinstance(word, str):
-                raise StoreError(f"A process failed. {word}", where=str(extraction.place))
+                raise StoreError(f"A process failed. {word}", where=str(extractor.place))
             on_images(word)
     finally:
         for process in team:
             process.terminate()
             process.join()
-    missing = sorted(set(blocks) - writer.done(extraction.place))
+    missing = sorted(set(blocks) - writer.done(extractor.place))
     if missing:
         raise StoreError(
             f"A process ended before its work was done: block {missing[0]} is not there.",
-            where=str(extraction.place),
+            where=str(extractor.place),
             cure="run the same command again, with fewer workers if the memory was short",
         )
 
@@ -87,7 +84,7 @@ def _process(url: str, blocks: list[int], device: str, count: int, said: Any, *,
         pass
 
 
-def ray(extraction: Extraction, blocks: list[int], workers: int | None, on_images: OnImages) -> None:
+def ray(extractor: Extractor, blocks: list[int], workers: int | None, on_images: OnImages) -> None:
     """On a Ray cluster, or on a local Ray where there is none: actors with one model each, which are given blocks.
 
     Only numbers of blocks and of images travel; images are read, and blocks written, where they are computed, so the
@@ -102,7 +99,7 @@ def ray(extraction: Extraction, blocks: list[int], workers: int | None, on_image
         import ray as cluster
     except ImportError as error:
         raise StoreError("Ray is not installed.", cure="pip install 'unweave[ray]'") from error
-    place = extraction.place  # actors have working folders of their own
+    place = extractor.place  # actors have working folders of their own
     url = place.url if place.local is None else str(place.local.resolve())
     started = not cluster.is_initialized()
     if started:
@@ -110,13 +107,11 @@ def ray(extraction: Extraction, blocks: list[int], workers: int | None, on_image
             address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
     try:
-        count = min(_hands(extraction, workers), len(blocks))
-        device = _device(extraction, 0).partition(":")[0]
+        count = min(_hands(extractor, workers), len(blocks))
+        device = _device(extractor, 0).partition(":")[0]
         cores = max(1, int(cluster.cluster_resources().get("CPU", 1)) // count)
         actor = cluster.remote(num_cpus=cores, num_gpus=int(device == "cuda"))(_Actor)
-        _dealt(
-            cluster, lambda: actor.remote(url, device, extraction.settings.on_error, cores), blocks, count, on_images
-        )
+        _dealt(cluster, lambda: actor.remote(url, device, extractor.on_error, cores), blocks, count, on_images)
     finally:
         if started:
             cluster.shutdown()
@@ -169,19 +164,19 @@ def _dealt(cluster: Any, hired: Callable[[], Any], blocks: list[int], count: int
             raise
 
 
-def _hands(extraction: Extraction, workers: int | None) -> int:
+def _hands(extractor: Extractor, workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise StoreError(f"{workers} workers do nothing.", cure="use 1 or more")
-    cuda = _device(extraction, 0).startswith("cuda")
+    cuda = _device(extractor, 0).startswith("cuda")
     return workers or (torch.cuda.device_count() if cuda else 2)
 
 
-def _device(extraction: Extraction, number: int) -> str:
-    example = extraction.extractor.device
+def _device(extractor: Extractor, number: int) -> str:
+    example = extractor.device
     return f"cuda:{number % torch.cuda.device_count()}" if example.startswith("cuda") else example
 
 
-LAUNCHERS: dict[str, Callable[[Extraction, list[int], int | None, OnImages], None]] = {
+LAUNCHERS: dict[str, Callable[[Extractor, list[int], int | None, OnImages], None]] = {
     "here": here,
     "processes": processes,
     "ray": ray,

@@ -127,7 +127,7 @@ class Shards:
         if self._mapped:
             content, starts = self._shard(block)
             if (np.diff(starts) == self.rows * self.shape[-1] * self._array.dtype.itemsize).all():  # side by side
-                return self._rows(block, content, int(starts[0]), len(starts))[np.ix_(components, rows)]
+                return self._rows(block, content, int(starts[0]), len(starts))[np.ix_(np.array(components), rows)]
         return np.stack([self.chunk(block, one)[rows] for one in components])
 
     def _shard(self, block: int) -> tuple[mmap.mmap, np.ndarray]:

@@ -1,0 +1,48 @@
+"""The memory of an extraction, as it goes on: resident bytes of the process after every some images.
+
+python benchmarks/memory.py [--images 5000] [--model pocket/deit]
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unweave.extraction import Settings, prepare
+from unweave.images import open_images
+
+
+def main(
+    images: Annotated[int, typer.Option()] = 5000,
+    model: Annotated[str, typer.Option()] = "pocket/deit",
+    data: Annotated[str | None, typer.Option(help="Drawn scenes if not given.")] = None,
+) -> None:
+    folder, process = Path(tempfile.mkdtemp(prefix="unweave-bench-")), psutil.Process()
+    seen, table = 0, Table("images", "resident, MB")
+    try:
+        found = open_images(data or f"pocket/world/9/{images}", limit=images)
+        extraction = prepare(model, found, folder / "store", Settings(device="cpu"))
+        table.add_row("0", f"{process.memory_info().rss / 1e6:.0f}")
+
+        def on_images(count: int) -> None:
+            nonlocal seen
+            before, seen = seen, seen + count
+            if seen * 10 // images > before * 10 // images:
+                table.add_row(str(seen), f"{process.memory_info().rss / 1e6:.0f}")
+
+        extraction.run(on_images=on_images)
+    finally:
+        shutil.rmtree(folder)
+    known = extraction.manifest
+    Console(width=120).print(f"{model}: blocks of {known.rows} images, {known.batch} at a time", table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
