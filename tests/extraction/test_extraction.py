@@ -125,6 +125,14 @@ def test_a_number_too_large_for_the_store_is_an_error(photos, tmp_path, monkeypa
     assert "--store-dtype float32" in str(caught.value)
 
 
+def test_a_store_at_a_url(photos, tmp_path):
+    url = f"memory://{tmp_path}/store"
+    there, here = (extract(model(), str(photos), place, SMALL) for place in (url, tmp_path / "s"))
+    assert torch.equal(there.read().values, here.read().values) and there.ids == here.ids
+    assert extract(model(), str(photos), url, SMALL).ids == here.ids
+    assert verify(there, rows=4, model=model(), images={0: open_images(str(photos))}).faults == []
+
+
 # --- going on
 
 

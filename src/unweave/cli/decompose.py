@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 def decompose(
     model: options.Model,
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Image files, and folders to search; drawn samples if none are given."),
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="Image files and folders, or one set of images (see `unweave extract`); drawn samples if none are given.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -60,10 +63,12 @@ def decompose(
 
         import unweave
         from unweave.contributions import Origin
-        from unweave.images import batches, find_images, sample_images
+        from unweave.images import batches, find_images, open_images, sample_images
         from unweave.saving import ContributionsWriter
 
-        sources = (find_images(images) if images else sample_images())[:limit]
+        sources: Sequence[Any] = sample_images()[:limit]
+        if images:
+            sources = open_images(images[0], limit=limit) if len(images) == 1 else find_images(images)[:limit]
         if device == "cuda" and not torch.cuda.is_available():
             raise UnweaveError("There is no CUDA device here.", cure="use `--device cpu`")
         place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
