@@ -14,9 +14,10 @@ from unweave.models import preprocessing
 from unweave.pocket import shelf, train
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.objectives import Captions, Labels, Views
+from unweave.pocket.optimiser import Muon, orthogonal
 from unweave.pocket.recipes import OTHER, RECIPES, SAME, Recipe
 from unweave.pocket.scenes import NAMES, WORDS, cached, draw
-from unweave.pocket.train import LEARNED, Training, finished, optimisers
+from unweave.pocket.train import LEARNED, Training, finished
 from unweave.pocket.views import View, view, whole
 from unweave.pocket.world import World
 
@@ -210,14 +211,35 @@ def test_views_that_are_all_alike_leave_the_partner_to_chance(scenes):
 # --- the optimiser
 
 
-def test_matrices_are_muons_and_all_else_is_adams():
-    network = NETWORKS["clip"](10)
-    muon, adam = optimisers(network, 0.02)
-    sizes = [
-        sum(parameter.numel() for group in own.param_groups for parameter in group["params"]) for own in (muon, adam)
-    ]
-    linear = [part.weight.numel() for part in network.modules() if isinstance(part, torch.nn.Linear)]
-    assert sizes == [sum(linear), sum(parameter.numel() for parameter in network.parameters()) - sum(linear)]
+@pytest.mark.parametrize("shape", [(8, 32), (32, 8), (16, 16)])
+def test_orthogonal_matrices_have_singular_values_of_about_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert values.max() > 1.5 * values.min()
+    found = torch.linalg.svdvals(orthogonal(matrix))
+    assert float(found.min()) > 0.6
+    assert float(found.max()) < 1.3
+    assert float((left.T @ orthogonal(matrix) @ right.T).diagonal().min()) > 0.6
+
+
+def test_the_optimiser_fits_a_small_network():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 32), torch.nn.GELU(), torch.nn.LayerNorm(32), torch.nn.Linear(32, 2)
+    )
+    inputs = torch.randn(64, 4)
+    targets = torch.stack([inputs[:, 0] * inputs[:, 1], inputs[:, 2]], 1)
+    optimiser, losses = Muon(network, 0.02), []
+    assert [len(group["params"]) for group in optimiser.param_groups] == [2, 4]
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"]
+    for _ in range(200):
+        loss = torch.nn.functional.mse_loss(network(inputs), targets)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
 
 
 # --- words

@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.layers import PatchDropout
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from unweave.errors import UnweaveError
 from unweave.models.library import unknown
 from unweave.pocket.networks import NETWORKS, image_tower
 from unweave.pocket.objectives import OBJECTIVES
+from unweave.pocket.optimiser import Muon
 from unweave.pocket.recipes import RECIPES, Recipe
 from unweave.pocket.scenes import NAMES, WORDS, Scenes, cached
 from unweave.pocket.shelf import WEIGHTS, put
@@ -37,9 +37,6 @@ DRAWN = ((World(1, plain=1.0), 20_000), (World(0), 120_000))
 
 LEARNED: dict[str, tuple[str, ...]] = {"labels": NAMES["object"], "captions": WORDS.words, "views": ()}
 """The names that a network learns from each objective: classes of its classifier, or words of its text tower."""
-
-_DECAY = 0.05
-"""Of weights, times the rate, in each step."""
 
 _EVERY = 60.0
 """Seconds between checkpoints."""
@@ -64,7 +61,7 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.network = NETWORKS[name](len(LEARNED[recipe.objective]))
         self.objective = OBJECTIVES[recipe.objective](self.network, recipe.view).to(device).train()
-        self.optimisers = optimisers(self.objective, recipe.rate)
+        self.optimiser = Muon(self.objective, recipe.rate)
 
     def advance(self, easy: Scenes, usual: Scenes) -> float:
         """Learn from one batch; returns the loss."""
@@ -77,14 +74,12 @@ class Training:
         arrays = map(np.concatenate, zip(*taken, strict=True))
         images, codes, words = (torch.from_numpy(array).to(self.device) for array in arrays)
         _drop_patches(image_tower(self.network), recipe.dropped_share(self.step))
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * recipe.rate_share(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * recipe.rate_share(self.step)
         loss = self.objective(images, codes.long(), words)
         loss.backward()
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
         self.step += 1
         self.seconds += time.process_time() - began
         return loss.item()
@@ -92,9 +87,8 @@ class Training:
     def save(self, path: Path) -> None:
         """Write all there is to a file that is either the old one or the new one, never half of it."""
         tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        for which, optimiser in enumerate(self.optimisers):
-            for number, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"{which}.{number}.{name}": tensor for name, tensor in state.items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in state.items()}
         known = {"step": self.step, "seconds": self.seconds}
         fresh = path.with_suffix(".writing")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, {"json": json.dumps(known)})
@@ -103,7 +97,7 @@ class Training:
     def load(self, path: Path) -> None:
         """Go back to what `save` wrote."""
         objective: dict[str, Tensor] = {}
-        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimisers]
+        state: dict[int, dict[str, Tensor]] = {}
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118  # not a mapping
                 kind, _, name = key.partition(".")
@@ -111,29 +105,11 @@ class Training:
                     objective[name] = file.get_tensor(key)
                 else:
                     number, _, name = name.partition(".")
-                    states[int(kind)].setdefault(int(number), {})[name] = file.get_tensor(key)
+                    state.setdefault(int(number), {})[name] = file.get_tensor(key)
             known = json.loads(file.metadata()["json"])
         self.objective.load_state_dict(objective)
-        for optimiser, state in zip(self.optimisers, states, strict=True):
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.step, self.seconds = known["step"], known["seconds"]
-
-
-def optimisers(module: nn.Module, rate: float, other: float = 1e-3) -> tuple[Optimizer, Optimizer]:
-    """Muon (Jordan et al., 2024) for the weights of linear layers, whose steps it makes orthogonal; AdamW for the rest.
-
-    Args:
-        module: What learns.
-        rate: Of Muon, at most.
-        other: Of AdamW, at most.
-    """
-    matrices = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for parameter in module.parameters():
-        groups[id(parameter) not in matrices].append(parameter)
-    muon = torch.optim.Muon([{"params": groups[0], "peak": rate}], weight_decay=_DECAY)
-    adam = torch.optim.AdamW([{"params": groups[1], "peak": other}], betas=(0.9, 0.99), weight_decay=_DECAY)
-    return muon, adam
 
 
 def train(
