@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from unweave.extraction import verify
-from unweave.store import Place, Store
+from unweave.store import Place, Store, writer
 from unweave.store.lease import holders
 
 SCRIPT = Path(__file__).with_name("slaughter.py")
@@ -46,3 +48,25 @@ def test_killed_at_random_moments(tmp_path, kills):
         assert verify(Store(path), rows=0).faults == []
         assert not list(path.rglob("*.partial")) and not list(path.rglob("*.writing"))
         assert not any(holder.lives for holder in holders(Place(path)).values())
+
+
+@pytest.mark.sweep
+def test_a_parent_that_is_killed_takes_its_processes_with_it(tmp_path):
+    def command(store: str, launcher: str) -> list[str]:
+        given = "--limit", "200", "--block", "8", "--batch-size", "4", "--device", "cpu", "--launcher", launcher
+        return [sys.executable, "-m", "unweave", "extract", "pocket/deit", "pocket/evaluation", "-o", store, *given]
+
+    parent = subprocess.Popen(command("s", "processes"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    place = Place(tmp_path / "s")
+    while not writer.done(place):
+        time.sleep(0.05)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait()
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert len(children) >= 2 and not left
+    assert 0 < len(writer.done(place)) < 25
+    subprocess.run(command("s", "here"), cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(command("whole", "here"), cwd=tmp_path, check=True, capture_output=True)
+    one, whole = Store(tmp_path / "s"), Store(tmp_path / "whole")
+    assert one.ids == whole.ids and np.array_equal(one.read().values.numpy(), whole.read().values.numpy())

@@ -223,6 +223,18 @@ def test_imagenet_whose_classes_are_not_known(tmp_path):
         open_images(f"imagenet:{tmp_path}")
 
 
+def test_the_origin_opens_the_set_again_from_anywhere(tmp_path, monkeypatch):
+    for name in ("landbird/a_water.jpg", "waterbird/b_land.jpg"):
+        picture(tmp_path / "birds" / name)
+    tar(tmp_path / "t.tar", [("a.png", encoded((1, 0, 0)))])
+    monkeypatch.chdir(tmp_path)
+    for named in ("birds", "waterbirds:birds", "t*.tar", "pocket/world/0/2"):
+        found = open_images(named)
+        monkeypatch.chdir(tmp_path / "birds")
+        assert open_images(found.origin).fingerprint == found.fingerprint
+        monkeypatch.chdir(tmp_path)
+
+
 # --- archives
 
 

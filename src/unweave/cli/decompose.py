@@ -29,7 +29,7 @@ def decompose(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES",
-            help="Image files and folders, or one set of images (see `unweave extract`); drawn samples if none are given.",
+            help="Image files and folders, or one set of images as for `unweave extract`; drawn samples if none.",
         ),
     ] = None,
     output: Annotated[

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -108,10 +107,14 @@ class Extractor:
         options = {"attention": manifest.attention, "nonlinear": manifest.nonlinear}
         self._plans = plans or plans_of(model, manifest.levels, manifest.selection, **options)
         self._images = images or {}
-
-    @cached_property
-    def _places(self) -> dict[int, dict[str, int]]:
-        return {}
+        self._places: dict[int, dict[str, int]] = {}
+        for level, plan in self._plans.items() if writer.is_store(place) else ():
+            if writer.components(place, level) != plan.components:
+                raise StoreError(
+                    f"The model has other components at level {level} than the store.",
+                    where=f"{place}/{writer.components_file(level)}",
+                    cure="use the version of unweave that is named in the manifest, or extract again",
+                )
 
     def run(self, blocks: Iterable[int], on_images: OnImages = lambda count: None) -> None:
         """Compute blocks and write them, one after the other.

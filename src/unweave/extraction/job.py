@@ -36,7 +36,7 @@ _BLOCK = 64 * 2**20
 """Bytes of a block, at most; few images make smaller ones, so that an interruption costs little."""
 
 _LARGEST = {"cpu": 16, "cuda": 128}
-"""Images at a time, at most: more are no faster."""
+"""Images at a time, at most."""
 
 _PREPARING = "prepare"
 
@@ -233,18 +233,9 @@ def _gone_on(
 
 def _refuse_other_files(place: Place) -> None:
     """A folder that holds something else is no place for a store; one in which a store was begun is."""
-    other = (
-        []
-        if writer.is_store(place)
-        else [
-            name
-            for name in place.names("")
-            if not name.startswith((".", "components-"))
-            and name not in ("leases", "contributions", "representation")
-            and name not in ("logits", "listings", "zarr.json")
-        ]
-    )
-    if other:
+    begun = ("components-", "contributions", "leases", "listings", "logits", "representation", "zarr.json", ".")
+    other = [name for name in place.names("") if not name.startswith(begun)]
+    if other and not writer.is_store(place):
         raise StoreError(
             f"The folder holds something else: {', '.join(other[:3])}.",
             where=str(place),

@@ -124,6 +124,8 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
     found = found.cast_column(image, datasets.Image(decode=False))
     lock = threading.Lock()
     rows: dict[str, list[Field]] = {"id": _row_ids(found, split)}
+    if split is not None:
+        rows["split"] = [split] * len(found)
     for column, kind in kinds.items():
         if isinstance(kind, datasets.ClassLabel):
             rows["label"] = [None if one is None or one < 0 else kind.int2str(one) for one in found[column]]
@@ -136,7 +138,7 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
         content = cell["bytes"]
         return read_image(io.BytesIO(content) if content is not None else cell["path"], name=str(rows["id"][row]))
 
-    return ImageSet(f"{name}:{split}" if split else name, columns(rows, where=name), read, mark=found._fingerprint)
+    return ImageSet(name, columns(rows, where=name), read, mark=found._fingerprint)
 
 
 def _row_ids(found: Any, split: str | None) -> list[Field]:

@@ -53,7 +53,7 @@ class ImageSet(Sequence[Picture]):
     The table costs about 100 bytes for each image; pictures are not held.
 
     Attributes:
-        origin: What it was opened as.
+        origin: What it was opened as; opens it again.
         table: One row for each image: the column `id`, and one column for each field.
         read: The picture of a row of the set as it was found; raises an ImageError where there is none.
         read_mask: Where the object is in it; None where that is not known.

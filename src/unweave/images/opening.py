@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from unweave.errors import ImageError
@@ -45,10 +46,18 @@ def open_images(data: str, *, split: str | None = None, limit: int | None = None
     Raises:
         ImageError: There are no such images.
     """
-    found = _opened(data, split)
-    if split is not None and not (found.origin.endswith(f":{split}") and "split" not in found.fields):
+    found = replace(_opened(data, split), origin=lasting(data))
+    if split is not None:
         found = found.where("split", split)
     return found if limit is None else found[:limit]
+
+
+def lasting(data: str) -> str:
+    """The same images, named so that a process with another working folder finds them."""
+    kind, colon, rest = data.partition(":")
+    prefix, path = (f"{kind}:", rest) if colon and kind in (*KINDS, "hf") else ("", data)
+    parent = Path(path).parent
+    return f"{prefix}{Path(path).resolve()}" if Path(path).exists() or "*" in path and parent.exists() else data
 
 
 def _opened(data: str, split: str | None) -> ImageSet:

@@ -114,13 +114,7 @@ class Store:
     @cached_property
     def all_components(self) -> dict[str, tuple[Component, ...]]:
         """The components of every level."""
-        found = {}
-        for level in self.manifest.levels:
-            rows = writer.read_table(self.place, writer.components_file(level)).to_pylist()
-            found[level] = tuple(
-                Component(**{name: value for name, value in row.items() if name != "name"}) for row in rows
-            )
-        return found
+        return {level: writer.components(self.place, level) for level in self.manifest.levels}
 
     def field(self, name: str) -> list[Any]:
         """A field of the images, row by row.

@@ -76,11 +76,11 @@ class Block:
 
 
 def create(place: Place, manifest: Manifest, components: Mapping[str, Sequence[Component]]) -> None:
-    """Make a store without rows; its manifest, written last, says that it is there.
+    """Make what a store consists of; it is there once `extend` has written its manifest.
 
     Args:
         place: Where.
-        manifest: What it says; it has no listings yet.
+        manifest: What it will say; it has no listings yet.
         components: Of each level.
 
     Raises:
@@ -92,7 +92,16 @@ def create(place: Place, manifest: Manifest, components: Mapping[str, Sequence[C
     with _plainly(place):
         for name, inner, dtype in _arrays(manifest, components):
             shards.create(place, name, blocks=0, rows=manifest.rows, inner=inner, dtype=dtype)
-    manifest.save(place)
+
+
+def components(place: Place, level: str) -> tuple[Component, ...]:
+    """The components of a level, in the order of its array.
+
+    Raises:
+        StoreError: Their table is missing or damaged.
+    """
+    rows = read_table(place, components_file(level)).to_pylist()
+    return tuple(Component(**{name: value for name, value in row.items() if name != "name"}) for row in rows)
 
 
 def _arrays(
