@@ -57,7 +57,7 @@ def lasting(data: str) -> str:
     kind, colon, rest = data.partition(":")
     prefix, path = (f"{kind}:", rest) if colon and kind in (*KINDS, "hf") else ("", data)
     parent = Path(path).parent
-    return f"{prefix}{Path(path).resolve()}" if Path(path).exists() or "*" in path and parent.exists() else data
+    return f"{prefix}{Path(path).resolve()}" if Path(path).exists() or ("*" in path and parent.exists()) else data
 
 
 def _opened(data: str, split: str | None) -> ImageSet:

@@ -3,8 +3,8 @@
 The step of a matrix is its momentum with all singular values made about one, so that every direction learns at the
 same pace. Small transformers then need about half as many scenes.
 
-`torch.optim.Muon` computes these steps in bfloat16. On a processor that has to imitate those numbers, a step of a matrix
-of 384 x 128 takes 68 ms there and 8 ms here, and a training five times as long; so the zoo has its own, in float32.
+`torch.optim.Muon` computes these steps in bfloat16. On a processor that has to imitate those numbers, a matrix of
+384 x 128 takes 68 ms there and 8 ms here, and a training five times as long; so the zoo has its own, in float32.
 """
 
 from __future__ import annotations
