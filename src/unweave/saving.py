@@ -147,7 +147,7 @@ class ContributionsWriter:
         try:
             with _plainly(self.tensors):
                 self._make_folder(self.tensors.parent)
-                _check_room(self.tensors.parent, self._start + self.size)
+                check_room(self.tensors.parent, self._start + self.size)
                 self._file = self._partial.open("w+b", buffering=0)
                 _reserve(self._file, self._start + self.size)
         except BaseException:
@@ -360,8 +360,18 @@ def _line(value: object) -> str:
     return json.dumps(value)
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse a disk that is too small.
+
+    Args:
+        folder: Where something will be written; it need not exist yet.
+        needed: Bytes.
+
+    Raises:
+        UnweaveError: The disk has fewer bytes left.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise UnweaveError(
             f"The disk lacks the room: {needed:,} bytes are needed and {free:,} are free.",

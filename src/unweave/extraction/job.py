@@ -8,7 +8,6 @@ What is done is kept: the same call goes on where an earlier one was interrupted
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -28,6 +27,7 @@ from unweave.extraction.launchers import LAUNCHERS
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.images import ImageSet, open_images
 from unweave.models import Model
+from unweave.saving import check_room
 from unweave.store import Manifest, Place, Store, writer
 from unweave.store.lease import Lease
 from unweave.store.manifest import Listing
@@ -138,7 +138,8 @@ def prepare(
             known.agree(manifest.identity, where=str(place))
             manifest, opened = _gone_on(place, known, images, listing, append=append)
         else:
-            _check_room(place, manifest, len(images), source.components)
+            if place.local is not None:
+                check_room(place.local, _bytes(manifest, len(images), source.components))
             writer.create(place, manifest, source.components)
             manifest, opened = writer.extend(place, manifest, images.table, listing), {0: images}
     return Extraction(place, manifest, settings, source.extractor(place, manifest, opened))
@@ -219,7 +220,9 @@ def _gone_on(
     if append:
         if not len(fresh):
             return manifest, {}
-        _check_room(place, manifest, len(fresh), Store(place, partial=True).all_components)
+        if place.local is not None:
+            components = {level: writer.components(place, level) for level in manifest.levels}
+            check_room(place.local, _bytes(manifest, len(fresh), components))
         more = replace(listing, images=len(fresh), fingerprint=fresh.fingerprint)
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
     gone = len(known - set(images.ids))
@@ -240,21 +243,6 @@ def _refuse_other_files(place: Place) -> None:
             f"The folder holds something else: {', '.join(other[:3])}.",
             where=str(place),
             cure="name a folder that is empty or does not exist",
-        )
-
-
-def _check_room(place: Place, manifest: Manifest, images: int, components: Mapping[str, Sequence[Component]]) -> None:
-    """Refuse a disk that is too small for more images."""
-    if place.local is None:
-        return
-    needed = _bytes(manifest, images, components)
-    folder = next(path for path in (place.local, *place.local.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StoreError(
-            f"The disk lacks the room: {needed:,} bytes are needed and {free:,} are free.",
-            where=str(place),
-            cure="select fewer components, take fewer images, or write to another disk",
         )
 
 
