@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from unweave.models import load_model as load_model
     from unweave.store import Store as Store
     from unweave.store import open_store as open_store
+    from unweave.text import TextSpace as TextSpace
+    from unweave.text import text_space as text_space
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ _HOMES = {
     "Contributions": "unweave.contributions",
     "Model": "unweave.models",
     "Store": "unweave.store",
+    "TextSpace": "unweave.text",
     "decompose": "unweave.decomposition",
     "explain": "unweave.decomposition",
     "extract": "unweave.extraction",
@@ -42,6 +45,7 @@ _HOMES = {
     "open_store": "unweave.store",
     "plan": "unweave.decomposition",
     "score": "unweave.decomposition",
+    "text_space": "unweave.text",
 }
 
 __all__ = ["errors", *_HOMES]

@@ -48,6 +48,10 @@ class StoreError(UnweaveError):
     """A store cannot be opened, written, or trusted: it is missing, damaged, of another model, or in use."""
 
 
+class TextError(UnweaveError):
+    """A text, a template or a feature cannot be used, or a model has no text encoder."""
+
+
 class ConservationError(UnweaveError):
     """The contributions do not add up to the representation within the tolerance."""
 

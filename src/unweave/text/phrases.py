@@ -1,0 +1,107 @@
+"""Phrases: what is looked for in images, as text. Features group them; templates set them into sentences."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+
+from unweave.errors import TextError
+
+TEMPLATES = (
+    "{}",
+    "a photo of {}",
+    "a photograph showing {}",
+    "an image of {}",
+    "a picture with {} in it",
+    "a close-up of {}",
+    "a view of {}",
+    "a blurry photo of {}",
+    "a bright photo of {}",
+    "a dark photo of {}",
+    "a cropped photo of {}",
+    "a good photo of {}",
+    "a small picture of {}",
+    "a large picture of {}",
+    "a colourful image of {}",
+    "a black and white photo of {}",
+    "a drawing of {}",
+    "a painting of {}",
+    "there is {} in the scene",
+    "this is {}",
+)
+"""Sentences for general text spaces: what is said of them all is the phrase, what differs averages out."""
+
+
+def read_templates(path: str | PathLike[str]) -> tuple[str, ...]:
+    """Templates from a text file, one on each line, with `{}` where the phrase goes; `#` begins a comment line.
+
+    Raises:
+        TextError: The file cannot be read, or a line has not exactly one `{}`.
+    """
+    found = _lines(Path(path))
+    for line in found:
+        if line.count("{}") != 1:
+            raise TextError(f"A template needs one {{}}: {line!r}.", where=str(path), cure="write {} for the phrase")
+    return found
+
+
+def read_phrases(path: str | PathLike[str]) -> tuple[str, ...]:
+    """A vocabulary from a text file, one phrase on each line, each once; `#` begins a comment line.
+
+    Raises:
+        TextError: The file cannot be read, or holds no phrases.
+    """
+    return tuple(dict.fromkeys(_lines(Path(path))))
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise TextError(f"The text file cannot be read: {reason}.", where=str(path)) from error
+    found = tuple(line for line in lines if line and not line.startswith("#"))
+    if not found:
+        raise TextError("The text file holds nothing.", where=str(path), cure="write one phrase on each line")
+    return found
+
+
+def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str, ...]]:
+    """Features: a name for each group of phrases.
+
+        [colour]
+        phrases = ["blue colour", "green colour"]
+
+    Args:
+        path: A TOML file; the published features (Balasubramanian et al., 2024, with those of the appendix) if not
+            given.
+
+    Raises:
+        TextError: The file cannot be read, is not TOML, or a feature has no phrases, or one of them twice.
+    """
+    where = "features.toml" if path is None else str(path)
+    try:
+        if path is None:
+            text = resources.files("unweave.text").joinpath("features.toml").read_text("utf-8")
+        else:
+            text = Path(path).read_text("utf-8")
+        table = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TextError(f"The features cannot be read: {error}.", where=where) from error
+    found = {}
+    for name, fields in table.items():
+        phrases = fields.get("phrases") if isinstance(fields, dict) else None
+        if not isinstance(phrases, list) or not phrases or not all(isinstance(one, str) and one for one in phrases):
+            raise TextError(
+                f"The feature {name!r} has no list of phrases.", where=where, cure='write phrases = ["...", "..."]'
+            )
+        if len(set(phrases)) < len(phrases):
+            twice = next(one for one in phrases if phrases.count(one) > 1)
+            raise TextError(f"The feature {name!r} has a phrase twice: {twice!r}.", where=where, cure="remove one")
+        found[name] = tuple(phrases)
+    if not found:
+        raise TextError("There are no features.", where=where, cure="write one table for each feature")
+    return found

@@ -1,0 +1,59 @@
+"""The text tower of the pocket zoo's CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unweave.errors import TextError, UnweaveError
+from unweave.models import Model
+from unweave.models.weights import fingerprint
+from unweave.pocket.captions import TEMPLATES
+from unweave.pocket.encoder import TextEncoder, text
+from unweave.text.space import Match, TextSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """The text encoder, which knows the words of the pocket world."""
+
+    encoder: TextEncoder
+
+    @property
+    def context(self) -> int:
+        """The most words that a text may have."""
+        return self.encoder.vocabulary.length
+
+    def tokens(self, text: str) -> int:
+        """How many words a text has.
+
+        Raises:
+            TextError: One of them is not known.
+        """
+        try:
+            self.encoder.vocabulary.encode([text])
+        except UnweaveError as error:
+            raise TextError(error.what, where=error.where, cure=error.cure) from None
+        return len(text.split())
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings of texts."""
+        return self.encoder.encode(texts)
+
+
+def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
+    """The space of `pocket/clip`.
+
+    Raises:
+        TextError: The network has no text tower.
+    """
+    module: Any = images.module
+    if not hasattr(module, "text"):
+        raise TextError("The model has no text tower.", where=id, cure="use pocket/clip")
+    match = Match(float(module.log_scale.detach().exp().clamp(max=100)))
+    return TextSpace(id, images, Tower(text(images)), fingerprint(module), TEMPLATES, match)

@@ -1,0 +1,170 @@
+"""A text space: images and texts as directions that can be compared.
+
+space = unweave.text_space("open_clip/ViT-B-16/laion2b_s34b_b88k")
+space.encode(["striped pattern"])        # [text, dim], of length one
+space.images                             # the image encoder, a Model with its own preprocessing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unweave.errors import TextError
+from unweave.models import Model, load_model
+from unweave.text import cache
+
+_AT_ONCE = 256
+"""Texts that the encoder reads at a time."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """The text tower of a model, with its tokenizer."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a text may have."""
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has, those that begin and end it included."""
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings of texts, `[text, dim]`."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the model was taught to compare: `scale * cosine + bias`, through a softmax or a sigmoid.
+
+    Attributes:
+        scale: What cosines are multiplied by.
+        bias: What is added; 0 under a softmax, where it would change nothing.
+        sigmoid: Whether each pair of image and text is judged alone (SigLIP), or against the others (CLIP).
+    """
+
+    scale: float = 1.0
+    bias: float = 0.0
+    sigmoid: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TextSpace:
+    """Where images and texts meet.
+
+    Attributes:
+        id: What it was loaded as.
+        images: The image encoder; its readout gives the embedding of an image, of whatever length.
+        encoder: The text tower.
+        weights_hash: Of both towers.
+        templates: The sentences that a phrase is set into.
+        match: How the model was taught to compare.
+    """
+
+    id: str
+    images: Model
+    encoder: Encoder = field(repr=False)
+    weights_hash: str
+    templates: tuple[str, ...]
+    match: Match = Match()
+
+    def encode(self, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "phrase dim"]:
+        """The directions of phrases: the mean of their embeddings in all templates, each of length one, made so again.
+
+        Results are kept on disk by their content (`unweave.text.cache`), so asking twice costs nothing.
+
+        Args:
+            phrases: What is looked for; a phrase may come twice.
+            templates: Sentences with `{}`; those of the space if not given.
+
+        Raises:
+            TextError: A phrase is empty, has a word that the encoder does not know, or is too long for it.
+        """
+        own = tuple(self.templates if templates is None else templates)
+        if not own:
+            raise TextError("There are no templates.", where=self.id, cure='use ("{}",) for the phrases alone')
+        texts = [template.format(phrase) for phrase in phrases for template in own]
+        self._check(phrases, texts, len(own))
+        unique = list(dict.fromkeys(texts))
+        key = hashlib.sha256(json.dumps([self.weights_hash, unique]).encode()).hexdigest()
+        embedded = cache.kept(key, lambda: self._embedded(unique))
+        place = {text: row for row, text in enumerate(unique)}
+        each = embedded[[place[text] for text in texts]].view(len(phrases), len(own), -1)
+        return normalize(each.mean(1), dim=-1)
+
+    def _embedded(self, texts: Sequence[str]) -> Tensor:
+        parts = [self.encoder.embed(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)]
+        return normalize(torch.cat(parts).float().cpu(), dim=-1)
+
+    def _check(self, phrases: Sequence[str], texts: Sequence[str], templates: int) -> None:
+        if not phrases:
+            raise TextError("There are no phrases.", where=self.id, cure="give one at least")
+        for number, text in enumerate(texts):
+            phrase = phrases[number // templates]
+            if not phrase.strip():
+                raise TextError("A phrase is empty.", where=self.id, cure="leave it out")
+            count = self.encoder.tokens(text)
+            if count > self.encoder.context:
+                raise TextError(
+                    f"The text has {count} tokens, and the encoder reads {self.encoder.context}.",
+                    where=repr(text),
+                    cure="say it in fewer words",
+                )
+
+    def logits(
+        self, images: Float[Tensor, "image dim"], texts: Float[Tensor, "text dim"]
+    ) -> Float[Tensor, "image text"]:
+        """What the model itself would say: `scale * cosine + bias`, before its softmax or sigmoid."""
+        return self.match.scale * normalize(images, dim=-1) @ texts.T + self.match.bias
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"TextSpace({self.id!r}, {len(self.templates)} templates, context {self.encoder.context})"
+
+
+def text_space(
+    id: str,
+    *,
+    checkpoint: str | Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    templates: Sequence[str] | None = None,
+) -> TextSpace:
+    """Load a model of images and texts.
+
+    Args:
+        id: `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `hf/FOLDER` (CLIP, SigLIP and their like), `pocket/clip`.
+        checkpoint: A file of weights for both towers.
+        random_weights: Seeded random weights; nothing is fetched but the tokenizer, where that is not part of the
+            library.
+        seed: For the random weights.
+        device: Where it computes.
+        templates: Sentences with `{}`; if not given, `TEMPLATES`, or the pocket world's own.
+
+    Raises:
+        TextError: The model has no text encoder.
+        ModelError: It cannot be loaded (see `unweave.load_model`).
+    """
+    library = id.partition("/")[0]
+    if library not in ("open_clip", "hf", "pocket"):
+        raise TextError(
+            "The model has no text encoder.", where=id, cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`"
+        )
+    images = load_model(id, checkpoint=checkpoint, random_weights=random_weights, seed=seed, device=device)
+    towers = import_module(f"unweave.text.{library}")
+    options = {"checkpoint": checkpoint, "random_weights": random_weights, "seed": seed, "device": device}
+    found: TextSpace = towers.load(id, images, options)
+    if templates is None:
+        return found
+    return TextSpace(found.id, found.images, found.encoder, found.weights_hash, tuple(templates), found.match)
