@@ -6,6 +6,7 @@ import pytest
 
 from unweave.errors import TextError
 from unweave.text import TEMPLATES, features, read_phrases, read_templates
+from unweave.text.vocabulary import made, vocabulary
 
 
 def test_the_published_features_are_there():
@@ -70,3 +71,38 @@ def test_lines_of_phrases_and_templates(tmp_path):
 
 def test_templates_are_set_around_one_phrase():
     assert all(template.count("{}") == 1 for template in TEMPLATES) and len(set(TEMPLATES)) == len(TEMPLATES)
+
+
+def test_the_vocabulary_names_what_can_be_seen():
+    found = vocabulary()
+    assert 3000 < len(found) < 5000 and len(set(found)) == len(found)
+    assert {"striped", "in the forest", "elephant", "bicycle", "ice cream", "sunset", "old man"} <= set(found)
+    assert not {"idea", "democracy", "severn", "whore"} & set(found)
+
+
+def test_the_vocabulary_takes_nouns_by_their_first_sense(tmp_path):
+    pytest.importorskip("wordfreq")
+    (tmp_path / "data.noun").write_text(
+        "  1 licence\n"
+        "00000001 05 n 02 dog 0 hound 0 000 | an animal\n"
+        "00000002 09 n 01 idea 0 000 | a thought\n"
+        "00000003 06 n 01 Dog 0 000 | a name\n"
+        "00000004 13 n 02 ice_cream 0 ice_lolly 0 000 | food\n"
+        "00000005 05 n 01 zyzzogeton 0 000 | rare\n"
+    )
+    (tmp_path / "index.noun").write_text(
+        "  1 licence\n"
+        "dog n 2 1 @ 2 1 00000001 00000002\n"
+        "hound n 2 1 @ 2 1 00000002 00000001\n"
+        "idea n 1 1 @ 1 1 00000002\n"
+        "ice_cream n 1 2 @ ~ 1 1 00000004\n"
+        "ice_lolly n 1 0 1 0 00000004\n"
+        "zyzzogeton n 1 0 1 0 00000005\n"
+    )
+    found = made(tmp_path)
+    assert [word for word in found if word in ("dog", "hound", "idea", "ice cream", "ice lolly", "zyzzogeton")] == [
+        "dog",
+        "ice cream",
+    ]
+    with pytest.raises(TextError, match="WordNet cannot be read"):
+        made(tmp_path / "nothing")

@@ -59,5 +59,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     with fetching(id):
         tokenizer = open_clip.get_tokenizer(name)
     bias = getattr(module, "logit_bias", None)
-    match = Match(float(module.logit_scale.detach().exp()), float(bias.detach()) if bias is not None else 0.0, bias is not None)
+    match = Match(
+        float(module.logit_scale.detach().exp()), float(bias.detach()) if bias is not None else 0.0, bias is not None
+    )
     return TextSpace(id, images, Tower(module, tokenizer), fingerprint(module), TEMPLATES, match)
