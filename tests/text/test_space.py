@@ -117,7 +117,7 @@ def counted():
 
 
 def test_what_was_embedded_is_not_embedded_again(own_cache, monkeypatch):
-    monkeypatch.setattr(spaces, "_AT_ONCE", 3)
+    monkeypatch.setattr(spaces, "_AT_ONCE", 2)
     space, encoder = counted()
     first = space.encode(["red", "blue", "red"])
     assert encoder.seen == ["red", "a red", "blue", "a blue"]

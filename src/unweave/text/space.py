@@ -93,26 +93,28 @@ class TextSpace:
         own = tuple(self.templates if templates is None else templates)
         if not own:
             raise TextError("There are no templates.", where=self.id, cure='use ("{}",) for the phrases alone')
-        texts = [template.format(phrase) for phrase in phrases for template in own]
-        self._check(phrases, texts, len(own))
-        unique = list(dict.fromkeys(texts))
-        key = hashlib.sha256(json.dumps([self.weights_hash, unique]).encode()).hexdigest()
-        embedded = cache.kept(key, lambda: self._embedded(unique))
-        place = {text: row for row, text in enumerate(unique)}
-        each = embedded[[place[text] for text in texts]].view(len(phrases), len(own), -1)
-        return normalize(each.mean(1), dim=-1)
-
-    def _embedded(self, texts: Sequence[str]) -> Tensor:
-        parts = [self.encoder.embed(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)]
-        return normalize(torch.cat(parts).float().cpu(), dim=-1)
-
-    def _check(self, phrases: Sequence[str], texts: Sequence[str], templates: int) -> None:
         if not phrases:
             raise TextError("There are no phrases.", where=self.id, cure="give one at least")
-        for number, text in enumerate(texts):
-            phrase = phrases[number // templates]
-            if not phrase.strip():
-                raise TextError("A phrase is empty.", where=self.id, cure="leave it out")
+        unique = list(dict.fromkeys(phrases))
+        for phrase in unique:
+            self._check(phrase, own)
+        key = hashlib.sha256(json.dumps([self.weights_hash, own, unique]).encode()).hexdigest()
+        directions = cache.kept(key, lambda: self._directions(unique, own))
+        place = {phrase: row for row, phrase in enumerate(unique)}
+        return directions[[place[phrase] for phrase in phrases]]
+
+    def _directions(self, phrases: Sequence[str], templates: Sequence[str]) -> Tensor:
+        some, found = max(1, _AT_ONCE // len(templates)), []
+        for start in range(0, len(phrases), some):
+            texts = [_set(template, phrase) for phrase in phrases[start : start + some] for template in templates]
+            embedded = normalize(self.encoder.embed(texts).float().cpu(), dim=-1)
+            found.append(normalize(embedded.view(-1, len(templates), embedded.shape[-1]).mean(1), dim=-1))
+        return torch.cat(found)
+
+    def _check(self, phrase: str, templates: Sequence[str]) -> None:
+        if not phrase.strip():
+            raise TextError("A phrase is empty.", where=self.id, cure="leave it out")
+        for text in (_set(template, phrase) for template in templates):
             count = self.encoder.tokens(text)
             if count > self.encoder.context:
                 raise TextError(
@@ -130,6 +132,10 @@ class TextSpace:
     def __repr__(self) -> str:
         """One line."""
         return f"TextSpace({self.id!r}, {len(self.templates)} templates, context {self.encoder.context})"
+
+
+def _set(template: str, phrase: str) -> str:
+    return template.replace("{}", phrase)
 
 
 def text_space(
