@@ -25,7 +25,7 @@ from unweave.extraction import Settings, prepare
 from unweave.images import batches, open_images
 from unweave.store import Store, summary
 
-PIECES = 4
+PIECES = 10
 
 
 def main(

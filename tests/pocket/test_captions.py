@@ -52,8 +52,8 @@ def test_most_captions_name_the_object_and_the_place(pairs):
         counts["place"] += any(f" {text} ".find(f" {way} ") >= 0 for way in PLACES[factors.location])
         counts["coloured"] += factors.colour is not None
         counts["colour"] += factors.colour is not None and factors.colour in words
-    assert counts["object"] > 0.6 * len(pairs)
-    assert counts["category"] > 0.12 * len(pairs)
+    assert counts["object"] > 0.5 * len(pairs)
+    assert counts["category"] > 0.2 * len(pairs)
     assert counts["place"] > 0.65 * len(pairs)
     assert counts["colour"] > 0.65 * counts["coloured"]
 

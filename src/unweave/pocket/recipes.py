@@ -61,7 +61,7 @@ class Recipe:
 
 
 RECIPES = {
-    "clip": Recipe("captions", steps=1300),
+    "clip": Recipe("captions", steps=1800),
     "deit": Recipe("labels", steps=1200),
     "dino": Recipe("views", steps=300, view=OTHER, easy=0.0),
     "dinov2": Recipe("views", steps=300, view=OTHER, easy=0.0, seed=1),

@@ -1,0 +1,117 @@
+"""The range of a component: the directions that its contributions ever point in.
+
+A head writes through its own slice of the output projection, so its contributions lie in as many directions as the head
+is wide (64 of 768, say); a bias lies in one. With an orthonormal basis U of that range, c_i = y_i U' exactly, and the
+map acts on it through A_i = U' W_i alone. What W_i does beside the range changes no image, only the penalty, and the
+best that it can do there is known in closed form (`least`, `completed`). So CompAlign is solved for the small A_i,
+without approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_NOTHING = 1e-10
+"""Variance in a direction, relative to the largest of the component, below which there is none: float32 has no more
+digits, and what is left out is below 1e-5 of the component's length.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """Orthonormal bases, one for each component.
+
+    Attributes:
+        bases: `[width, rank]`; the rank of a component that writes nothing is 0.
+    """
+
+    bases: tuple[Float[Tensor, "width rank"], ...]
+
+    @property
+    def ranks(self) -> list[int]:
+        """How many directions each component has."""
+        return [basis.shape[1] for basis in self.bases]
+
+    def within(self, contributions: Float[Tensor, "image component width"]) -> Float[Tensor, "image total"]:
+        """The contributions' coordinates in their ranges, side by side."""
+        parts = [contributions[:, number] @ basis for number, basis in enumerate(self.bases)]
+        return torch.cat(parts, 1)
+
+    def restricted(self, maps: Iterable[Float[Tensor, "width dim"]]) -> Float[Tensor, "total dim"]:
+        """What maps do on the ranges, one below the other."""
+        return torch.cat([basis.T @ own for basis, own in zip(self.bases, maps, strict=True)])
+
+
+def ranges(batches: Callable[[], Iterable[Float[Tensor, "image component width"]]]) -> Ranges:
+    """Find the ranges in one pass over the contributions.
+
+    Memory: `component * width^2` doubles.
+
+    Args:
+        batches: Gives the contributions, some images at a time.
+    """
+    moments: Tensor | None = None
+    for batch in batches():
+        columns = batch.to(torch.float32).permute(1, 0, 2)
+        own = columns.mT @ columns
+        moments = own.double() if moments is None else moments.add_(own)
+    assert moments is not None
+    bases = []
+    for moment in moments:
+        values, vectors = torch.linalg.eigh(moment)
+        bases.append(vectors[:, values > _NOTHING * values[-1].clamp_min(1e-30)].flip(1).float())
+    return Ranges(tuple(bases))
+
+
+def free(width: int, dim: int, rank: int) -> int:
+    """How many singular values of a map below one may be made up for beside the range.
+
+    A map to a narrower space (`width > dim`) is an isometry if W'W = 1. What A'A lacks of that, W can add from outside
+    the range, in as many directions as are left.
+    """
+    return max(0, width - max(rank, dim)) if width > dim else 0
+
+
+def least(small: Float[Tensor, "rank dim"], width: int) -> Float[Tensor, ""]:
+    """The squared Frobenius norm of the defect of the best map that acts as `small` on the range.
+
+    For `width <= dim`, what lies beside the range can be mapped to directions of its own, so the defect is that of
+    `small`. For `width > dim` it also makes up for the smallest singular values (see `free`).
+    """
+    rank, dim = small.shape
+    spare = free(width, dim, rank)
+    gram = small @ small.T if rank <= dim else small.T @ small
+    if not spare:
+        return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+    lacking = 1 - torch.linalg.eigvalsh(gram)  # descending, as eigenvalues ascend
+    return lacking.square().sum() - lacking[:spare].clamp_min(0).square().sum()
+
+
+def completed(
+    basis: Float[Tensor, "width rank"], small: Float[Tensor, "rank dim"]
+) -> Float[Tensor, "width dim"]:
+    """The map that acts as `small` on the range, and beside it is whatever makes its defect least."""
+    width, rank = basis.shape
+    dim = small.shape[1]
+    complement = torch.linalg.qr(basis.double(), mode="complete").Q[:, rank:] if rank else torch.eye(width).double()
+    own = small.double()
+    if width <= dim:
+        # Orthonormal rows beside those of `small`.
+        outside = torch.linalg.qr(own.T, mode="complete").Q[:, rank:].T if rank else torch.eye(dim).double()
+        beside = outside[: width - rank]
+    else:
+        values, vectors = torch.linalg.eigh(own.T @ own)
+        lacking = (1 - values).clamp_min(0)[: width - rank]
+        beside = torch.zeros(width - rank, dim).double()
+        beside[: len(lacking)] = lacking.sqrt()[:, None] * vectors.T[: len(lacking)]
+    return (basis.double() @ own + complement @ beside).to(small.dtype)
+
+
+def split(total: Float[Tensor, "total dim"], ranks: Sequence[int]) -> tuple[Float[Tensor, "rank dim"], ...]:
+    """Small maps, one for each component."""
+    return total.split(list(ranks))
