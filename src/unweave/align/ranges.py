@@ -9,16 +9,16 @@ without approximation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_NOTHING = 1e-10
-"""Variance in a direction, relative to the largest of the component, below which there is none: float32 has no more
-digits, and what is left out is below 1e-5 of the component's length.
+EXACT = {torch.float16: 1e-3, torch.float32: 1e-5, torch.float64: 1e-12}
+"""How much of a component's length may lie outside its range, by the numbers that it is stored in: no more than their
+rounding moves it.
 """
 
 
@@ -27,10 +27,10 @@ class Ranges:
     """Orthonormal bases, one for each component.
 
     Attributes:
-        bases: `[width, rank]`; the rank of a component that writes nothing is 0.
+        bases: `[width, rank]` each; the rank of a component that writes nothing is 0.
     """
 
-    bases: tuple[Float[Tensor, "width rank"], ...]
+    bases: tuple[Tensor, ...]
 
     @property
     def ranks(self) -> list[int]:
@@ -47,24 +47,28 @@ class Ranges:
         return torch.cat([basis.T @ own for basis, own in zip(self.bases, maps, strict=True)])
 
 
-def ranges(batches: Callable[[], Iterable[Float[Tensor, "image component width"]]]) -> Ranges:
+def ranges(batches: Iterable[Float[Tensor, "image component width"]], stored: torch.dtype = torch.float32) -> Ranges:
     """Find the ranges in one pass over the contributions.
 
-    Memory: `component * width^2` doubles.
+    Memory: `component * width^2` numbers.
 
     Args:
-        batches: Gives the contributions, some images at a time.
+        batches: The contributions, some images at a time.
+        stored: In which numbers they were kept.
     """
+    # Sums of squares need twice the digits of what is told by them.
+    precise = torch.float32 if stored == torch.float16 else torch.float64
     moments: Tensor | None = None
-    for batch in batches():
-        columns = batch.to(torch.float32).permute(1, 0, 2)
+    for batch in batches:
+        columns = batch.to(precise).permute(1, 0, 2)
         own = columns.mT @ columns
-        moments = own.double() if moments is None else moments.add_(own)
+        moments = own if moments is None else moments.add_(own)
     assert moments is not None
     bases = []
     for moment in moments:
-        values, vectors = torch.linalg.eigh(moment)
-        bases.append(vectors[:, values > _NOTHING * values[-1].clamp_min(1e-30)].flip(1).float())
+        values, vectors = torch.linalg.eigh(moment.double())
+        without = values.clamp_min(0).cumsum(0)  # variance that is lost with this direction and all smaller ones
+        bases.append(vectors[:, without > EXACT[stored] ** 2 * without[-1]].flip(1).float())
     return Ranges(tuple(bases))
 
 
@@ -92,9 +96,7 @@ def least(small: Float[Tensor, "rank dim"], width: int) -> Float[Tensor, ""]:
     return lacking.square().sum() - lacking[:spare].clamp_min(0).square().sum()
 
 
-def completed(
-    basis: Float[Tensor, "width rank"], small: Float[Tensor, "rank dim"]
-) -> Float[Tensor, "width dim"]:
+def completed(basis: Float[Tensor, "width rank"], small: Float[Tensor, "rank dim"]) -> Float[Tensor, "width dim"]:
     """The map that acts as `small` on the range, and beside it is whatever makes its defect least."""
     width, rank = basis.shape
     dim = small.shape[1]
@@ -110,8 +112,3 @@ def completed(
         beside = torch.zeros(width - rank, dim).double()
         beside[: len(lacking)] = lacking.sqrt()[:, None] * vectors.T[: len(lacking)]
     return (basis.double() @ own + complement @ beside).to(small.dtype)
-
-
-def split(total: Float[Tensor, "total dim"], ranks: Sequence[int]) -> tuple[Float[Tensor, "rank dim"], ...]:
-    """Small maps, one for each component."""
-    return total.split(list(ranks))

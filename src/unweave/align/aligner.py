@@ -1,0 +1,184 @@
+"""An aligner: what takes each component's contributions into a text space, kept as safetensors beside a JSON card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unweave.align.objective import defect
+from unweave.components import Component
+from unweave.contributions import Contributions
+from unweave.errors import StoreError
+
+FORMAT, VERSION = "unweave aligner", 1
+TENSORS, CARD = "aligner.safetensors", "aligner.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Aligner:
+    """One linear map for each component, and a bias that they share.
+
+    Attributes:
+        maps: `[component, width, dim]`.
+        bias: `[dim]`.
+        components: Whose maps these are.
+        identity: The model and space that they are of: `model`, `weights_hash`, `preprocessing`, `level`, `space`,
+            `space_hash`.
+        measured: How good they are, ready for JSON.
+    """
+
+    maps: Float[Tensor, "component width dim"]
+    bias: Float[Tensor, " dim"]
+    components: tuple[Component, ...]
+    identity: Mapping[str, Any]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, contributions: Contributions) -> Float[Tensor, "image component dim"]:
+        """Contributions in the text space; their sum and `bias` are the aligned representation.
+
+        Raises:
+            StoreError: They are of another model, level or preprocessing, or of a component without a map.
+        """
+        rows = self.rows(contributions)
+        values = contributions.values.to(self.maps.dtype)
+        return torch.einsum("ncw,cwd->ncd", values, self.maps[rows])
+
+    def representation(self, contributions: Contributions) -> Float[Tensor, "image dim"]:
+        """The aligned representation: the sum of all aligned contributions, and the bias.
+
+        Raises:
+            StoreError: As for a call, or components are missing.
+        """
+        rows = self.rows(contributions)
+        if len(rows) < len(self.components):
+            raise StoreError("The sum needs all components.", cure="read them without a selection")
+        return torch.einsum("ncw,cwd->nd", contributions.values.to(self.maps.dtype), self.maps[rows]) + self.bias
+
+    def rows(self, contributions: Contributions) -> list[int]:
+        """Which map each component has.
+
+        Raises:
+            StoreError: As for a call.
+        """
+        origin = contributions.origin
+        if origin is not None:
+            own = {name: getattr(origin, name) for name in ("model", "weights_hash", "preprocessing", "level")}
+            for name, value in json.loads(json.dumps(own)).items():
+                if name in self.identity and value != self.identity[name]:
+                    raise StoreError(
+                        f"The aligner is of another {name.replace('_', ' ')}: {self.identity[name]!s:.80}, "
+                        f"not {value!s:.80}.",
+                        where=f"field `{name}`",
+                        cure="align this model",
+                    )
+        place = {component: row for row, component in enumerate(self.components)}
+        unknown = next((one for one in contributions.components if one not in place), None)
+        if unknown is not None:
+            raise StoreError(
+                f"The aligner has no map for the component {unknown}.", cure="use the selection that it was fitted to"
+            )
+        return [place[component] for component in contributions.components]
+
+    def defects(self) -> Float[Tensor, " component"]:
+        """How far each map is from an isometry: the Frobenius norm of its defect, over that of the identity."""
+        found = torch.stack([torch.linalg.matrix_norm(defect(own[None])[0]) for own in self.maps])
+        return found / min(self.maps.shape[1:]) ** 0.5
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write both files into a folder; returns the tensors' file.
+
+        Raises:
+            StoreError: They cannot be written.
+        """
+        folder = Path(path)
+        card = {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.identity,
+            "measured": self.measured,
+            "components": [asdict(component) for component in self.components],
+        }
+        text = json.dumps(card, indent=1) + "\n"
+        noted = {"card": hashlib.sha256(text.encode()).hexdigest()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fresh = [folder / f".{name}.writing" for name in (TENSORS, CARD)]
+            save_file({"maps": self.maps.contiguous(), "bias": self.bias.contiguous()}, fresh[0], noted)
+            fresh[1].write_text(text)
+            fresh[0].replace(folder / TENSORS)
+            fresh[1].replace(folder / CARD)
+        except OSError as error:
+            raise StoreError(
+                f"The aligner cannot be written: {error.strerror or error}.",
+                where=str(folder),
+                cure="choose another place",
+            ) from error
+        return folder / TENSORS
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Aligner:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: A file is missing, damaged, of a newer version, or does not belong to the other.
+        """
+        folder = Path(path)
+        try:
+            text = (folder / CARD).read_text()
+            known = json.loads(text)
+            if known.pop("format") != FORMAT:
+                raise ValueError("it has another format")
+            version = known.pop("version")
+            if version != VERSION:
+                raise StoreError(
+                    f"The aligner has version {version}; this version of unweave reads {VERSION}.",
+                    where=str(folder / CARD),
+                    cure="use a newer version of unweave, or align again",
+                )
+            with safe_open(folder / TENSORS, "pt") as file:
+                if (file.metadata() or {}).get("card") != hashlib.sha256(text.encode()).hexdigest():
+                    raise ValueError("the card and the tensors do not belong together")
+                maps, bias = file.get_tensor("maps"), file.get_tensor("bias")
+            measured = known.pop("measured")
+            components = tuple(Component(**fields) for fields in known.pop("components"))
+            return cls(maps, bias, components, known, measured)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise StoreError(
+                f"The aligner cannot be read: {error}.", where=str(folder), cure="name a folder that `align` wrote"
+            ) from error
+
+    def push(self, repository: str, **options: Any) -> str:
+        """Upload both files to the Hugging Face hub.
+
+        Args:
+            repository: `ORG/NAME`; made where there is none.
+            options: Of `huggingface_hub.HfApi.upload_folder`.
+
+        Returns:
+            The address.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
+
+
+def identity_of(components: Sequence[Component], dim: int) -> tuple[Tensor, Tensor]:
+    """Maps and bias that change nothing: those of a CLIP model in its own space."""
+    return torch.eye(dim).expand(len(components), -1, -1).clone(), torch.zeros(dim)

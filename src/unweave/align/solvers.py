@@ -1,0 +1,314 @@
+"""Two solvers of CompAlign's one objective.
+
+`adam` follows the published recipe. `ranged`, the default, solves the same problem for what each map does on the range
+of its component (`unweave.align.ranges`), which is all that images can tell of it, and is several times smaller: first
+one isometry for all components (orthogonal Procrustes on the representation), then one for each on what the others
+leave (block by block), then L-BFGS on the objective itself. It looks at all images in every step, so it needs few.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unweave.align.objective import Form, cosine_loss, penalties
+from unweave.align.ranges import Ranges, completed, least, ranges
+from unweave.align.rows import Rows
+
+Solver = Literal["ranged", "adam"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to solve.
+
+    Attributes:
+        weight: Of the penalty.
+        form: Of the penalty.
+        seed: Of the order of images (`adam`).
+        rounds: Of ten steps each, at most (`ranged`).
+        sweeps: Over all components, each fitted to what the others leave (`ranged`).
+        epochs: Over all images, at most (`adam`).
+        batch, rate, decay: Images in a step, learning rate, weight decay (`adam`).
+        patience: Rounds or epochs without gain on held-out images after which to stop.
+        memory: Bytes that compressed contributions may take in memory; beyond that they are read again (`ranged`).
+    """
+
+    weight: float = 1.0
+    form: Form = "mean-squared"
+    seed: int = 0
+    rounds: int = 12
+    sweeps: int = 2
+    epochs: int = 2
+    batch: int = 32
+    rate: float = 3e-4
+    decay: float = 1e-6
+    patience: int = 2
+    memory: int = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a solver stood.
+
+    Attributes:
+        step: Rounds, sweeps or epochs so far.
+        seconds: Since it began.
+        train, held_out: The first term of the objective.
+        penalty: The second, with its weight.
+    """
+
+    step: str
+    seconds: float
+    train: float
+    held_out: float
+    penalty: float
+
+    @property
+    def total(self) -> float:
+        """The objective on held-out images."""
+        return self.held_out + self.penalty
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Maps and what they cost.
+
+    Attributes:
+        maps: `[component, width, dim]`.
+        bias: `[dim]`, shared by all components.
+        path: Where the solver stood from time to time; the maps are those of the best point.
+    """
+
+    maps: Float[Tensor, "component width dim"]
+    bias: Float[Tensor, " dim"]
+    path: list[Point] = field(default_factory=list)
+
+
+OnPoint = Callable[[Point], None]
+
+
+def isometry(width: int, dim: int) -> Float[Tensor, "width dim"]:
+    """The identity, as far as there is one."""
+    return torch.eye(width, dim)
+
+
+def nearest(matrix: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
+    """The isometry nearest to a matrix (orthogonal Procrustes): its singular values made one."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def shared(train: Rows) -> Float[Tensor, "width dim"]:
+    """The one isometry that, used for all components, brings the representation nearest to the target."""
+    total: Tensor | None = None
+    for contributions, target in train.batches():
+        own = contributions.sum(1).T @ target
+        total = own if total is None else total + own
+    assert total is not None
+    return nearest(total)
+
+
+# -- on the range -----------------------------------------------------------------------------------------------------
+
+
+class _Small:
+    """The problem on the ranges: coordinates of the contributions, and maps of those."""
+
+    def __init__(self, rows: Rows, found: Ranges, memory: int) -> None:
+        self.rows, self.found = rows, found
+        size = len(rows) * sum(found.ranks) * 4
+        self._kept = list(self._read()) if size <= memory else None
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for contributions, target in self.rows.batches():
+            yield self.found.within(contributions), target
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Coordinates and targets, from memory where they fit."""
+        yield from self._kept if self._kept is not None else self._read()
+
+    def first(self, memory: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first batches, as many as take no more than so many bytes, but one at least."""
+        left = memory
+        for inner, target in self.batches():
+            yield inner, target
+            left -= inner.numel() * 4
+            if left <= 0:
+                return
+
+    def loss(self, maps: Tensor, bias: Tensor) -> float:
+        """The first term."""
+        total = 0.0
+        for inner, target in self.batches():
+            total += len(target) * float(cosine_loss(inner @ maps + bias, target))
+        return total / len(self.rows)
+
+    def slope(self, maps: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The first term and its gradients, in one pass."""
+        total, by_maps, by_bias = 0.0, torch.zeros_like(maps), torch.zeros_like(bias)
+        for inner, target in self.batches():
+            aligned = (inner @ maps + bias).requires_grad_()
+            with torch.enable_grad():
+                loss = cosine_loss(aligned, target) * (len(target) / len(self.rows))
+            (own,) = torch.autograd.grad(loss, aligned)
+            total += loss.item()
+            by_maps += inner.T @ own
+            by_bias += own.sum(0)
+        return total, by_maps, by_bias
+
+
+def ranged(train: Rows, held_out: Rows, recipe: Recipe, on_point: OnPoint = lambda point: None) -> Solution:
+    """The default solver.
+
+    Memory: `component * width^2` doubles once, and the compressed contributions up to `recipe.memory`.
+
+    Args:
+        train: Images to fit.
+        held_out: Images to stop by.
+        recipe: How.
+        on_point: Called with every point that is reached.
+    """
+    began, path = time.perf_counter(), list[Point]()
+    stored = getattr(torch, train.store.manifest.dtype)
+    found = ranges((contributions for contributions, _ in train.batches()), stored)
+    small, other = _Small(train, found, recipe.memory), _Small(held_out, found, recipe.memory)
+    width = train.store.manifest.dim
+    one = shared(train)
+    maps = found.restricted(one for _ in found.bases)
+    bias = torch.zeros(maps.shape[1])
+    best: tuple[float, Tensor, Tensor] = (float("inf"), maps, bias)
+
+    def reached(step: str) -> bool:
+        nonlocal best
+        with torch.no_grad():
+            cost = float(_penalty(maps, found, width, recipe))
+        point = Point(step, time.perf_counter() - began, small.loss(maps, bias), other.loss(maps, bias), cost)
+        path.append(point)
+        on_point(point)
+        better = point.total < best[0]
+        if better:
+            best = point.total, maps.clone(), bias.clone()
+        return better
+
+    reached("one map")
+    for sweep in range(recipe.sweeps):
+        _sweep(small, found, maps, recipe.memory)
+        reached(f"blocks {sweep + 1}")
+    idle = 0
+    for number in range(recipe.rounds):
+        maps, bias = _descended(small, found, width, maps, bias, recipe)
+        idle = 0 if reached(f"descent {number + 1}") else idle + 1
+        if idle == recipe.patience:
+            break
+    _, maps, bias = best
+    whole = [completed(basis, own) for basis, own in zip(found.bases, maps.split(found.ranks), strict=True)]
+    return Solution(torch.stack(whole), bias, path)
+
+
+def _penalty(maps: Tensor, found: Ranges, width: int, recipe: Recipe) -> Tensor:
+    """The second term, for the best maps that act like these on the ranges."""
+    side = min(width, maps.shape[1])
+    total = maps.new_zeros(())
+    for own in maps.split(found.ranks):
+        squared = least(own, width)
+        total = total + (squared / side**2 if recipe.form == "mean-squared" else (squared + 1e-12).sqrt())
+    return recipe.weight * total
+
+
+def _sweep(small: _Small, found: Ranges, maps: Tensor, memory: int) -> None:
+    """Fit each component's isometry, in turn, to what the others leave of the targets (in place).
+
+    The targets are given the lengths of the present sums, about which the cosine says nothing. Of images that do not
+    fit into the memory the first ones serve.
+    """
+    inner, target = (torch.cat(parts) for parts in zip(*small.first(memory), strict=True))
+    total = inner @ maps
+    goal = target * total.norm(dim=-1, keepdim=True)
+    for start, end in pairwise(np.cumsum([0, *found.ranks]).tolist()):
+        if start == end:  # it writes nothing
+            continue
+        own, old = inner[:, start:end], maps[start:end].clone()
+        maps[start:end] = nearest(own.T @ (goal - total + own @ old))
+        total += own @ (maps[start:end] - old)
+
+
+def _descended(
+    small: _Small, found: Ranges, width: int, maps: Tensor, bias: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Ten steps of L-BFGS, which begins anew, so that a run that stopped between two rounds goes on as it was."""
+    maps, bias = maps.clone().requires_grad_(), bias.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS([maps, bias], max_iter=10, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        cost = _penalty(maps, found, width, recipe)
+        cost.backward()
+        with torch.no_grad():
+            loss, by_maps, by_bias = small.slope(maps.detach(), bias.detach())
+        assert maps.grad is not None
+        maps.grad += by_maps
+        bias.grad = by_bias
+        return cost.detach() + loss
+
+    optimiser.step(closure)
+    return maps.detach(), bias.detach()
+
+
+# -- as published -----------------------------------------------------------------------------------------------------
+
+
+def adam(train: Rows, held_out: Rows, recipe: Recipe, on_point: OnPoint = lambda point: None) -> Solution:
+    """The published recipe: Adam on small batches of images, from the identity, for a few epochs.
+
+    Args: as for `ranged`.
+    """
+    began, path = time.perf_counter(), list[Point]()
+    components, width = len(train.store.components(train.level)), train.store.manifest.dim
+    maps = isometry(width, train.targets.shape[1]).expand(components, -1, -1).clone().requires_grad_()
+    bias = torch.zeros(train.targets.shape[1], requires_grad=True)
+    optimiser = torch.optim.Adam([maps, bias], lr=recipe.rate, weight_decay=recipe.decay)
+    rng = np.random.default_rng(recipe.seed)
+    best: tuple[float, Tensor, Tensor] = (float("inf"), maps.detach(), bias.detach())
+    idle = 0
+    for epoch in range(recipe.epochs):
+        order = rng.permutation(len(train))
+        for start in range(0, len(order), recipe.batch):
+            places = order[start : start + recipe.batch]
+            aligned = torch.einsum("ncw,cwd->nd", train.contributions(places), maps) + bias
+            loss = cosine_loss(aligned, train.targets[torch.from_numpy(places)])
+            loss = loss + recipe.weight * penalties(maps, recipe.form).sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            cost = float(recipe.weight * penalties(maps, recipe.form).sum())
+            ours, theirs = (_loss(rows, maps, bias) for rows in (train, held_out))
+        point = Point(f"epoch {epoch + 1}", time.perf_counter() - began, ours, theirs, cost)
+        path.append(point)
+        on_point(point)
+        better = point.total < best[0]
+        best = (point.total, maps.detach().clone(), bias.detach().clone()) if better else best
+        idle = 0 if better else idle + 1
+        if idle == recipe.patience:
+            break
+    return Solution(best[1], best[2], path)
+
+
+def _loss(rows: Rows, maps: Tensor, bias: Tensor) -> float:
+    total = 0.0
+    for contributions, target in rows.batches():
+        aligned = torch.einsum("ncw,cwd->nd", contributions, maps) + bias
+        total += len(target) * float(cosine_loss(aligned, target))
+    return total / len(rows)
+
+
+SOLVERS: dict[Solver, Callable[[Rows, Rows, Recipe, OnPoint], Solution]] = {"ranged": ranged, "adam": adam}

@@ -1,0 +1,223 @@
+"""Both solvers find maps that were planted, and the default one is lower in less time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from unweave.align import Aligner, Recipe, solvers
+from unweave.align.objective import objective
+from unweave.align.rows import held_out, rows_of
+from unweave.align.solvers import adam, nearest, ranged, shared
+from unweave.components import Component
+from unweave.contributions import Contributions, Origin
+from unweave.errors import StoreError
+from unweave.store import Manifest, Place, Store, writer
+from unweave.store.manifest import Listing
+from unweave.store.writer import Block
+
+IMAGES, WIDTH = 400, 12
+NAMES = tuple(Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3))
+
+
+def planted(dim=12, noise=0.0, seed=0):
+    """Contributions of three directions each, and the targets that known isometries make of them."""
+    generator = torch.Generator().manual_seed(seed)
+    inner = torch.randn(IMAGES, len(NAMES), 3, generator=generator)
+    values = torch.einsum("ncr,crw->ncw", inner, torch.randn(len(NAMES), 3, WIDTH, generator=generator))
+    maps = torch.stack([nearest(torch.randn(WIDTH, dim, generator=generator)) for _ in NAMES])
+    targets = torch.einsum("ncw,cwd->nd", values, maps)
+    targets = (
+        targets
+        + noise * targets.norm(dim=-1, keepdim=True) * torch.randn(targets.shape, generator=generator) / dim**0.5
+    )
+    return values, maps, targets
+
+
+def stored(place, values):
+    manifest = Manifest(
+        "tiny", {}, "hash", {"size": 1}, ("head",), None, "through", "stop", "float32", "float32", WIDTH, None, 100, 8,
+        1e-5, (), {},
+    )  # fmt: skip
+    writer.create(Place(place), manifest, {"head": NAMES})
+    listed = pa.table({"id": [f"{row}" for row in range(len(values))]})
+    manifest = writer.extend(Place(place), manifest, listed, Listing("", None, None, len(values), "", 0, 0))
+    for block, part in enumerate(values.split(100)):
+        none = np.zeros(len(part), np.float32)
+        z = part.sum(1).numpy()
+        writer.put(
+            Place(place), manifest, Block(block, {"head": part.numpy()}, z, None, none, none, [None] * len(part))
+        )
+    writer.merge(Place(place), manifest)
+    return Store(place)
+
+
+def sides(place, values, targets):
+    rows = rows_of(stored(place, values), targets)
+    kept = held_out(rows.store.ids, 0.2, 0)
+    return rows.take(np.flatnonzero(~kept)), rows.take(np.flatnonzero(kept))
+
+
+@pytest.mark.parametrize("dim", [12, 15, 8])
+def test_the_default_solver_recovers_planted_maps(tmp_path, dim):
+    values, maps, targets = planted(dim)
+    found = ranged(*sides(tmp_path, values, targets), Recipe(rounds=30))
+    assert found.path[-1].held_out < 1e-3 < found.path[0].held_out
+    aligned, expected = (torch.einsum("ncw,cwd->ncd", values, own) for own in (found.maps, maps))
+    scale = (aligned * expected).sum() / aligned.square().sum()  # the cosine does not tell it
+    assert (scale * aligned - expected).norm() / expected.norm() < 0.1
+
+
+def test_noise_is_what_is_left(tmp_path):
+    values, _, targets = planted(noise=0.3)
+    _, _, clean = planted()
+    left = float(1 - torch.nn.functional.cosine_similarity(clean, targets, dim=-1).mean())
+    found = ranged(*sides(tmp_path, values, targets), Recipe(rounds=30))
+    assert left < min(point.held_out for point in found.path) < 1.6 * left
+
+
+def test_the_published_recipe_goes_down_and_the_default_goes_lower(tmp_path):
+    values, _, targets = planted(noise=0.1)
+    train, other = sides(tmp_path, values, targets)
+    slow = adam(train, other, Recipe(epochs=20, rate=3e-3))
+    quick = ranged(train, other, Recipe())
+    assert slow.path[0].total > slow.path[-1].total
+    assert min(point.total for point in quick.path) < min(point.total for point in slow.path)
+
+
+@pytest.mark.parametrize("form", ["mean-squared", "frobenius"])
+@pytest.mark.parametrize("solve", [adam, ranged])
+def test_a_point_is_the_objective_of_the_maps(tmp_path, solve, form):
+    values, _, targets = planted(noise=0.2)
+    train, other = sides(tmp_path, values, targets)
+    found = solve(train, other, Recipe(form=form, weight=0.7, rounds=3))
+    best = min(found.path, key=lambda point: point.total)
+    for rows, term in ((train, best.train), (other, best.held_out)):
+        first, second = objective(
+            rows.contributions(slice(None)), found.maps, found.bias, rows.targets, weight=0.7, form=form
+        )
+        assert float(first) == pytest.approx(term, abs=2e-5)
+        assert float(second) == pytest.approx(best.penalty, rel=2e-2, abs=2e-4)
+
+
+def test_what_does_not_fit_into_the_memory_is_read_again(tmp_path):
+    values, _, targets = planted(noise=0.1)
+    train, other = sides(tmp_path, values, targets)
+    whole, streamed = (ranged(train, other, Recipe(memory=memory, sweeps=0, rounds=2)) for memory in (2**30, 1))
+    assert torch.allclose(whole.maps, streamed.maps, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_maps(tmp_path):
+    values, _, targets = planted(noise=0.1)
+    train, other = sides(tmp_path, values, targets)
+    for solve in (adam, ranged):
+        one, two = (solve(train, other, Recipe(rounds=2)) for _ in range(2))
+        assert torch.equal(one.maps, two.maps)
+
+
+def test_one_map_for_all_is_procrustes(tmp_path):
+    values, _, targets = planted()
+    train, _ = sides(tmp_path, values, targets)
+    z = train.contributions(slice(None)).sum(1)
+    left, _, right = np.linalg.svd(z.numpy().T @ train.targets.numpy())
+    assert np.abs(shared(train).numpy() - left @ right).max() < 1e-4
+
+
+def test_constant_and_empty_components_have_maps(tmp_path):
+    values, _, targets = planted(noise=0.1)
+    values[:, 1] = 0
+    values[:, 2] = values[0, 2]
+    for solve in (adam, ranged):
+        found = solve(*sides(tmp_path / solve.__name__, values, targets), Recipe(rounds=2))
+        assert bool(torch.isfinite(found.maps).all())
+
+
+def test_images_are_held_out_by_their_ids():
+    ids = [f"{number}.png" for number in range(1000)]
+    one = held_out(ids, 0.1, 0)
+    assert 60 < one.sum() < 140
+    assert np.array_equal(one, held_out(ids[::-1], 0.1, 0)[::-1])
+    assert not np.array_equal(one, held_out(ids, 0.1, 1))
+
+
+def test_it_stops_when_nothing_is_gained(tmp_path, monkeypatch):
+    values, _, targets = planted()
+    train, other = sides(tmp_path, values, targets)
+    monkeypatch.setattr(solvers, "_descended", lambda small, found, width, maps, bias, recipe: (maps, bias))
+    found = ranged(train, other, Recipe(rounds=50, patience=3, sweeps=0))
+    assert len(found.path) == 1 + 3
+
+
+# --- aligners
+
+
+def aligner():
+    generator = torch.Generator().manual_seed(3)
+    identity = {"model": "tiny", "weights_hash": "hash", "preprocessing": {"size": 1}, "level": "head", "space": "s"}
+    maps = torch.randn(len(NAMES), WIDTH, 5, generator=generator)
+    return Aligner(maps, torch.randn(5, generator=generator), NAMES, identity, {"x": 1.5})
+
+
+def contributions(**changed):
+    origin = Origin(
+        **{"model": "tiny", "weights_hash": "hash", "preprocessing": {"size": 1}, "level": "head"} | changed
+    )
+    values = torch.randn(4, len(NAMES), WIDTH, generator=torch.Generator().manual_seed(4))
+    return Contributions(values, NAMES, tuple("abcd"), values.sum(1), torch.zeros(4), origin=origin)
+
+
+def test_an_aligner_applies_its_maps_by_name():
+    own, given = aligner(), contributions()
+    expected = torch.stack([given.values[:, row] @ own.maps[row] for row in range(len(NAMES))], 1)
+    assert torch.allclose(own(given), expected, atol=1e-5)
+    assert torch.allclose(own(given["blocks.1.*"]), expected[:, 3:], atol=1e-5)
+    assert torch.allclose(own.representation(given), expected.sum(1) + own.bias, atol=1e-5)
+    with pytest.raises(StoreError, match="needs all components"):
+        own.representation(given["blocks.1.*"])
+
+
+@pytest.mark.parametrize("field", ["model", "weights_hash", "level", "preprocessing"])
+def test_an_aligner_of_another_model_is_refused_by_the_field(field):
+    with pytest.raises(StoreError, match=f"another {field.replace('_', ' ')}") as caught:
+        aligner()(contributions(**{field: {"a": 1} if field == "preprocessing" else "other"}))
+    assert f"field `{field}`" in str(caught.value)
+
+
+def test_a_component_without_a_map_is_named():
+    given = contributions()
+    other = Contributions(given.values[:, :1], (Component("x", "mlp"),), given.ids, given.representation, given.error)
+    with pytest.raises(StoreError, match="no map for the component x"):
+        aligner()(other)
+
+
+def test_an_aligner_is_kept_and_read(tmp_path):
+    own = aligner()
+    own.save(tmp_path / "a")
+    again = Aligner.load(tmp_path / "a")
+    assert torch.equal(again.maps, own.maps) and torch.equal(again.bias, own.bias)
+    assert again.components == own.components and again.identity == own.identity and again.measured == own.measured
+    card = json.loads((tmp_path / "a/aligner.json").read_text())
+    for damage, what in (
+        (json.dumps(card | {"version": 2}), "has version 2"),
+        (json.dumps(card | {"format": "x"}), "another format"),
+        (json.dumps(card | {"measured": {}}), "do not belong together"),
+        ("[", "cannot be read"),
+    ):
+        (tmp_path / "a/aligner.json").write_text(damage)
+        with pytest.raises(StoreError, match=what):
+            Aligner.load(tmp_path / "a")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Aligner.load(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        own.save(tmp_path / "file/a")
+
+
+def test_the_defect_of_an_isometry_is_nothing():
+    own = aligner()
+    isometries = Aligner(torch.stack([nearest(one) for one in own.maps]), own.bias, NAMES, {})
+    assert isometries.defects().max() < 1e-5 < own.defects().min()
