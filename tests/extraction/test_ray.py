@@ -49,4 +49,5 @@ def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
     assert killed and sum(seen) == 64
     there = Store(tmp_path / "ray")
     assert there.ids == here.ids and torch.equal(there.read().values, here.read().values)
-    assert not actors()
+    _, left = psutil.wait_procs(actors(), timeout=30)
+    assert not left

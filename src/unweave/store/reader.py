@@ -192,11 +192,13 @@ class Store:
         chunks = self._shards(writer.array(level))
         values = np.empty((len(columns), len(numbers), self.manifest.dim), self.manifest.dtype)
         for at, block, within in self._runs(numbers):
-            if isinstance(within, slice):
-                for place, column in enumerate(columns):
-                    values[place, at] = chunks.chunk(block, column)[within]
-            else:
-                values[:, at] = chunks.scattered(block, columns, within)
+            whole = chunks.whole(block)
+            if whole is not None and not isinstance(within, slice):  # one gathering is quicker than one for each chunk
+                values[:, at] = whole[np.ix_(np.array(columns), within)]
+                continue
+            for place, column in enumerate(columns):
+                chunk = chunks.chunk(block, column) if whole is None else whole[column]
+                values[place, at] = chunk[within]
         return Contributions(
             values=torch.from_numpy(values).permute(1, 0, 2),
             components=tuple(own[column] for column in columns),

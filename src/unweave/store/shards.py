@@ -8,7 +8,6 @@ is in memory; on disk they are mapped instead of being read through zarr, which 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -118,17 +117,18 @@ class Shards:
         rows = slice(block * self.rows, (block + 1) * self.rows)
         return np.asarray(self._array[rows] if component is None else self._array[rows, component])
 
-    def scattered(self, block: int, components: Sequence[int], rows: np.ndarray) -> np.ndarray:
-        """Some rows of a block, of some of its components: `[component, row, dim]`.
+    def whole(self, block: int) -> np.ndarray | None:
+        """All chunks of a block at once, `[component, row, dim]`, where they lie side by side on disk; not copied.
 
         Raises:
             StoreError: As for `chunk`.
         """
-        if self._mapped:
-            content, starts = self._shard(block)
-            if (np.diff(starts) == self.rows * self.shape[-1] * self._array.dtype.itemsize).all():  # side by side
-                return self._rows(block, content, int(starts[0]), len(starts))[np.ix_(np.array(components), rows)]
-        return np.stack([self.chunk(block, one)[rows] for one in components])
+        if not self._mapped:
+            return None
+        content, starts = self._shard(block)
+        if (np.diff(starts) != self.rows * self.shape[-1] * self._array.dtype.itemsize).any():
+            return None
+        return self._rows(block, content, int(starts[0]), len(starts))
 
     def _shard(self, block: int) -> tuple[mmap.mmap, np.ndarray]:
         path = Path(self._place.local or "", _file(self._name, block, self._array.ndim))
