@@ -52,6 +52,26 @@ def test_extract_in_parts(run, tmp_path):
     assert second["extracted"] == 5 and second["missing"] == 0 and second["rows"] == 12
 
 
+def test_an_interruption_says_what_is_left(run, monkeypatch):
+    whole = job.Extraction.run
+
+    def interrupted(self, part, **options):
+        seen = []
+
+        def on_images(count):
+            seen.append(count)
+            if sum(seen) > 5:
+                raise KeyboardInterrupt
+
+        whole(self, part, **options | {"on_images": on_images})
+
+    monkeypatch.setattr(job.Extraction, "run", interrupted)
+    result = run("extract", MODEL, DATA, "-o", "s", *FEW)
+    assert result.exit_code == 130 and "goes on with the 7 images left" in result.stderr
+    monkeypatch.setattr(job.Extraction, "run", whole)
+    assert said(run("extract", MODEL, DATA, "-o", "s", *FEW, "--json"))["extracted"] == 7
+
+
 def test_several_levels_and_a_selection(run, tmp_path):
     found = said(
         run(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from unweave.cli import options
-from unweave.cli.console import in_bytes, print_json, print_note, table, working
+from unweave.cli.console import in_bytes, print_error, print_json, print_note, table, working
 
 if TYPE_CHECKING:
     from unweave.extraction import Extraction, Part
@@ -126,7 +126,12 @@ def extract(
     there = extraction.images(extraction.blocks(part))
     if there:
         print_note(f"{there:,} images to extract, {extraction.manifest.batch} at a time.")
-    _run(extraction, part, launcher, workers)
+    try:
+        _run(extraction, part, launcher, workers)
+    except KeyboardInterrupt:
+        left = extraction.images(extraction.blocks(part))
+        print_error(f"Interrupted. What is done is kept; the same command goes on with the {left:,} images left.")
+        raise typer.Exit(130) from None
     _report(extraction, perf_counter() - started, there, json=json)
 
 
