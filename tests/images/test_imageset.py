@@ -302,6 +302,16 @@ def test_a_dataset_of_hugging_face(tmp_path):
         open_images(str(tmp_path / "d"), split="test")
 
 
+def test_a_dataset_on_a_hub_that_is_out_of_reach_is_refused_at_once(monkeypatch):
+    pytest.importorskip("datasets")
+    from unweave import hub
+
+    monkeypatch.setattr(hub, "reachable", lambda url: False)
+    with pytest.raises(ImageError, match="hub cannot be reached") as caught:
+        open_images("hf/nobody/nothing", split="train")
+    assert "save_to_disk" in str(caught.value)
+
+
 # --- masks
 
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import unweave
+from unweave import hub
 from unweave.errors import ModelError
-from unweave.models import Model, available, hub, load_model
+from unweave.models import Model, available, load_model
 
 
 @pytest.mark.parametrize(

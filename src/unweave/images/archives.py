@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from unweave.errors import ImageError
+from unweave.errors import ImageError, UnweaveError
+from unweave.hub import fetching
 from unweave.images.imageset import Field, ImageSet, columns
 from unweave.images.read import SUFFIXES, read_image
 
@@ -103,7 +104,13 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
     except ImportError as error:
         raise ImageError("Datasets of Hugging Face need a library.", cure="pip install 'unweave[hf]'") from error
     try:
-        found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        if Path(name).is_dir():
+            found = datasets.load_from_disk(name)
+        else:
+            with fetching(name, cure="go online once, or name a folder that `save_to_disk` wrote"):
+                found = datasets.load_dataset(name)
+    except UnweaveError as error:
+        raise ImageError(error.what, where=name, cure=error.cure) from error
     # Whatever the hub or the reading of a file trips over.
     except Exception as error:
         raise ImageError(f"The dataset cannot be loaded: {error}", where=name) from error

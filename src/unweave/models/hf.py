@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unweave.errors import ModelError
+from unweave.hub import fetching
 from unweave.models import preprocessing
-from unweave.models.hub import fetching
 from unweave.models.library import Request, Source
 from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from unweave.errors import ModelError
-from unweave.models.hub import fetching
+from unweave.hub import fetching
 from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import describe
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from unweave.errors import ModelError
-from unweave.models.hub import fetching
+from unweave.hub import fetching
 from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line

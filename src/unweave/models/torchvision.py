@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from unweave.errors import ModelError
+from unweave.hub import fetching
 from unweave.models import preprocessing
-from unweave.models.hub import fetching
 from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import Preprocess, describe
 from unweave.models.readout import first_line

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from unweave.errors import TextError
+from unweave.hub import fetching
 from unweave.models import Model
 from unweave.models.checkpoint import load_checkpoint
-from unweave.models.hub import fetching
 from unweave.models.weights import fingerprint, randomise
 from unweave.text.phrases import TEMPLATES
 from unweave.text.space import Match, TextSpace

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unweave.errors import TextError
+from unweave.hub import fetching
 from unweave.models import Model
-from unweave.models.hub import fetching
 from unweave.models.weights import fingerprint
 from unweave.text.phrases import TEMPLATES
 from unweave.text.space import Match, TextSpace

@@ -1,4 +1,4 @@
-"""Weights from the network: found in the cache, fetched, or refused quickly and with a way on.
+"""Files from the network: found in the cache, fetched, or refused quickly and with a way on.
 
 Without a network the libraries retry for most of a minute before they give up. Here the hub is knocked at once; where
 nobody answers, the library is told that it is offline, so that cached files are still used and everything else fails
@@ -58,12 +58,12 @@ def fetching(model_id: str, *, allowed: bool = True, url: str | None = None, cur
             raise
         if offline or isinstance(error, urllib.error.URLError):
             raise ModelError(
-                "The model hub cannot be reached, and what the model needs is not in the local cache.",
+                "The hub cannot be reached, and what is needed is not in the local cache.",
                 where=model_id,
                 cure=cure,
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"The hub does not hand out the model: {reason}", where=model_id, cure=cure) from error
+        raise ModelError(f"The hub does not hand it out: {reason}", where=model_id, cure=cure) from error
     finally:
         constants.HF_HUB_OFFLINE = before
         socket.setdefaulttimeout(timeout)
