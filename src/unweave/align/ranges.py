@@ -47,13 +47,13 @@ class Ranges:
         return torch.cat([basis.T @ own for basis, own in zip(self.bases, maps, strict=True)])
 
 
-def ranges(batches: Iterable[Float[Tensor, "image component width"]], stored: torch.dtype = torch.float32) -> Ranges:
+def ranges(batches: Iterable[Tensor], stored: torch.dtype = torch.float32) -> Ranges:
     """Find the ranges in one pass over the contributions.
 
     Memory: `component * width^2` numbers.
 
     Args:
-        batches: The contributions, some images at a time.
+        batches: The contributions, `[image, component, width]`, some images at a time.
         stored: In which numbers they were kept.
     """
     # Sums of squares need twice the digits of what is told by them.
