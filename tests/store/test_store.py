@@ -362,5 +362,13 @@ def test_a_summary_counts_the_bytes(filled):
     assert json.dumps(found)
 
 
+@pytest.mark.parametrize("name", ["row", "error", "block"])
+def test_a_field_with_a_name_of_the_stores_own_is_refused(place, name):
+    writer.create(place, MANIFEST, COMPONENTS)
+    table = listed(3).append_column(name, pa.array([1, 2, 3]))
+    with pytest.raises(StoreError, match=f"a field '{name}', which a store needs"):
+        writer.extend(place, MANIFEST, table, Listing("x", None, None, 3, "f", 0, 0))
+
+
 def test_agreement_ignores_what_does_not_matter():
     replace(MANIFEST, batch=7, versions={"torch": "9"}).agree(MANIFEST.identity, where="")

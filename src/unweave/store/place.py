@@ -48,12 +48,12 @@ class Place:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        with self._plainly(name):
+        with self.plainly(name):
             return bool(self._files.exists(self.at(name)))
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted; none where there is no such folder."""
-        with self._plainly(folder):
+        with self.plainly(folder):
             self._files.invalidate_cache()
             try:
                 found = self._files.ls(self.at(folder), detail=False)
@@ -67,7 +67,7 @@ class Place:
         Raises:
             StoreError: It cannot be read.
         """
-        with self._plainly(name):
+        with self.plainly(name):
             return bytes(self._files.cat_file(self.at(name)))
 
     def write(self, name: str, content: bytes) -> None:
@@ -76,7 +76,7 @@ class Place:
         Raises:
             StoreError: It cannot be written.
         """
-        with self._plainly(name):
+        with self.plainly(name):
             if self.local is None:  # object stores put whole objects
                 self._files.pipe_file(self.at(name), content)
                 return
@@ -95,7 +95,7 @@ class Place:
 
     def claim(self, name: str, content: bytes) -> bool:
         """Write a file only if there is none; says whether it was written."""
-        with self._plainly(name):
+        with self.plainly(name):
             if self.local is None:
                 if self._files.exists(self.at(name)):
                     return False
@@ -115,7 +115,7 @@ class Place:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with self._plainly(name), contextlib.suppress(FileNotFoundError):
+        with self.plainly(name), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self.at(name))
 
     def sweep(self) -> None:
@@ -127,7 +127,7 @@ class Place:
     def sync(self, name: str) -> None:
         """Wait until a file is on the disk."""
         if self.local is not None:
-            with self._plainly(name):
+            with self.plainly(name):
                 handle = os.open(self.local / name, os.O_RDONLY)
                 try:
                     os.fsync(handle)
@@ -142,7 +142,7 @@ class Place:
         return zarr.storage.FsspecStore.from_url(self.url)
 
     @contextlib.contextmanager
-    def _plainly(self, name: str) -> Iterator[None]:
+    def plainly(self, name: str) -> Iterator[None]:
         """Turns what the file system refuses into an error that names the file."""
         try:
             yield

@@ -62,15 +62,9 @@ def put(place: Place, name: str, block: int, values: np.ndarray) -> None:
     """
     path = _file(name, block, values.ndim)
     place.remove(path)  # zarr would first read what is there, which may be half a shard
-    try:
+    with place.plainly(path):
         array = zarr.open_array(place.arrays, path=name, mode="r+")
         array[block * len(values) : (block + 1) * len(values)] = values
-    except OSError as error:
-        raise StoreError(
-            f"The store cannot be written: {error.strerror or error}.",
-            where=f"{place}/{path}",
-            cure="make room or choose another place, then run the same command again: what is done is kept",
-        ) from error
     place.sync(path)
 
 

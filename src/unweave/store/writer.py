@@ -6,7 +6,6 @@ not exist, so a process may be killed at any moment; whoever writes the block ag
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -89,7 +88,7 @@ def create(place: Place, manifest: Manifest, components: Mapping[str, Sequence[C
     for level, own in components.items():
         rows = [{"name": str(component), **dataclasses.asdict(component)} for component in own]
         place.write(components_file(level), table_bytes(pa.Table.from_pylist(rows)))
-    with _plainly(place):
+    with place.plainly(CONTRIBUTIONS):
         for name, inner, dtype in _arrays(manifest, components):
             shards.create(place, name, blocks=0, rows=manifest.rows, inner=inner, dtype=dtype)
 
@@ -133,11 +132,21 @@ def extend(place: Place, manifest: Manifest, table: pa.Table, listing: Listing) 
 
     Returns:
         The manifest as it is now.
+
+    Raises:
+        StoreError: The images have a field whose name the store needs for itself, or it cannot be written.
     """
+    taken = sorted(set(OWN) & set(table.column_names))
+    if taken:
+        raise StoreError(
+            f"The images have a field {taken[0]!r}, which a store needs for itself.",
+            where=listing.data,
+            cure=f"give that column another name; a store's own are {', '.join(OWN)}",
+        )
     listing = replace(listing, first=manifest.blocks, blocks=-(-listing.images // manifest.rows))
     larger = replace(manifest, listings=(*manifest.listings, listing))
     place.write(listing_file(len(manifest.listings)), table_bytes(table))
-    with _plainly(place):
+    with place.plainly(CONTRIBUTIONS):
         for name in names(manifest):
             shards.lengthen(place, name, blocks=larger.blocks, rows=manifest.rows)
     larger.save(place)
@@ -164,8 +173,7 @@ def put(place: Place, manifest: Manifest, block: Block) -> None:
     for name, values in written.items():
         full = np.zeros((manifest.rows, *values.shape[1:]), values.dtype)
         full[: len(values)] = values
-        with _plainly(place):
-            shards.put(place, name, block.number, full)
+        shards.put(place, name, block.number, full)
         sums[name] = checksums(full)
     rows = iter(range(len(block.reasons)))
     kept = [next(rows) if reason is None else None for reason in block.reasons]
@@ -263,18 +271,6 @@ def read_table(place: Place, name: str) -> pa.Table:
             f"A table of the store is damaged: {error}",
             where=f"{place}/{name}",
             cure="restore the file; a record may also be removed, and its block extracted again",
-        ) from error
-
-
-@contextlib.contextmanager
-def _plainly(place: Place) -> Any:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"The store cannot be written: {error.strerror or error}.",
-            where=str(error.filename or place),
-            cure="make room or choose another place, then run the same command again: what is done is kept",
         ) from error
 
 
