@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unweave.align.objective import defect
 from unweave.components import Component
-from unweave.contributions import Contributions
+from unweave.contributions import Contributions, Origin
 from unweave.errors import StoreError
 
 FORMAT, VERSION = "unweave aligner", 1
@@ -34,7 +34,7 @@ class Aligner:
         bias: `[dim]`.
         components: Whose maps these are.
         identity: The model and space that they are of: `model`, `weights_hash`, `preprocessing`, `level`, `space`,
-            `space_hash`.
+            `space_hash`, how the space is loaded again (`space_loading`), and fingerprints of the images (`data`).
         measured: How good they are, ready for JSON.
     """
 
@@ -71,7 +71,10 @@ class Aligner:
         Raises:
             StoreError: As for a call.
         """
-        origin = contributions.origin
+        return self.places(contributions.components, contributions.origin)
+
+    def places(self, components: Sequence[Component], origin: Origin | None) -> list[int]:
+        """Which map each of these components has; raises as `rows` does."""
         if origin is not None:
             own = {name: getattr(origin, name) for name in ("model", "weights_hash", "preprocessing", "level")}
             for name, value in json.loads(json.dumps(own)).items():
@@ -83,12 +86,12 @@ class Aligner:
                         cure="align this model",
                     )
         place = {component: row for row, component in enumerate(self.components)}
-        unknown = next((one for one in contributions.components if one not in place), None)
+        unknown = next((one for one in components if one not in place), None)
         if unknown is not None:
             raise StoreError(
                 f"The aligner has no map for the component {unknown}.", cure="use the selection that it was fitted to"
             )
-        return [place[component] for component in contributions.components]
+        return [place[component] for component in components]
 
     def defects(self) -> Float[Tensor, " component"]:
         """How far each map is from an isometry: the Frobenius norm of its defect, over that of the identity."""
@@ -177,8 +180,3 @@ class Aligner:
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
-
-
-def identity_of(components: Sequence[Component], dim: int) -> tuple[Tensor, Tensor]:
-    """Maps and bias that change nothing: those of a CLIP model in its own space."""
-    return torch.eye(dim).expand(len(components), -1, -1).clone(), torch.zeros(dim)

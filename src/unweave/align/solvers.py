@@ -8,9 +8,8 @@ leave (block by block), then L-BFGS on the objective itself. It looks at all ima
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from unweave.align.objective import Form, cosine_loss, penalties
 from unweave.align.ranges import Ranges, completed, least, ranges
 from unweave.align.rows import Rows
+from unweave.align.state import Keep, OnPoint, Point, fresh
 
 Solver = Literal["ranged", "adam"]
 
@@ -55,29 +55,6 @@ class Recipe:
     memory: int = 2 * 2**30
 
 
-@dataclass(frozen=True)
-class Point:
-    """Where a solver stood.
-
-    Attributes:
-        step: Rounds, sweeps or epochs so far.
-        seconds: Since it began.
-        train, held_out: The first term of the objective.
-        penalty: The second, with its weight.
-    """
-
-    step: str
-    seconds: float
-    train: float
-    held_out: float
-    penalty: float
-
-    @property
-    def total(self) -> float:
-        """The objective on held-out images."""
-        return self.held_out + self.penalty
-
-
 @dataclass(frozen=True, eq=False)
 class Solution:
     """Maps and what they cost.
@@ -90,10 +67,7 @@ class Solution:
 
     maps: Float[Tensor, "component width dim"]
     bias: Float[Tensor, " dim"]
-    path: list[Point] = field(default_factory=list)
-
-
-OnPoint = Callable[[Point], None]
+    path: list[Point]
 
 
 def isometry(width: int, dim: int) -> Float[Tensor, "width dim"]:
@@ -166,7 +140,13 @@ class _Small:
         return total, by_maps, by_bias
 
 
-def ranged(train: Rows, held_out: Rows, recipe: Recipe, on_point: OnPoint = lambda point: None) -> Solution:
+def ranged(
+    train: Rows,
+    held_out: Rows,
+    recipe: Recipe,
+    on_point: OnPoint = lambda point: None,
+    keep: Keep = Keep(),  # noqa: B008
+) -> Solution:
     """The default solver.
 
     Memory: `component * width^2` doubles once, and the compressed contributions up to `recipe.memory`.
@@ -176,42 +156,36 @@ def ranged(train: Rows, held_out: Rows, recipe: Recipe, on_point: OnPoint = lamb
         held_out: Images to stop by.
         recipe: How.
         on_point: Called with every point that is reached.
+        keep: Where the state is kept after every point; a run that was interrupted goes on from there.
     """
-    began, path = time.perf_counter(), list[Point]()
     stored = getattr(torch, train.store.manifest.dtype)
     found = ranges((contributions for contributions, _ in train.batches()), stored)
     small, other = _Small(train, found, recipe.memory), _Small(held_out, found, recipe.memory)
     width = train.store.manifest.dim
-    one = shared(train)
-    maps = found.restricted(one for _ in found.bases)
-    bias = torch.zeros(maps.shape[1])
-    best: tuple[float, Tensor, Tensor] = (float("inf"), maps, bias)
-
-    def reached(step: str) -> bool:
-        nonlocal best
+    state = keep.load()
+    if state is None:
+        one = shared(train)
+        state = fresh(found.restricted(one for _ in found.bases))
+    steps = ["one map", *(f"blocks {number + 1}" for number in range(recipe.sweeps))]
+    steps += [f"descent {number + 1}" for number in range(recipe.rounds)]
+    for step in steps[state.done :]:
+        if state.idle >= recipe.patience:
+            break
+        maps, bias = state.tensors["maps"], state.tensors["bias"]
+        if step.startswith("blocks"):
+            _sweep(small, found, maps, recipe.memory)
+        elif step.startswith("descent"):
+            maps, bias = _descended(small, found, width, maps, bias, recipe)
+        state.tensors |= {"maps": maps, "bias": bias}
         with torch.no_grad():
             cost = float(_penalty(maps, found, width, recipe))
-        point = Point(step, time.perf_counter() - began, small.loss(maps, bias), other.loss(maps, bias), cost)
-        path.append(point)
-        on_point(point)
-        better = point.total < best[0]
-        if better:
-            best = point.total, maps.clone(), bias.clone()
-        return better
-
-    reached("one map")
-    for sweep in range(recipe.sweeps):
-        _sweep(small, found, maps, recipe.memory)
-        reached(f"blocks {sweep + 1}")
-    idle = 0
-    for number in range(recipe.rounds):
-        maps, bias = _descended(small, found, width, maps, bias, recipe)
-        idle = 0 if reached(f"descent {number + 1}") else idle + 1
-        if idle == recipe.patience:
-            break
-    _, maps, bias = best
+        on_point(state.reached(step, small.loss(maps, bias), other.loss(maps, bias), cost))
+        if not step.startswith("descent"):  # these are few, and lead to where the descent begins
+            state.idle = 0
+        keep.save(state)
+    maps, bias = state.best
     whole = [completed(basis, own) for basis, own in zip(found.bases, maps.split(found.ranks), strict=True)]
-    return Solution(torch.stack(whole), bias, path)
+    return Solution(torch.stack(whole), bias, state.path)
 
 
 def _penalty(maps: Tensor, found: Ranges, width: int, recipe: Recipe) -> Tensor:
@@ -266,21 +240,28 @@ def _descended(
 # -- as published -----------------------------------------------------------------------------------------------------
 
 
-def adam(train: Rows, held_out: Rows, recipe: Recipe, on_point: OnPoint = lambda point: None) -> Solution:
+def adam(
+    train: Rows,
+    held_out: Rows,
+    recipe: Recipe,
+    on_point: OnPoint = lambda point: None,
+    keep: Keep = Keep(),  # noqa: B008
+) -> Solution:
     """The published recipe: Adam on small batches of images, from the identity, for a few epochs.
 
     Args: as for `ranged`.
     """
-    began, path = time.perf_counter(), list[Point]()
     components, width = len(train.store.components(train.level)), train.store.manifest.dim
-    maps = isometry(width, train.targets.shape[1]).expand(components, -1, -1).clone().requires_grad_()
-    bias = torch.zeros(train.targets.shape[1], requires_grad=True)
+    state = keep.load() or fresh(isometry(width, train.targets.shape[1]).expand(components, -1, -1).clone())
+    maps, bias = (state.tensors[name].clone().requires_grad_() for name in ("maps", "bias"))
     optimiser = torch.optim.Adam([maps, bias], lr=recipe.rate, weight_decay=recipe.decay)
-    rng = np.random.default_rng(recipe.seed)
-    best: tuple[float, Tensor, Tensor] = (float("inf"), maps.detach(), bias.detach())
-    idle = 0
-    for epoch in range(recipe.epochs):
-        order = rng.permutation(len(train))
+    for place, own in enumerate((maps, bias)):
+        names = [name for name in state.tensors if name.startswith(f"{place} ")]
+        optimiser.state[own].update({name.partition(" ")[2]: state.tensors[name] for name in names})
+    for epoch in range(state.done, recipe.epochs):
+        if state.idle >= recipe.patience:
+            break
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(train))
         for start in range(0, len(order), recipe.batch):
             places = order[start : start + recipe.batch]
             aligned = torch.einsum("ncw,cwd->nd", train.contributions(places), maps) + bias
@@ -289,18 +270,15 @@ def adam(train: Rows, held_out: Rows, recipe: Recipe, on_point: OnPoint = lambda
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+        state.tensors |= {"maps": maps.detach().clone(), "bias": bias.detach().clone()}
+        for place, own in enumerate((maps, bias)):
+            state.tensors |= {f"{place} {name}": value for name, value in optimiser.state[own].items()}
         with torch.no_grad():
             cost = float(recipe.weight * penalties(maps, recipe.form).sum())
             ours, theirs = (_loss(rows, maps, bias) for rows in (train, held_out))
-        point = Point(f"epoch {epoch + 1}", time.perf_counter() - began, ours, theirs, cost)
-        path.append(point)
-        on_point(point)
-        better = point.total < best[0]
-        best = (point.total, maps.detach().clone(), bias.detach().clone()) if better else best
-        idle = 0 if better else idle + 1
-        if idle == recipe.patience:
-            break
-    return Solution(best[1], best[2], path)
+        on_point(state.reached(f"epoch {epoch + 1}", ours, theirs, cost))
+        keep.save(state)
+    return Solution(*state.best, state.path)
 
 
 def _loss(rows: Rows, maps: Tensor, bias: Tensor) -> float:
@@ -311,4 +289,4 @@ def _loss(rows: Rows, maps: Tensor, bias: Tensor) -> float:
     return total / len(rows)
 
 
-SOLVERS: dict[Solver, Callable[[Rows, Rows, Recipe, OnPoint], Solution]] = {"ranged": ranged, "adam": adam}
+SOLVERS: dict[Solver, Callable[[Rows, Rows, Recipe, OnPoint, Keep], Solution]] = {"ranged": ranged, "adam": adam}

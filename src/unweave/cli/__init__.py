@@ -21,6 +21,7 @@ from unweave.cli.explain import explain
 from unweave.cli.extract import extract
 from unweave.cli.models import models
 from unweave.cli.store import store
+from unweave.cli.words import align, label, score
 from unweave.errors import UnweaveError
 
 __all__ = ["app", "main"]
@@ -54,6 +55,9 @@ app.command()(explain)
 app.command()(decompose)
 app.command()(extract)
 app.add_typer(store, name="store")
+app.command()(align)
+app.command()(score)
+app.command()(label)
 app.command()(models)
 
 

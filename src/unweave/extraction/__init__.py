@@ -1,7 +1,19 @@
 """From images to a store, resumable, on one machine or many."""
 
 from unweave.extraction.job import Extraction, estimate, extract, prepare
+from unweave.extraction.pictures import pictures
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.extraction.verification import Verification, verify
 
-__all__ = ["Extraction", "Launcher", "Part", "Settings", "Verification", "estimate", "extract", "prepare", "verify"]
+__all__ = [
+    "Extraction",
+    "Launcher",
+    "Part",
+    "Settings",
+    "Verification",
+    "estimate",
+    "extract",
+    "pictures",
+    "prepare",
+    "verify",
+]

@@ -6,6 +6,14 @@ plots.
 
 from unweave.figures.factors import factors_figure
 from unweave.figures.heatmap import heatmap_figure
+from unweave.figures.names import NamedComponent, names_figure
 from unweave.figures.share import save_figure, share_figure
 
-__all__ = ["factors_figure", "heatmap_figure", "save_figure", "share_figure"]
+__all__ = [
+    "NamedComponent",
+    "factors_figure",
+    "heatmap_figure",
+    "names_figure",
+    "save_figure",
+    "share_figure",
+]

@@ -19,18 +19,27 @@ from matplotlib.patches import Rectangle
 from unweave.components import Component
 from unweave.errors import UnweaveError
 
-_INK = "#2b2b2b"
+_INK, _GREY = "#2b2b2b", "#e6e4e0"
 _KINDS = ("embed", "attn", "mlp", "conv", "linear", "lumped")
 """What has a column of its own beside the heads."""
 
 
-def factors_figure(components: Sequence[Component], carried: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+def factors_figure(
+    components: Sequence[Component],
+    carried: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    label: str = "share of its variance",
+    told: Mapping[str, Sequence[bool]] | None = None,
+) -> Figure:
     """The figure.
 
     Args:
         components: In the order of execution; biases and what was not selected are left out.
-        carried: For each factor, how much of each component it explains, where 1 is all.
+        carried: For each factor, a number for each component, 0 ... 1; what is below zero is drawn as zero.
         title: Set above it.
+        label: What the numbers are.
+        told: For each factor, which of the numbers can be told from chance; the others are greyed out.
 
     Raises:
         UnweaveError: There is nothing to draw, or not one number for each component.
@@ -48,8 +57,11 @@ def factors_figure(components: Sequence[Component], carried: Mapping[str, Sequen
     if not cells:
         raise UnweaveError("None of the components has a place in the figure.")
     width = heads + 0.5 + len(kinds)
+    across = max(1, min(len(carried), int(14 / (0.26 * width + 0.75))))
+    down = -(-len(carried) // across)
+    height = 0.26 if len(rows) <= 40 else 0.16
     figure = Figure(
-        figsize=(1.6 + len(carried) * (0.26 * width + 0.75), 1.7 + 0.26 * len(rows)),
+        figsize=(1.8 + across * (0.26 * width + 0.75), 0.9 + down * (0.8 + height * len(rows))),
         dpi=150,
         layout=ConstrainedLayoutEngine(wspace=0.12),
         facecolor="white",
@@ -57,20 +69,30 @@ def factors_figure(components: Sequence[Component], carried: Mapping[str, Sequen
     FigureCanvasAgg(figure)
     norm = Normalize(0, max(0.05, *(max(values) for values in carried.values())))
     colours = ScalarMappable(norm, "YlGnBu")
-    panels = figure.subplots(1, len(carried), sharey=True, squeeze=False)[0]
-    for axes, (factor, values) in zip(panels, carried.items(), strict=True):
-        _draw(axes, [(column, row, float(values[place])) for place, column, row in cells], colours)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(carried) :]:
+        axes.set_axis_off()
+    for axes, (factor, values) in zip(panels, carried.items(), strict=False):
+        grey = [told is not None and not told[factor][place] for place in range(len(components))]
+        _draw(axes, [(column, row, None if grey[n] else float(values[n])) for n, column, row in cells], colours)
         axes.set(xlim=(-0.6, width - 0.4), ylim=(len(rows) - 0.4, -0.6))
         axes.set_title(factor, fontsize=11, color=_INK, loc="left")
         step = 1 if heads <= 8 else 4
         ticks = {float(head): str(head) for head in range(0, heads, step)}
         axes.set_xticks(*zip(*(ticks | {heads + 0.5 + n: kind for n, kind in enumerate(kinds)}).items(), strict=True))
         axes.tick_params(axis="x", rotation=0 if len(kinds) < 2 else 60)
-    panels[0].set_yticks(range(len(rows)), rows)
+    for axes in panels[::across]:
+        step = 1 if len(rows) <= 40 else 2
+        axes.set_yticks(range(0, len(rows), step), rows[::step])
     bar = figure.colorbar(colours, ax=panels, location="right", aspect=30, shrink=0.9, pad=0.01)
-    bar.set_label("share of its variance", color=_INK, fontsize=9)
+    bar.set_label(label, color=_INK, fontsize=9)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0)
+    if told is not None:
+        grey_cell = Rectangle((0, 0), 1, 1, facecolor=_GREY, edgecolor="#d4d4cf", linewidth=0.4)
+        figure.legend(
+            [grey_cell], ["not told from chance"], loc="upper right", frameon=False, fontsize=8.5, labelcolor=_INK
+        )
     figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
     return figure
 
@@ -81,9 +103,9 @@ def _row(part: Component) -> str:
     return block or part.kind
 
 
-def _draw(axes: Axes, cells: Sequence[tuple[float, int, float]], colours: ScalarMappable) -> None:
+def _draw(axes: Axes, cells: Sequence[tuple[float, int, float | None]], colours: ScalarMappable) -> None:
     for column, row, value in cells:
-        colour = colours.to_rgba(np.array(max(0.0, value)))
+        colour = _GREY if value is None else colours.to_rgba(np.array(max(0.0, value)))
         axes.add_patch(
             Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, edgecolor="#d4d4cf", linewidth=0.4)
         )

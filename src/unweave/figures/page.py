@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from unweave.figures.file import replacing
+from unweave.files import replacing
 
 _STYLE = """
 :root { --ink: #23262b; --faint: #6b7078; --line: #e3e4e8; --paper: #ffffff; --ground: #f6f6f4; --mark: #3d6fb0; }

@@ -25,7 +25,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from unweave.components import KINDS, Component
 from unweave.errors import UnweaveError
-from unweave.figures.file import replacing
+from unweave.files import replacing
 
 _COLOURS = {
     "head": "#3d6fb0",

@@ -189,7 +189,22 @@ class Store:
         own = self.components(level)
         columns = range(len(own)) if components is None else select(own, components)
         numbers = self.rows(rows)
-        chunks = self._shards(writer.array(level))
+        return Contributions(
+            values=self.values(columns, numbers, level=level),
+            components=tuple(own[column] for column in columns),
+            ids=tuple(self.ids[row] for row in numbers),
+            representation=self.representation(numbers),
+            error=torch.from_numpy(self._column("error")[numbers]),
+            tolerance=self.manifest.tolerance,
+            origin=self.origin(level),
+        )
+
+    def values(
+        self, columns: Sequence[int], rows: Rows = None, *, level: str | None = None
+    ) -> Float[Tensor, "image component dim"]:
+        """The numbers alone, of the components at these places."""
+        numbers = self.rows(rows)
+        chunks = self._shards(writer.array(level or self.manifest.levels[0]))
         values = np.empty((len(columns), len(numbers), self.manifest.dim), self.manifest.dtype)
         for at, block, within in self._runs(numbers):
             whole = chunks.whole(block)
@@ -199,15 +214,7 @@ class Store:
             for place, column in enumerate(columns):
                 chunk = chunks.chunk(block, column) if whole is None else whole[column]
                 values[place, at] = chunk[within]
-        return Contributions(
-            values=torch.from_numpy(values).permute(1, 0, 2),
-            components=tuple(own[column] for column in columns),
-            ids=tuple(self.ids[row] for row in numbers),
-            representation=self.representation(numbers),
-            error=torch.from_numpy(self._column("error")[numbers]),
-            tolerance=self.manifest.tolerance,
-            origin=self._origin(level),
-        )
+        return torch.from_numpy(values).permute(1, 0, 2)
 
     def batches(
         self, components: Selection = None, rows: Rows = None, *, level: str | None = None, size: int = 1024
@@ -258,7 +265,8 @@ class Store:
         for at in np.split(order, edges) if len(order) else ():
             yield _compact(at), int(blocks[at[0]]), _compact(within[at])
 
-    def _origin(self, level: str) -> Origin:
+    def origin(self, level: str) -> Origin:
+        """Where the contributions of a level come from."""
         known = self.manifest
         chosen = ", ".join(known.selection) if known.selection else None
         return Origin(

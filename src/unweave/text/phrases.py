@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -104,4 +104,34 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
         found[name] = tuple(phrases)
     if not found:
         raise TextError("There are no features.", where=where, cure="write one table for each feature")
+    return found
+
+
+def chosen(
+    known: Mapping[str, tuple[str, ...]],
+    names: Sequence[str] = (),
+    phrases: Sequence[str] = (),
+    *,
+    each: bool = False,
+) -> dict[str, tuple[str, ...]]:
+    """What is asked for: some features, and phrases that stand alone.
+
+    Args:
+        known: The features to choose from.
+        names: Which; all if none is named.
+        phrases: Phrases to be features by themselves.
+        each: Whether every phrase of the chosen features is one by itself, too.
+
+    Raises:
+        TextError: There is no such feature, or a phrase has the name of a feature.
+    """
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise TextError(f"There is no feature {unknown!r}.", cure=f"use some of {', '.join(known)}")
+    found = {name: known[name] for name in dict.fromkeys(names or known)}
+    alone = [*(phrase for own in found.values() for phrase in own if each), *phrases]
+    for phrase in dict.fromkeys(alone):
+        if found.get(phrase, (phrase,)) != (phrase,):
+            raise TextError(f"{phrase!r} is a feature and a phrase.", cure="ask for one of the two")
+        found[phrase] = (phrase,)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from torch import Tensor
 from unweave.errors import TextError, UnweaveError
 from unweave.models import Model
 from unweave.models.weights import fingerprint
-from unweave.pocket.captions import TEMPLATES
+from unweave.pocket.captions import TEMPLATES, alone
 from unweave.pocket.encoder import TextEncoder, text
+from unweave.pocket.scenes import NAMES
+from unweave.text.phrases import features
 from unweave.text.space import Match, TextSpace
+
+
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,4 +62,18 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     if not hasattr(module, "text"):
         raise TextError("The model has no text tower.", where=id, cure="use pocket/clip")
     match = Match(float(module.log_scale.detach().exp().clamp(max=100)))
-    return TextSpace(id, images, Tower(text(images)), fingerprint(module), TEMPLATES, match)
+    return TextSpace(
+        id,
+        images,
+        Tower(text(images)),
+        fingerprint(module),
+        TEMPLATES,
+        match,
+        features=lambda: features(_HERE / "pocket.toml"),
+        vocabulary=vocabulary,
+    )
+
+
+def vocabulary() -> tuple[str, ...]:
+    """What a caption of the pocket world would call each value of each factor, if it named nothing else."""
+    return tuple(dict.fromkeys(phrase for name, own in NAMES.items() for value in own for phrase in alone(name, value)))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,8 @@ from torch.nn.functional import normalize
 from unweave.errors import TextError
 from unweave.models import Model, load_model
 from unweave.text import cache
+from unweave.text.phrases import features
+from unweave.text.vocabulary import vocabulary
 
 _AT_ONCE = 256
 """Texts that the encoder reads at a time."""
@@ -69,6 +71,9 @@ class TextSpace:
         weights_hash: Of both towers.
         templates: The sentences that a phrase is set into.
         match: How the model was taught to compare.
+        loading: How it is loaded again: keywords of `text_space`.
+        features: Gives the features that are shipped for it.
+        vocabulary: Gives the phrases that are shipped for it.
     """
 
     id: str
@@ -77,6 +82,9 @@ class TextSpace:
     weights_hash: str
     templates: tuple[str, ...]
     match: Match = Match()
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    features: Callable[[], Mapping[str, tuple[str, ...]]] = field(default=features, repr=False)
+    vocabulary: Callable[[], tuple[str, ...]] = field(default=vocabulary, repr=False)
 
     def encode(self, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "phrase dim"]:
         """The directions of phrases: the mean of their embeddings in all templates, each of length one, made so again.
@@ -171,6 +179,6 @@ def text_space(
     towers = import_module(f"unweave.text.{library}")
     options = {"checkpoint": checkpoint, "random_weights": random_weights, "seed": seed, "device": device}
     found: TextSpace = towers.load(id, images, options)
-    if templates is None:
-        return found
-    return TextSpace(found.id, found.images, found.encoder, found.weights_hash, tuple(templates), found.match)
+    lasting = None if checkpoint is None else str(Path(checkpoint).resolve())
+    loading = {"checkpoint": lasting, "random_weights": random_weights, "seed": seed}
+    return replace(found, loading=loading, templates=found.templates if templates is None else tuple(templates))

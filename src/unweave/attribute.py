@@ -1,0 +1,263 @@
+"""CompAttribute: how much each component has to do with a feature (Balasubramanian et al., 2024, section 4).
+
+A feature is a group of phrases. With an orthonormal basis of their directions, a component's aligned contributions and
+the aligned representation have coordinates along it; the score is the correlation of the two over the images, averaged
+over the coordinates. All components and all features are scored in two passes over a store.
+
+    seen = Aligned(store, aligner)
+    found = attribute(seen, space, features())
+    found.scores, found.above()                 # [component, feature]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import false_discovery_control
+from torch import Tensor
+
+from unweave.align import Aligned
+from unweave.components import Component
+from unweave.errors import StoreError, TextError
+from unweave.text import TextSpace
+
+LEVEL = 0.05
+"""How often chance may be taken for a finding."""
+
+_FEWEST = 3
+"""Images without which no correlation says anything."""
+
+_CHUNK = 4096
+"""Images that the bootstrap weighs at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Scores of components for features.
+
+    Attributes:
+        components: The rows.
+        features: The columns, each with its phrases.
+        scores: Mean correlation, -1 ... 1; 0 for a component that does not vary.
+        low, high: Where 95 % of bootstrap samples of the images lie.
+        chance_low, chance_high: Where 95 % of the scores lie that the component would have if it had nothing to do with
+            the rest of the model (see `attribute`).
+        p: How often chance reaches the score.
+        images: How many.
+    """
+
+    components: tuple[Component, ...]
+    features: Mapping[str, tuple[str, ...]]
+    scores: Float[Tensor, "component feature"]
+    low: Float[Tensor, "component feature"]
+    high: Float[Tensor, "component feature"]
+    chance_low: Float[Tensor, "component feature"]
+    chance_high: Float[Tensor, "component feature"]
+    p: Float[Tensor, "component feature"]
+    images: int
+
+    def above(self, level: float = LEVEL) -> Bool[Tensor, "component feature"]:
+        """Which scores are above chance, so that at most a share `level` of those that are said to be is not (the false
+        discovery rate over all components and features; Benjamini and Hochberg, 1995).
+        """
+        adjusted = false_discovery_control(self.p.double().numpy().ravel())
+        return torch.from_numpy(adjusted.reshape(self.p.shape) <= level)
+
+    def margins(self) -> Float[Tensor, "component feature"]:
+        """Each score less the highest that the component has for another feature (as published for image retrieval).
+
+        Raises:
+            TextError: There is only one feature.
+        """
+        if len(self.features) < 2:
+            raise TextError("One feature has no others to be compared with.", cure="score two features at least")
+        best = self.scores.topk(2, dim=1).values
+        highest = torch.where(self.scores == best[:, :1], best[:, 1:], best[:, :1])
+        return self.scores - highest
+
+    def ranked(self, feature: str) -> list[int]:
+        """The components from the highest score for a feature to the lowest.
+
+        Raises:
+            TextError: The feature was not scored.
+        """
+        return torch.argsort(self.scores[:, self.column(feature)], descending=True, stable=True).tolist()
+
+    def column(self, feature: str) -> int:
+        """Which column a feature has.
+
+        Raises:
+            TextError: It was not scored.
+        """
+        if feature not in self.features:
+            raise TextError(f"There is no feature {feature!r}.", cure=f"use one of {', '.join(self.features)}")
+        return list(self.features).index(feature)
+
+    def table(self) -> pa.Table:
+        """One row for each component and feature."""
+        above = self.above()
+        margins = self.margins() if len(self.features) > 1 else None
+        rows = [
+            {
+                "component": str(component),
+                "kind": component.kind,
+                "layer": component.layer,
+                "head": component.head,
+                "feature": feature,
+                **{
+                    name: float(getattr(self, name)[row, column])
+                    for name in ("scores", "low", "high", "chance_low", "chance_high", "p")
+                },
+                "above_chance": bool(above[row, column]),
+                "margin": None if margins is None else float(margins[row, column]),
+            }
+            for column, feature in enumerate(self.features)
+            for row, component in enumerate(self.components)
+        ]
+        table = pa.Table.from_pylist(rows)
+        return table.rename_columns([{"scores": "score"}.get(name, name) for name in table.column_names])
+
+
+def basis(directions: Float[Tensor, "phrase dim"]) -> Float[Tensor, "rank dim"]:
+    """An orthonormal basis of directions, the one of their singular value decomposition: it depends neither on their
+    order nor on phrases that come twice.
+    """
+    _, values, right = torch.linalg.svd(directions.double(), full_matrices=False)
+    return right[values > 1e-5 * values[0]]
+
+
+def attribute(
+    seen: Aligned,
+    space: TextSpace,
+    features: Mapping[str, Sequence[str]],
+    *,
+    seed: int = 0,
+    samples: int = 400,
+    on_component: Callable[[int], None] = lambda count: None,
+) -> Attribution:
+    """Score all components for all features.
+
+    *Intervals* are percentiles over samples of the images, drawn with replacement.
+
+    *Chance.* The representation is the sum of its components, so a component correlates with it even if it has nothing
+    to do with the rest. To keep that share, chance is computed by shifting the component's contributions over the
+    images, in random order, by every possible number of places, and adding them to what the others say of the images
+    unshifted: with c the component and r the rest, cor(shifted c, r + shifted c). All shifts are found at once by
+    Fourier transforms, and with the identity they form a group, so the test is exact.
+
+    Memory: twice `image x basis vectors` numbers and `samples x image` bytes.
+
+    Args:
+        seen: The store in the text space.
+        space: Which has the directions of phrases.
+        features: Names and phrases; one phrase will do.
+        seed: Of the samples, and of the random order.
+        samples: Of the bootstrap.
+        on_component: Called with the number of passes over a component that are done; there are two for each.
+
+    Raises:
+        TextError: There are no features, or a phrase cannot be encoded.
+        StoreError: There are fewer than three images.
+    """
+    if not features:
+        raise TextError("There are no features to score.", cure="name one at least")
+    images, components = len(seen.rows), seen.components
+    if images < _FEWEST:
+        raise StoreError(
+            f"The store has {images} images; a correlation needs {_FEWEST} at least.", where=str(seen.store.place)
+        )
+    bases = [basis(space.encode(list(phrases))) for phrases in features.values()]
+    parts = [slice(end - len(own), end) for own, end in zip(bases, accumulate(map(len, bases)), strict=True)]
+    directions = torch.cat(bases).float()
+    whole = seen.representation(directions, on_component)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(images, generator=generator)
+    counts = torch.stack([_drawn(images, generator) for _ in range(samples)])
+    found = torch.zeros(len(components), len(features), 6)
+    resampled = _Resampled(whole, counts)
+    for component in range(len(components)):
+        own = seen.along(component, directions)
+        correlations, spread = resampled.correlations(own)
+        for column, part in enumerate(parts):
+            score = correlations[part].mean()
+            chance = _chance(_centred(own[order, part]), _centred(whole[order, part]))
+            found[component, column] = torch.stack(
+                [
+                    score,
+                    *spread[:, part].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)),
+                    *torch.from_numpy(np.quantile(chance.numpy(), [0.025, 0.975])),
+                    # Equal numbers may come out a rounding apart.
+                    (chance >= chance[0] - 1e-9).double().mean(),
+                ]
+            )
+        on_component(len(components) + component + 1)
+    named = {name: tuple(phrases) for name, phrases in features.items()}
+    return Attribution(components, named, *found.unbind(-1), images)
+
+
+class _Resampled:
+    """Correlations with the representation, over all images and over samples of them.
+
+    Args:
+        whole: The representation along the directions.
+        counts: How often each image is in each sample.
+    """
+
+    def __init__(self, whole: Float[Tensor, "image direction"], counts: Tensor) -> None:
+        self.whole, self.counts = _standard(whole), counts
+        self.moments = torch.cat([self._sums(self.whole), self._sums(self.whole.square())], -1)
+
+    def correlations(self, own: Float[Tensor, "image direction"]) -> tuple[Tensor, Tensor]:
+        """`[direction]`, and `[sample, direction]`."""
+        own, other = _standard(own), self.whole
+        mean, square = self._sums(own), self._sums(own.square())
+        both = self._sums(own * other)
+        theirs, theirs_square = self.moments.chunk(2, -1)
+        covariance = both - mean * theirs
+        scale = ((square - mean**2).clamp_min(0) * (theirs_square - theirs**2).clamp_min(0)).sqrt()
+        found = torch.where(scale > 1e-9, covariance / scale.clamp_min(1e-9), 0.0).clamp(-1, 1)
+        return (own * other).mean(0), found
+
+    def _sums(self, values: Tensor) -> Float[Tensor, "sample direction"]:
+        """The mean over the images of each sample."""
+        total = torch.zeros(len(self.counts), values.shape[1], dtype=torch.float64)
+        for start in range(0, len(values), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            total += self.counts[:, part].double() @ values[part]
+        return total / self.counts.sum(1, dtype=torch.float64)[:, None]
+
+
+def _drawn(images: int, generator: torch.Generator) -> Tensor:
+    """How often each image is in a sample that is drawn with replacement."""
+    draws = torch.randint(images, (images,), generator=generator)
+    return torch.bincount(draws, minlength=images).clamp(max=255).to(torch.uint8)
+
+
+def _centred(values: Tensor) -> Float[Tensor, "image direction"]:
+    """Brought to mean 0, in float64; what does not vary but by its rounding, to 0."""
+    values = values.double()
+    centred = values - values.mean(0)
+    varies = centred.abs().amax(0) > 1e-6 * values.abs().amax(0)
+    return torch.where(varies, centred, 0.0)
+
+
+def _standard(values: Tensor) -> Float[Tensor, "image direction"]:
+    """Brought to mean 0 and, where it varies, to deviation 1."""
+    centred = _centred(values)
+    return centred / centred.square().mean(0).sqrt().clamp_min(1e-150)
+
+
+def _chance(own: Float[Tensor, "image direction"], whole: Float[Tensor, "image direction"]) -> Float[Tensor, " shift"]:
+    """The scores of a component that is shifted over the images, for all shifts, the first of which is none."""
+    rest = whole - own
+    shifted = torch.fft.irfft(torch.fft.rfft(own, dim=0).conj() * torch.fft.rfft(rest, dim=0), n=len(own), dim=0)
+    squares = own.square().sum(0)
+    scale = (squares * (rest.square().sum(0) + squares + 2 * shifted).clamp_min(0)).sqrt()
+    varies = scale > 1e-12 * squares
+    return torch.where(varies, (shifted + squares) / scale.clamp_min(1e-300), 0.0).mean(1)

@@ -1,0 +1,82 @@
+"""What components stand for: the phrases that name each, and the images in which it writes most along the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from unweave.errors import UnweaveError
+
+_INK, _FAINT, _BAR = "#2b2b2b", "#6f6f6a", "#3d6fb0"
+
+
+@dataclass(frozen=True, eq=False)
+class NamedComponent:
+    """One row of the figure.
+
+    Attributes:
+        component: Its name in the model.
+        phrases: What names it, each with the share of its variance along the phrase alone.
+        usual: That share for the median phrase of the vocabulary.
+        most, least: Images in which it writes most along the first phrase, and least; squares of equal size, as many
+            in every row.
+    """
+
+    component: str
+    phrases: Sequence[tuple[str, float]]
+    usual: float
+    most: UInt8[np.ndarray, "image side side 3"]
+    least: UInt8[np.ndarray, "image side side 3"]
+
+
+def names_figure(rows: Sequence[NamedComponent], *, title: str) -> Figure:
+    """The figure: a row for each component, its phrases with a bar for each, and its images.
+
+    Args:
+        rows: From top to bottom.
+        title: Set above all.
+
+    Raises:
+        UnweaveError: There is nothing to draw.
+    """
+    if not rows:
+        raise UnweaveError("No component has a name, so there is nothing to draw.", cure="use more images")
+    most, least = len(rows[0].most), len(rows[0].least)
+    height = 1.12
+    figure = Figure(
+        figsize=(5.2 + 0.98 * (most + least), 0.95 + height * len(rows)),
+        dpi=150,
+        layout="constrained",
+        facecolor="white",
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(rows), 2 + most + least, width_ratios=[5.0, *[1] * most, 0.18, *[1] * least])
+    largest = max((share for row in rows for _, share in row.phrases), default=1.0) or 1.0
+    for number, row in enumerate(rows):
+        axes = figure.add_subplot(grid[number, 0])
+        axes.set(xlim=(0, 1.9 * largest), ylim=(len(row.phrases) - 0.4, -1.35))
+        axes.text(0, -0.95, row.component, fontsize=9.5, fontweight="bold", color=_INK, va="center")
+        for place, (phrase, share) in enumerate(row.phrases):
+            axes.barh(place, share, 0.74, color=_BAR, alpha=0.28, linewidth=0)
+            axes.text(0.01 * largest, place, phrase, fontsize=8.2, color=_INK, va="center")
+            axes.text(1.88 * largest, place, f"{100 * share:.0f} %", fontsize=8, color=_FAINT, va="center", ha="right")
+        axes.axvline(row.usual, ymax=len(row.phrases) / (len(row.phrases) + 0.95), color=_FAINT, linewidth=0.8)
+        axes.set_axis_off()
+        for column, image in enumerate([*row.most, None, *row.least], 1):
+            if image is None:
+                continue
+            cell = figure.add_subplot(grid[number, column])
+            cell.imshow(image)
+            cell.set_axis_off()
+            if number == 0 and column in (1, len(row.most) + 2):
+                cell.set_title("most" if column == 1 else "least", fontsize=8.5, color=_FAINT, loc="left")
+    figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    below = 1 - 0.44 / figure.get_figheight()
+    says = "bars: share of the component's variance along the phrase; the line: along a usual phrase of the vocabulary"
+    figure.text(0.01, below, says, fontsize=8.5, color=_FAINT, va="top")
+    return figure

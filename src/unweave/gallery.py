@@ -1,0 +1,63 @@
+"""Components beside the images that they write most about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+from unweave.align import Aligned
+from unweave.extraction import pictures
+from unweave.figures import NamedComponent, names_figure
+from unweave.text import TextSpace
+from unweave.textspan import Naming, extremes
+
+MOST, LEAST = 6, 3
+"""Images of either kind in a row."""
+
+_SIDE = 96
+"""Pixels."""
+
+
+def gallery(seen: Aligned, space: TextSpace, namings: Sequence[Naming]) -> Figure:
+    """Named components, each with the images in which it writes most along its first name, and least.
+
+    Args:
+        seen: The store in the text space.
+        space: The text space.
+        namings: Of components of this store.
+
+    Raises:
+        UnweaveError: None has a name, or an image is no longer there.
+    """
+    rows = []
+    for own in namings:
+        direction = space.encode([own.names[0].phrase])
+        most, least = extremes(seen, seen.components.index(own.component), direction, MOST, LEAST)
+        rows.append(
+            NamedComponent(
+                str(own.component),
+                [(name.phrase, name.alone) for name in own.names],
+                own.usual,
+                _squares(seen, most),
+                _squares(seen, least),
+            )
+        )
+    return names_figure(
+        rows, title=f"{seen.store.manifest.model}: what components stand for, {len(seen.rows):,} images"
+    )
+
+
+def _squares(seen: Aligned, rows: Sequence[int]) -> UInt8[np.ndarray, "image side side 3"]:
+    """The middles of images."""
+    found = np.zeros((len(rows), _SIDE, _SIDE, 3), np.uint8)
+    for place, picture in enumerate(pictures(seen.store, [seen.store.ids[row] for row in rows])):
+        image = picture.read()
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        square = image.crop((left, top, left + edge, top + edge))
+        found[place] = np.asarray(square.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+    return found
