@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
+from stores import stored
 from unweave.align import Aligner, Recipe, solvers
 from unweave.align.objective import objective
 from unweave.align.rows import held_out, rows_of
 from unweave.align.solvers import adam, nearest, ranged, shared
+from unweave.align.state import Keep
 from unweave.components import Component
 from unweave.contributions import Contributions, Origin
 from unweave.errors import StoreError
-from unweave.store import Manifest, Place, Store, writer
-from unweave.store.manifest import Listing
-from unweave.store.writer import Block
 
 IMAGES, WIDTH = 400, 12
 NAMES = tuple(Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3))
@@ -38,26 +37,8 @@ def planted(dim=12, noise=0.0, seed=0):
     return values, maps, targets
 
 
-def stored(place, values):
-    manifest = Manifest(
-        "tiny", {}, "hash", {"size": 1}, ("head",), None, "through", "stop", "float32", "float32", WIDTH, None, 100, 8,
-        1e-5, (), {},
-    )  # fmt: skip
-    writer.create(Place(place), manifest, {"head": NAMES})
-    listed = pa.table({"id": [f"{row}" for row in range(len(values))]})
-    manifest = writer.extend(Place(place), manifest, listed, Listing("", None, None, len(values), "", 0, 0))
-    for block, part in enumerate(values.split(100)):
-        none = np.zeros(len(part), np.float32)
-        z = part.sum(1).numpy()
-        writer.put(
-            Place(place), manifest, Block(block, {"head": part.numpy()}, z, None, none, none, [None] * len(part))
-        )
-    writer.merge(Place(place), manifest)
-    return Store(place)
-
-
 def sides(place, values, targets):
-    rows = rows_of(stored(place, values), targets)
+    rows = rows_of(stored(place, values, NAMES), targets)
     kept = held_out(rows.store.ids, 0.2, 0)
     return rows.take(np.flatnonzero(~kept)), rows.take(np.flatnonzero(kept))
 
@@ -144,6 +125,42 @@ def test_images_are_held_out_by_their_ids():
     assert not np.array_equal(one, held_out(ids, 0.1, 1))
 
 
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("solve", [adam, ranged])
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_run_that_was_interrupted_goes_on_as_it_was(tmp_path, solve, after):
+    values, _, targets = planted(noise=0.2)
+    train, other = sides(tmp_path / "store", values, targets)
+    recipe = Recipe(rounds=2, epochs=5)
+    whole = solve(train, other, recipe)
+    keep, seen = Keep(tmp_path / "state", "this"), []
+
+    def until(point):
+        seen.append(point)
+        if len(seen) > after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        solve(train, other, recipe, until, keep)
+    told = []
+    again = solve(train, other, recipe, told.append, keep)
+    assert len(told) == len(whole.path) - after  # what was done before is not done again
+    assert torch.equal(again.maps, whole.maps) and torch.equal(again.bias, whole.bias)
+    assert [one.total for one in again.path] == [one.total for one in whole.path]
+    for other_key in (Keep(tmp_path / "state", "another"), Keep(tmp_path / "nothing", "this")):
+        assert other_key.load() is None
+    (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:-100])
+    assert keep.load() is None
+    keep.forget()
+    assert not (tmp_path / "state").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be kept"):
+        solve(train, other, recipe, keep=Keep(tmp_path / "file/state", "this"))
+
+
 def test_it_stops_when_nothing_is_gained(tmp_path, monkeypatch):
     values, _, targets = planted()
     train, other = sides(tmp_path, values, targets)
@@ -215,6 +232,37 @@ def test_an_aligner_is_kept_and_read(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be written"):
         own.save(tmp_path / "file/a")
+
+
+def test_pushing_uploads_both_files(monkeypatch):
+    seen = {}
+
+    class Api:
+        def create_repo(self, repository, exist_ok):
+            seen["made"] = repository, exist_ok
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            seen["files"] = sorted(path.name for path in Path(folder_path).iterdir())
+            seen["again"] = Aligner.load(folder_path)
+            seen["options"] = options
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    own = aligner()
+    assert own.push("me/mine", commit_message="m") == "https://hub/me/mine"
+    assert seen["made"] == ("me/mine", True) and seen["options"] == {"commit_message": "m"}
+    assert seen["files"] == ["aligner.json", "aligner.safetensors"]
+    assert torch.equal(seen["again"].maps, own.maps)
+
+
+def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
+    class Api:
+        def create_repo(self, repository, exist_ok):
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(StoreError, match="cannot be uploaded: no route"):
+        aligner().push("me/mine")
 
 
 def test_the_defect_of_an_isometry_is_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -170,13 +171,22 @@ class Aligner:
 
         Returns:
             The address.
+
+        Raises:
+            StoreError: The hub refuses it, or does not answer.
         """
-        import tempfile
-
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
 
-        api = HfApi()
-        api.create_repo(repository, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
-            return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
+            try:
+                api = HfApi()
+                api.create_repo(repository, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
+            except (OSError, ValueError, HfHubHTTPError) as error:
+                raise StoreError(
+                    f"The aligner cannot be uploaded: {error}.",
+                    where=repository,
+                    cure="log in with `hf auth login`, and name it ORG/NAME",
+                ) from error

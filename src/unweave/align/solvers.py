@@ -8,6 +8,7 @@ leave (block by block), then L-BFGS on the objective itself. It looks at all ima
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -158,7 +159,7 @@ def ranged(
         on_point: Called with every point that is reached.
         keep: Where the state is kept after every point; a run that was interrupted goes on from there.
     """
-    stored = getattr(torch, train.store.manifest.dtype)
+    began, stored = time.perf_counter(), getattr(torch, train.store.manifest.dtype)
     found = ranges((contributions for contributions, _ in train.batches()), stored)
     small, other = _Small(train, found, recipe.memory), _Small(held_out, found, recipe.memory)
     width = train.store.manifest.dim
@@ -166,6 +167,7 @@ def ranged(
     if state is None:
         one = shared(train)
         state = fresh(found.restricted(one for _ in found.bases))
+    state.began = began
     steps = ["one map", *(f"blocks {number + 1}" for number in range(recipe.sweeps))]
     steps += [f"descent {number + 1}" for number in range(recipe.rounds)]
     for step in steps[state.done :]:

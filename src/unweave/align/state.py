@@ -95,7 +95,8 @@ class Keep:
                 cure="make room, or choose another output",
             ) from error
         finally:
-            fresh.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Remove what is kept."""
