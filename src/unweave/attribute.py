@@ -198,7 +198,8 @@ def attribute(
             )
         on_component(len(components) + component + 1)
     named = {name: tuple(phrases) for name, phrases in features.items()}
-    return Attribution(components, named, *found.unbind(-1), images)
+    score, low, high, chance_low, chance_high, p = found.unbind(-1)
+    return Attribution(components, named, score, low, high, chance_low, chance_high, p, images)
 
 
 class _Resampled:

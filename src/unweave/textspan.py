@@ -23,6 +23,9 @@ from unweave.text import TextSpace
 _NOTHING = 1e-12
 """Shares of variance below this are rounding."""
 
+_GONE = 1e-5
+"""A phrase of which no more is left has been said by the phrases before it."""
+
 
 @dataclass(frozen=True)
 class Name:
@@ -59,7 +62,7 @@ class Naming:
     @property
     def explained(self) -> float:
         """The share of the variance that all names together explain."""
-        return sum(name.explained for name in self.names)
+        return sum((name.explained for name in self.names), 0.0)
 
     @property
     def clarity(self) -> float:
@@ -93,7 +96,10 @@ def spanned(
     places, shares = list[int](), list[float]()
     for _ in range(min(count, span.shape[1])):
         place = int(variance.argmax())
-        direction = texts[place] / texts[place].norm().clamp_min(1e-150)
+        length = float(texts[place].norm())
+        if length < _GONE:
+            break
+        direction = texts[place] / length
         share = float(direction @ left @ direction / total)
         if share <= _NOTHING:
             break
@@ -103,6 +109,7 @@ def spanned(
         left = left - torch.outer(direction, direction @ left)
         left = left - torch.outer(left @ direction, direction)
         variance = ((texts @ left) * texts).sum(1)
+        variance[texts.norm(dim=1) < _GONE] = 0
     return places, shares, alone
 
 

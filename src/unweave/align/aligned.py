@@ -49,8 +49,8 @@ class Aligned:
         places = self.places
         if len(places) < len(self.aligner.components):
             raise StoreError(
-                f"The store has {len(places)} of the {len(self.aligner.components)} components of the aligner, which do "
-                "not add up to the representation.",
+                f"The store has {len(places)} of the aligner's {len(self.aligner.components)} components, which do not "
+                "add up to the representation.",
                 where=str(self.store.place),
                 cure="extract all components",
             )

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from unweave.align.aligner import Aligner
+from unweave.align.ranges import Ranges
 from unweave.align.rows import Rows, held_out, rows_of
-from unweave.align.solvers import SOLVERS, Recipe, Solver
+from unweave.align.solvers import SOLVERS, Recipe, Solver, ranged, ranges_of
 from unweave.align.state import Keep, OnPoint
 from unweave.align.targets import OnImages, embeddings
 from unweave.errors import StoreError, TextError, UnweaveError
@@ -168,7 +169,7 @@ def _zero_shot(aligned: Float[Tensor, "image dim"], other: Rows, space: TextSpac
         return {"left out": str(error)}
     place = {value: number for number, value in enumerate(values)}
     true = torch.tensor([place.get(known[row], -1) for row in other.numbers.tolist()])
-    found = {"classes": len(values)}
+    found: dict[str, Any] = {"classes": len(values)}
     for name, images in (("aligned", aligned), ("space", other.targets)):
         right = (normalize(images, dim=-1) @ directions.T).argmax(1) == true
         each = [right[true == one].float().mean() for one in true[true >= 0].unique()]
@@ -178,21 +179,20 @@ def _zero_shot(aligned: Float[Tensor, "image dim"], other: Rows, space: TextSpac
 
 def _controls(train: Rows, other: Rows, recipe: Recipe) -> dict[str, Any]:
     """The first term on held-out images, with less than the components to go by: the honest zero of the fit."""
-    few = replace(recipe, rounds=2)
+    few, found = replace(recipe, rounds=2), ranges_of(train)
     shuffle = np.random.default_rng(recipe.seed).permutation(len(train))
     shuffled = replace(train, targets=train.targets[torch.from_numpy(shuffle)])
     mean = normalize(train.targets.mean(0), dim=0)
     return {
-        "one map for all": _reached(train, other, replace(recipe, rounds=0, sweeps=0)),
-        "shuffled targets": _reached(shuffled, other, few),
+        "one map for all": _reached(train, other, replace(recipe, rounds=0, sweeps=0), found),
+        "shuffled targets": _reached(shuffled, other, few, found),
         "the mean target": float(1 - (other.targets @ mean).mean()),
     }
 
 
-def _reached(train: Rows, other: Rows, recipe: Recipe) -> float:
-    return min(
-        SOLVERS["ranged"](train, other, recipe, lambda point: None, Keep()).path, key=lambda one: one.total
-    ).held_out
+def _reached(train: Rows, other: Rows, recipe: Recipe, found: Ranges | None = None) -> float:
+    path = ranged(train, other, recipe, found=found).path
+    return min(path, key=lambda point: point.total).held_out
 
 
 def _random(

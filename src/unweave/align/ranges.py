@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,14 @@ class Ranges:
     """
 
     bases: tuple[Tensor, ...]
+
+    @cached_property
+    def alike(self) -> list[list[int]]:
+        """Components of the same rank, which can be dealt with at once."""
+        found: dict[int, list[int]] = {}
+        for number, rank in enumerate(self.ranks):
+            found.setdefault(rank, []).append(number)
+        return list(found.values())
 
     @property
     def ranks(self) -> list[int]:
@@ -81,19 +90,19 @@ def free(width: int, dim: int, rank: int) -> int:
     return max(0, width - max(rank, dim)) if width > dim else 0
 
 
-def least(small: Float[Tensor, "rank dim"], width: int) -> Float[Tensor, ""]:
-    """The squared Frobenius norm of the defect of the best map that acts as `small` on the range.
+def least(small: Float[Tensor, "*some rank dim"], width: int) -> Float[Tensor, "*some"]:
+    """The squared Frobenius norm of the defect of the best map that acts as `small` on the range; of several at once.
 
     For `width <= dim`, what lies beside the range can be mapped to directions of its own, so the defect is that of
     `small`. For `width > dim` it also makes up for the smallest singular values (see `free`).
     """
-    rank, dim = small.shape
+    rank, dim = small.shape[-2:]
     spare = free(width, dim, rank)
-    gram = small @ small.T if rank <= dim else small.T @ small
+    gram = small @ small.mT if rank <= dim else small.mT @ small
     if not spare:
-        return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+        return (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).square().sum((-2, -1))
     lacking = 1 - torch.linalg.eigvalsh(gram)  # descending, as eigenvalues ascend
-    return lacking.square().sum() - lacking[:spare].clamp_min(0).square().sum()
+    return lacking.square().sum(-1) - lacking[..., :spare].clamp_min(0).square().sum(-1)
 
 
 def completed(basis: Float[Tensor, "width rank"], small: Float[Tensor, "rank dim"]) -> Float[Tensor, "width dim"]:

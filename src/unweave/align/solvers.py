@@ -95,6 +95,12 @@ def shared(train: Rows) -> Float[Tensor, "width dim"]:
 # -- on the range -----------------------------------------------------------------------------------------------------
 
 
+def ranges_of(train: Rows) -> Ranges:
+    """The ranges of the components, from the images to fit."""
+    stored = getattr(torch, train.store.manifest.dtype)
+    return ranges((contributions for contributions, _ in train.batches()), stored)
+
+
 class _Small:
     """The problem on the ranges: coordinates of the contributions, and maps of those."""
 
@@ -147,6 +153,7 @@ def ranged(
     recipe: Recipe,
     on_point: OnPoint = lambda point: None,
     keep: Keep = Keep(),  # noqa: B008
+    found: Ranges | None = None,
 ) -> Solution:
     """The default solver.
 
@@ -158,9 +165,10 @@ def ranged(
         recipe: How.
         on_point: Called with every point that is reached.
         keep: Where the state is kept after every point; a run that was interrupted goes on from there.
+        found: The ranges of the components, where they are known.
     """
-    began, stored = time.perf_counter(), getattr(torch, train.store.manifest.dtype)
-    found = ranges((contributions for contributions, _ in train.batches()), stored)
+    began = time.perf_counter()
+    found = ranges_of(train) if found is None else found
     small, other = _Small(train, found, recipe.memory), _Small(held_out, found, recipe.memory)
     width = train.store.manifest.dim
     state = keep.load()
@@ -193,10 +201,10 @@ def ranged(
 def _penalty(maps: Tensor, found: Ranges, width: int, recipe: Recipe) -> Tensor:
     """The second term, for the best maps that act like these on the ranges."""
     side = min(width, maps.shape[1])
-    total = maps.new_zeros(())
-    for own in maps.split(found.ranks):
-        squared = least(own, width)
-        total = total + (squared / side**2 if recipe.form == "mean-squared" else (squared + 1e-12).sqrt())
+    total, each = maps.new_zeros(()), maps.split(found.ranks)
+    for places in found.alike:
+        squared = least(torch.stack([each[place] for place in places]), width)
+        total = total + (squared / side**2 if recipe.form == "mean-squared" else (squared + 1e-12).sqrt()).sum()
     return recipe.weight * total
 
 

@@ -14,14 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 import unweave
+from unweave.cli.align import align
 from unweave.cli.console import print_error
 from unweave.cli.decompose import decompose
 from unweave.cli.demo import demo
 from unweave.cli.explain import explain
 from unweave.cli.extract import extract
+from unweave.cli.label import label
 from unweave.cli.models import models
+from unweave.cli.score import score
 from unweave.cli.store import store
-from unweave.cli.words import align, label, score
 from unweave.errors import UnweaveError
 
 __all__ = ["app", "main"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -74,3 +74,34 @@ def in_bytes(count: int) -> str:
 def in_percent(share: float) -> str:
     """A share of the whole as people say it: `12.3 %`."""
     return f"{100 * share:.2f} %"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error with the remaining time; the function moves it on by so many."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(what, *columns, console=Console(stderr=True), transient=True)
+    with bar, contextlib.redirect_stdout(sys.stderr):
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def counted(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """The same for callbacks that say how many are done in all."""
+    done = 0
+
+    def on_count(count: int) -> None:
+        nonlocal done
+        advance(count - done)
+        done = count
+
+    return on_count
+
+
+def print_files(files: Mapping[str, object]) -> None:
+    """What was written, and where."""
+    console, width = Console(highlight=False), max(map(len, files), default=0)
+    for what, path in files.items():
+        console.print(Text.assemble((f"{what:>{width + 2}}  ", "dim"), str(path)), soft_wrap=True)

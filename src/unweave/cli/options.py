@@ -63,3 +63,36 @@ Strict: TypeAlias = Annotated[
     typer.Option("--strict", help="Make an operation without a rule an error.", rich_help_panel=_HOW),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+
+_SPACE = "The text space"
+_WORK = "How to work"
+
+Store: TypeAlias = Annotated[str, typer.Argument(metavar="STORE", help="What `unweave extract` wrote.")]
+Output: TypeAlias = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written.")]
+Aligner: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="What `unweave align` wrote.", rich_help_panel=_SPACE),
+]
+OwnSpace: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--text-space",
+        metavar="ID",
+        help="For a CLIP in its own space, instead of an aligner.",
+        rich_help_panel=_SPACE,
+    ),
+]
+Templates: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Sentences for phrases, one on each line, with {} for the phrase.", rich_help_panel=_SPACE),
+]
+Where: TypeAlias = Annotated[
+    list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only images of which a field has this value.")
+]
+Device: TypeAlias = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where encoders compute.", rich_help_panel=_WORK)
+]
+DrawSeed: TypeAlias = Annotated[
+    int, typer.Option("--seed", min=0, help="Of everything that is drawn by chance.", rich_help_panel=_WORK)
+]
+NoFigure: TypeAlias = Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")]

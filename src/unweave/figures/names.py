@@ -30,8 +30,8 @@ class NamedComponent:
     component: str
     phrases: Sequence[tuple[str, float]]
     usual: float
-    most: UInt8[np.ndarray, "image side side 3"]
-    least: UInt8[np.ndarray, "image side side 3"]
+    most: UInt8[np.ndarray, "most side side 3"]
+    least: UInt8[np.ndarray, "least side side 3"]
 
 
 def names_figure(rows: Sequence[NamedComponent], *, title: str) -> Figure:

@@ -19,7 +19,6 @@ from unweave.pocket.scenes import NAMES
 from unweave.text.phrases import features
 from unweave.text.space import Match, TextSpace
 
-
 _HERE = Path(__file__).parent
 
 
