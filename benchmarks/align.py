@@ -8,7 +8,7 @@ known orthogonal maps make of known contributions, plus noise, and says how near
 whether scores put the planted components first.
 
 The solvers run one after the other in processes of their own, so that the most memory that each held can be told. What
-is compared is the objective on held-out images, and the time at which the default solver is as low as `adam` at the end.
+is compared is the objective on held-out images, and the time at which the default solver is as low as `adam` ends.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 import unweave
+from unweave.components import Level
 from unweave.contributions import Contributions
 from unweave.decomposition import Plan
 from unweave.errors import ImageError, StoreError
@@ -65,9 +66,9 @@ def device_of(wanted: str) -> str:
 
 def plans_of(model: Model, levels: Sequence[str], select: Sequence[str] | None, **options: Any) -> dict[str, Plan]:
     """A plan for each level, of one capture."""
-    first = unweave.plan(model, level=levels[0], select=list(select) if select else None, **options)
-    others = {level: first.at(level=level, select=list(select) if select else None) for level in levels[1:]}
-    return {levels[0]: first, **others}
+    known, chosen = cast("Sequence[Level]", levels), list(select) if select else None
+    first = unweave.plan(model, level=known[0], select=chosen, **options)
+    return {known[0]: first, **{level: first.at(level=level, select=chosen) for level in known[1:]}}
 
 
 class Extractor:

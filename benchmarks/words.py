@@ -1,0 +1,164 @@
+"""Words for components, where the truth is known: the pocket zoo, aligned to its own CLIP.
+
+    python benchmarks/words.py [--work FOLDER] [--families deit,swin]
+
+Aligners are fitted on scenes of one world and judged on the shipped evaluation scenes, of the usual style.
+
+* How near the aligned sum is to what CLIP itself makes of an image, and what either says of every factor in words alone.
+* Whether components that are scored highest for a factor carry that factor, and not others: linear heads learn every
+  factor from the sum of the five contributions with the highest scores, and from that of five drawn at random.
+* Whether scores of what has nothing to say stay within chance: the same networks with random weights, aligned likewise,
+  and the trained ones with the images of every component shuffled.
+
+Stores and aligners are kept in the work folder, so that a run which was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from torch.nn.functional import cosine_similarity, normalize
+
+import unweave
+from unweave.align import Aligned, Aligner, align, embeddings
+from unweave.attribute import Attribution, attribute
+from unweave.extraction import Settings
+from unweave.pocket.measure import markdown, prompts
+from unweave.pocket.networks import NETWORKS
+from unweave.pocket.probes import accuracy, fitted
+from unweave.pocket.scenes import NAMES
+from unweave.store import Store
+
+LEARNED, TOP, DRAWS = "pocket/world/5/4000", 5, 5
+SCORED = ("colour", "pattern", "location", "category")
+
+
+def store_of(work: Path, name: str, data: str, *, random: bool = False) -> Store:
+    place = work / f"{name}-{data.split('/')[1]}{'-random' if random else ''}"
+    return unweave.extract(f"pocket/{name}", data, place, Settings(loading={"random_weights": random}))
+
+
+def aligner_of(work: Path, store: Store, space: unweave.TextSpace) -> Aligner:
+    place = work / f"{Path(str(store.place)).name}-aligner"
+    if not place.exists():
+        align(store, space, random_images=0).save(place)
+    return Aligner.load(place)
+
+
+def codes(store: Store, factor: str) -> np.ndarray:
+    return np.array([NAMES[factor].index(own) if own is not None else -1 for own in store.field(factor)])
+
+
+def usual(store: Store) -> np.ndarray:
+    return np.flatnonzero([own == store.field("style")[0] for own in store.field("style")])
+
+
+def named(images: torch.Tensor, space: unweave.TextSpace, factor: str) -> np.ndarray:
+    texts = [normalize(space.encoder.embed(prompts(factor, value)).mean(0), dim=-1) for value in NAMES[factor]]
+    return (normalize(images, dim=-1) @ torch.stack(texts).T).argmax(1).numpy()
+
+
+def summed(store: Store, places: list[int]) -> np.ndarray:
+    return store.values(places).float().sum(1).numpy()
+
+
+def decoded(learned: Store, asked: Store, places: list[int]) -> list[float]:
+    """Balanced accuracies of linear heads for each factor, on the sum of some components."""
+    ours, theirs, rows = summed(learned, places), summed(asked, places), usual(asked)
+    found = []
+    for factor in SCORED:
+        known = codes(learned, factor)
+        head = fitted(ours[known >= 0], known[known >= 0])
+        found.append(accuracy(head.predict(theirs[rows]), codes(asked, factor)[rows]))
+    return found
+
+
+def working(found: Attribution) -> list[int]:
+    """Components that are no biases: those vary over images by the norms behind them alone."""
+    return [place for place, own in enumerate(found.components) if own.kind not in ("bias", "embed")]
+
+
+def inside(found: Attribution) -> list[float]:
+    """For each factor, the share of components whose score is within its chance interval, and of those not above."""
+    places = working(found)
+    within = (found.chance_low <= found.scores) & (found.scores <= found.chance_high + 1e-6)
+    return [*within[places].float().mean(0).tolist(), float((~found.above())[places].float().mean())]
+
+
+class Shuffled(Aligned):
+    """The images of every component in an order of its own."""
+
+    def along(self, component: int, directions: torch.Tensor) -> torch.Tensor:
+        order = np.random.default_rng((7, component)).permutation(len(self.rows))
+        return super().along(component, directions)[order]
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Where stores and aligners are kept.")] = Path("unweave-bench-words"),
+    families: Annotated[str, typer.Option()] = ",".join(NETWORKS),
+) -> None:
+    os.environ.setdefault("UNWEAVE_CACHE", str(work / "cache"))
+    space = unweave.text_space("pocket/clip")
+    features = {name: space.features()[name] for name in SCORED}
+    near, matrices, chance = list[list[str]](), list[list[str]](), list[list[str]]()
+    for name in track(families.split(","), console=Console(stderr=True)):
+        learned, asked = store_of(work, name, LEARNED), store_of(work, name, "pocket/evaluation")
+        aligner = aligner_of(work, learned, space)
+        rows, target = usual(asked), normalize(embeddings(asked, space), dim=-1)
+        aligned = torch.cat([aligner.representation(part) for part in asked.batches(size=500)])
+        cells = [f"{float(cosine_similarity(aligned, target)[rows].mean()):.3f}"]
+        for factor in NAMES:
+            ours, theirs = (
+                accuracy(named(images[rows], space, factor), codes(asked, factor)[rows]) for images in (aligned, target)
+            )
+            cells.append(f"{ours:.2f} / {theirs:.2f}")
+        near.append([name, *cells])
+
+        found = attribute(Aligned(learned, aligner), space, features)
+        places, rng = working(found), np.random.default_rng(0)
+        draws = [rng.choice(places, TOP, replace=False).tolist() for _ in range(DRAWS)]
+        random = np.mean([decoded(learned, asked, own) for own in draws], 0)
+        matrices.append([name, f"{TOP} at random", *(f"{value:.2f}" for value in random)])
+        everything = decoded(learned, asked, list(range(len(found.components))))
+        matrices.append([name, "all", *(f"{value:.2f}" for value in everything)])
+        for factor in SCORED:
+            best = [place for place in found.ranked(factor) if place in places][:TOP]
+            matrices.append([name, factor, *(f"{value:.2f}" for value in decoded(learned, asked, best))])
+
+        blank = store_of(work, name, LEARNED, random=True)
+        judged = attribute(
+            Aligned(store_of(work, name, "pocket/evaluation", random=True), aligner_of(work, blank, space)),
+            space,
+            features,
+        )
+        trained = attribute(Aligned(asked, aligner), space, features)
+        mixed = attribute(Shuffled(asked, aligner), space, features)
+        for what, one in (("trained", trained), ("random weights", judged), ("images shuffled", mixed)):
+            chance.append([name, what, *(f"{value:.2f}" for value in inside(one))])
+    tables = {
+        "The aligned sum beside CLIP: cosine; balanced zero-shot accuracy, aligned / CLIP's own": [
+            ["network", "cosine", *NAMES],
+            *near,
+        ],
+        "What linear heads read from the components with the highest scores": [
+            ["network", "components", *SCORED],
+            *matrices,
+        ],
+        "Share of components whose score is within its 95 % chance interval; and not above chance, of all pairs": [
+            ["network", "which", *SCORED, "not above"],
+            *chance,
+        ],
+    }
+    for title, table in tables.items():
+        print(f"\n### {title}\n\n{markdown(table)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
