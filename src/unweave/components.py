@@ -8,7 +8,7 @@ code reads the fields.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
 
@@ -75,6 +75,11 @@ class Component:
             if value is not None:
                 text += f".{name}.{value}"
         return text
+
+    @property
+    def whole(self) -> Component:
+        """What a token is a part of: the same component, summed over its tokens."""
+        return replace(self, token=None, row=None, column=None) if self.token is not None else self
 
     def as_dict(self) -> dict[str, object]:
         """The fields that are set, ready for JSON, with the rendered name under `name`."""

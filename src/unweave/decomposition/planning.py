@@ -68,7 +68,7 @@ class Plan:
     _walk: Walk = field(repr=False)
     _jobs: tuple[Job, ...] = field(repr=False)
     _subtractions: tuple[tuple[int, tuple[int, ...]], ...] = field(repr=False)
-    _programs: dict[int | None, Program] = field(default_factory=dict, repr=False)
+    _programs: dict[tuple[int | None, bool], Program] = field(default_factory=dict, repr=False)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -103,16 +103,19 @@ class Plan:
     def score(
         self,
         images: Float[Tensor, "image channel height width"],
-        directions: Float[Tensor, "direction dim"],
+        directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
     ) -> Scores:
         """Every contribution's inner product with given directions, without forming the contributions.
 
+        Components that have directions of their own (an aligner has a map for each) do not add up to the
+        representation along any of them. Then the sum is checked along one direction more, the mean of all.
+
         Args:
             images: As for `run`.
-            directions: `[direction, dim]`.
+            directions: `[direction, dim]`, or some for each of `wholes`, `[whole, direction, dim]`.
             ids: Names of the images.
             tolerance: The largest error of the sum, relative to the norms of the representation and the direction.
 
@@ -120,21 +123,31 @@ class Plan:
             ConservationError, NonFiniteError, UnweaveError: As for `run`.
         """
         names, allowed = self._checked(images, ids, tolerance)
-        dim = extents_of(self._walk.graph.output)[1].size
-        if directions.dim() != 2 or directions.shape[1] != dim or len(directions) == 0:
+        apart, dim = directions.dim() == 3, self.dim
+        if directions.shape[-1] != dim or not directions.numel() or (apart and len(directions) != len(self.wholes)):
+            wanted = f"[direction, {dim}] or [{len(self.wholes)}, direction, {dim}]"
             raise UnweaveError(
-                f"Directions should be [direction, {dim}], not {list(directions.shape)}.",
-                cure="one row for each direction",
+                f"Directions should be {wanted}, not {list(directions.shape)}.", cure="one row for each direction"
+            )
+        if apart and any(component.kind == "rest" for component in self.components):
+            raise UnweaveError(
+                "What was not selected has no directions of its own.",
+                where=self.name,
+                cure="plan without a selection, and `split` what is chosen",
             )
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        given = directions.to(images.device, dtype)
-        values, representation = self._program(len(given)).run(images, given.T.contiguous())
+        given = directions.to(images.device, dtype).clone()  # what is held must not change with the caller's
+        shared = given.flatten(0, -2).mean(0, keepdim=True) if apart else given
+        sets = torch.cat([given, shared.expand(len(given), 1, dim)], 1) if apart else given[None]
+        values, representation = self._program(sets.shape[1], apart).run(images, sets)
         values = self._with_rest(values)
         z = representation.to(values.dtype)
-        norms = z.norm(dim=-1, keepdim=True) * given.norm(dim=-1)
-        error = ((values.sum(1) - z @ given.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
+        norms = z.norm(dim=-1, keepdim=True) * shared.norm(dim=-1)
+        total = values.sum(1)[:, -len(shared) :]
+        error = ((total - z @ shared.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
         self._conserved(error, allowed, names, values)
-        return Scores(values, self.components, names, representation, error, allowed)
+        kept = values[..., : given.shape[-2]]
+        return Scores(kept, self.components, names, representation, error, allowed)
 
     def at(self, level: Level | None = None, select: Selection = None) -> Plan:
         """The same model at another level or with another selection, without capturing it again.
@@ -143,6 +156,22 @@ class Plan:
             SelectionError: There is no such level, or the selection matches nothing.
         """
         return _planned(self.name, self._walk, level or self.level, select)
+
+    def split(self, select: Selection = None) -> Plan:
+        """The chosen components by token, and all others as they are, so that nothing has to be summed to a `rest`.
+
+        Args:
+            select: Of the components at level `head`.
+
+        Raises:
+            SelectionError: The selection matches nothing.
+        """
+        return _split(self.name, self._walk, select)
+
+    @cached_property
+    def wholes(self) -> tuple[Component, ...]:
+        """The components with the tokens of each taken together, in order."""
+        return tuple(dict.fromkeys(component.whole for component in self.components))
 
     def drop(self) -> None:
         """Forgets the weight-only matrices, which the next run makes again."""
@@ -153,10 +182,14 @@ class Plan:
         """The width of the representation."""
         return extents_of(self._walk.graph.output)[1].size
 
-    def _program(self, directions: int | None) -> Program:
-        if directions not in self._programs:
-            self._programs[directions] = Program(self._walk.graph, self._jobs, len(self.components), directions)
-        return self._programs[directions]
+    def _program(self, directions: int | None, apart: bool = False) -> Program:
+        """What computes vectors, or scores along so many directions, which components may have apart."""
+        if (directions, apart) not in self._programs:
+            place = {whole: number for number, whole in enumerate(self.wholes)}
+            sets = [place[component.whole] for component in self.components] if apart else None
+            program = Program(self._walk.graph, self._jobs, len(self.components), directions, sets)
+            self._programs[directions, apart] = program
+        return self._programs[directions, apart]
 
     def _with_rest(self, values: Tensor) -> Tensor:
         for column, chosen in self._subtractions:
@@ -337,6 +370,23 @@ def _planned(name: str, found: Walk, level: Level, selection: Selection) -> Plan
     chosen = select(everything, selection)
     jobs, subtractions, components = _jobs(pieces, everything, chosen, found)
     return Plan(name, components, level, grids, _coverage(found), found.lumps, found, jobs, subtractions)
+
+
+def _split(name: str, found: Walk, selection: Selection) -> Plan:
+    """A plan of which some components are split by token."""
+    whole, _ = pieces_of(found, "head")
+    tokens, grids = pieces_of(found, "token")
+    everything = [component for piece in whole for component in piece.components]
+    chosen = {everything[place] for place in select(everything, selection)}
+    jobs: list[Job] = []
+    components: list[Component] = []
+    both = [*((piece, False) for piece in whole), *((piece, True) for piece in tokens)]
+    for piece, finer in sorted(both, key=lambda own: own[0].order):
+        inside = tuple(n for n, own in enumerate(piece.components) if (own.whole in chosen) == finer)
+        if inside:
+            jobs.append(_chosen(piece, inside, tuple(range(len(components), len(components) + len(inside)))))
+            components += [piece.components[place] for place in inside]
+    return Plan(name, tuple(components), "token", grids, _coverage(found), found.lumps, found, tuple(jobs), ())
 
 
 def _jobs(

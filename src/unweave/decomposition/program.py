@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -70,10 +70,19 @@ class Program:
         jobs: What to compute.
         columns: How many columns the result has.
         directions: For scores, how many directions; None for vectors.
+        sets: For scores, which set of directions each column is measured along; all along the first if not given.
     """
 
-    def __init__(self, graph: Graph, jobs: Sequence[Job], columns: int, directions: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        jobs: Sequence[Job],
+        columns: int,
+        directions: int | None = None,
+        sets: Sequence[int] | None = None,
+    ) -> None:
         self.graph, self.jobs, self.columns, self.directions = graph, tuple(jobs), columns, directions
+        self._sets = tuple(sets) if sets is not None else (0,) * columns
         self.contractions = Contractions()
         self._held: Tensor | None = None
         self._state: _State | None = None
@@ -88,9 +97,12 @@ class Program:
             operands, out = list(reading.operands), reading.out
             if self.directions is not None:
                 new: Indices = (Index(self.directions),) if self.directions > 1 else ()
-                shape = (*(index.size for index in reading.out), self.directions)
-                constant = Constant(shape, (), self._direction_values, ("directions", shape))
-                axes = (*(Axis((index,)) for index in reading.out), Axis(new))
+                places = range(prod(index.size for index in reading.kept)) if job.chosen is None else job.chosen
+                along, sets = _followed(reading.kept, places, [self._sets[column] for column in job.columns])
+                shape = (*(index.size for index in (*along, *reading.out)), self.directions)
+                make = partial(self._direction_values, sets, shape)
+                constant = Constant(shape, (), make, ("directions", sets, shape))
+                axes = (*(Axis((index,)) for index in (*along, *reading.out)), Axis(new))
                 operands.append(Operand(constant, axes))
                 out = new
             wanted = (BATCH, *reading.kept, *out)
@@ -101,9 +113,9 @@ class Program:
             found.append(Emission(value, order, sizes, job.columns, job.chosen, reading.scale, count))
         return found
 
-    def _direction_values(self) -> Tensor:
+    def _direction_values(self, sets: Sequence[int], shape: Sequence[int]) -> Tensor:
         assert self._held is not None
-        return self._held
+        return self._held[list(sets)].transpose(1, 2).reshape(shape)
 
     @cached_property
     def instructions(self) -> tuple[_Instruction, ...]:
@@ -114,6 +126,10 @@ class Program:
 
     def run(self, images: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One batch.
+
+        Args:
+            images: `[image, channel, height, width]`.
+            directions: For scores, `[set, direction, dim]`.
 
         Returns:
             The result, `[image, column, width]`, and the representation, `[image, dim]`.
@@ -321,6 +337,19 @@ def _paired(first: Tensor, second: Tensor, value: Value) -> Tensor:
     assert pairing is not None
     product = multiplied(arranged(first, pairing, True), arranged(second, pairing, False), pairing)
     return product.reshape([size or -1 for size in value.sizes])
+
+
+def _followed(kept: Indices, places: Sequence[int], sets: Sequence[int]) -> tuple[Indices, tuple[int, ...]]:
+    """The leading kept indices along which the set of directions changes, and the set for each of their entries: heads
+    differ, tokens of a head do not.
+    """
+    for leading in range(len(kept) + 1):
+        block = prod(index.size for index in kept[leading:])
+        found: dict[int, int] = {}
+        if all(found.setdefault(place // block, own) == own for place, own in zip(places, sets, strict=True)):
+            break
+    entries = prod(index.size for index in kept[:leading])
+    return kept[:leading], tuple(found.get(entry, sets[0]) for entry in range(entries))
 
 
 def _value_of(value: Value, environment: dict[object, Any], state: _State) -> Tensor:
