@@ -1,0 +1,424 @@
+"""An index: what some components say of each image, as rows of length one, and exact search among them.
+
+    index = Index.build(store, places)                  # before alignment: for images
+    index = Index.build(seen, places)                   # aligned: for texts
+    index.search(space.encode(["something red"]), 10)
+
+Contributions have a large part that is the same for every image, and cosines with it are all near one. So the mean of
+the images is subtracted first (`centred`); without that, an index is what was published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unweave.align import Aligned
+from unweave.components import Component
+from unweave.errors import StoreError
+from unweave.files import replacing
+from unweave.saving import check_room
+from unweave.store import Rows, Store
+
+FORMAT, VERSION = "unweave index", 1
+TENSORS, CARD = "index.safetensors", "index.json"
+
+_BYTES = 2**27
+"""Of contributions, in memory at a time."""
+
+_AT_ONCE = 2**14
+"""Rows that are compared at a time, with as many queries as `_QUERIES`."""
+
+_QUERIES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """What a search found, best first; images that are equally near in the order of the index.
+
+    Attributes:
+        rows: Of the index.
+        similarity: Cosines.
+    """
+
+    rows: Int[np.ndarray, "query hit"]
+    similarity: Float[np.ndarray, "query hit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Rows of length one, and whose they are.
+
+    Attributes:
+        rows: What is compared; zero for an image about which the components say what they say of all.
+        mean: What was subtracted from every image; zeros if the index is not centred.
+        ids: The images.
+        identity: What the rows are of: `model`, `weights_hash`, `preprocessing`, `level`, `components` (None for the
+            representation itself), `aligner` (None before alignment; else `space`, `space_hash`, and a hash of the
+            maps), `centred`, and fingerprints of the images (`data`).
+    """
+
+    rows: Float[Tensor, "image dim"]
+    mean: Float[Tensor, " dim"]
+    ids: tuple[str, ...]
+    identity: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.ids)
+
+    @property
+    def components(self) -> tuple[Component, ...] | None:
+        """What was summed; None for the representation itself."""
+        known = self.identity["components"]
+        return None if known is None else tuple(Component(**fields) for fields in known)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The row of each image."""
+        return {name: row for row, name in enumerate(self.ids)}
+
+    @classmethod
+    def build(
+        cls,
+        source: Store | Aligned,
+        places: Sequence[int] | None,
+        *,
+        rows: Rows = None,
+        level: str | None = None,
+        centred: bool = True,
+        path: str | PathLike[str] | None = None,
+        on_images: Callable[[int], None] = lambda count: None,
+    ) -> Index:
+        """Sum components of every image, once for the mean and once for the rows.
+
+        Memory: 128 MB of contributions, and the rows (`image x dim` float32), unless there is a path.
+
+        Args:
+            source: A store, for contributions before alignment; or one that is seen through an aligner.
+            places: Which components; None for the representation itself.
+            rows: Which images of a store; those that are seen, of an aligned one.
+            level: Of a store; its first one if not given.
+            centred: Whether the mean of these images is subtracted.
+            path: A folder to write to, as `save` does, while the rows come; they stay on disk.
+            on_images: Called with the number of images that were just dealt with, in either pass.
+
+        Raises:
+            StoreError: There are fewer than two images or no components, or the place cannot be written.
+        """
+        summed = _Summed(source, places, rows, level)
+        if len(summed.numbers) < 2:
+            raise StoreError(
+                "There are no images to choose from." if not len(summed.numbers) else "There is one image only.",
+                where=str(summed.store.place),
+                cure="search in two images at least",
+            )
+        mean = summed.mean(on_images) if centred else torch.zeros(summed.dim)
+        ids = tuple(summed.store.ids[row] for row in summed.numbers)
+        identity = summed.identity | {"centred": centred}
+        pieces = (_unit(piece - mean, piece) for piece in summed.pieces(on_images))
+        if path is not None:
+            _write(Path(path), _card(ids, identity), mean, len(ids), pieces)
+            return cls.load(path)
+        found, start = torch.empty(len(ids), summed.dim), 0
+        for piece in pieces:
+            found[start : start + len(piece)] = piece
+            start += len(piece)
+        return cls(found, mean, ids, identity)
+
+    def query(self, values: Float[Tensor, "query dim"]) -> Float[Tensor, "query dim"]:
+        """What the index would hold of these images: less its mean, and of length one."""
+        return _unit(values.float() - self.mean, values)
+
+    def search(self, queries: Float[Tensor, "query dim"], count: int) -> Hits:
+        """The nearest images of each query, by cosine, compared with every one.
+
+        Rows are compared in float32, and those that could be among the nearest once more in float64, where equal
+        rows come out equal: so neither the order of work nor the machine decides between them.
+
+        Memory: 16,384 rows at a time, whatever the size of the index.
+
+        Args:
+            queries: Of any length. Images come from `query`, texts from `TextSpace.encode`: a text has no mean.
+            count: How many; all that there are, if there are fewer.
+
+        Raises:
+            StoreError: The count is not positive, or the queries have another width.
+        """
+        self._check(queries, count)
+        asked = _unit(queries.float(), queries)
+        parts = [self._nearest(part, count) for part in asked.split(_QUERIES)]
+        rows, similarity = (np.concatenate(one) for one in zip(*parts, strict=True))
+        return Hits(rows, similarity)
+
+    def _check(self, queries: Float[Tensor, "query dim"], count: int) -> None:
+        if count < 1:
+            raise StoreError(f"{count} images cannot be asked for.", cure="ask for one at least")
+        if queries.shape[1] != self.rows.shape[1]:
+            raise StoreError(
+                f"The queries have {queries.shape[1]} numbers and the rows {self.rows.shape[1]}.",
+                cure="search for texts in an aligned index, and for images in one of the model's own space",
+            )
+
+    def _nearest(self, queries: Float[Tensor, "query dim"], count: int) -> tuple[np.ndarray, np.ndarray]:
+        count = min(count, len(self.rows))
+        best = [_Best(query, count) for query in queries.double()]
+        slack = self.rows.shape[1] * torch.finfo(torch.float32).eps  # of a float32 product of two such rows, at most
+        for start in range(0, len(self.rows), _AT_ONCE):
+            rows = self.rows[start : start + _AT_ONCE]
+            near = queries @ rows.T
+            least = near.topk(count, dim=1).values[:, -1] if len(rows) >= count else torch.full((len(near),), -2.0)
+            for own, found, floor in zip(best, near, least.tolist(), strict=True):
+                places = (found >= max(floor, own.floor) - 2 * slack).nonzero()[:, 0]
+                if len(places):
+                    own.add(start + places.numpy(), rows[places])
+        return np.stack([own.rows for own in best]), np.stack([own.similarity for own in best])
+
+    def faiss(self, factory: str = "Flat") -> Faiss:
+        """The same rows in an index of faiss, for more images than can be compared one by one.
+
+        Args:
+            factory: In faiss' own words: `Flat` finds what `search` finds; `IVF4096,Flat` and its like are quicker,
+                and miss some.
+
+        Raises:
+            StoreError: The package faiss is not installed, or refuses these words.
+        """
+        try:
+            import faiss
+        except ImportError as error:
+            raise StoreError("faiss is not installed.", cure="pip install 'unweave[search]'") from error
+        values = self.rows.contiguous().numpy()
+        try:
+            found = faiss.index_factory(values.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            found.train(values)
+        except RuntimeError as error:
+            raise StoreError(
+                f"faiss makes no index of {len(self)} images with {factory!r}.", cure="use `Flat`, or see its wiki"
+            ) from error
+        for start in range(0, len(values), _AT_ONCE):
+            found.add(values[start : start + _AT_ONCE])
+        return Faiss(self, found)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the rows and a card into a folder; returns the rows' file.
+
+        Raises:
+            UnweaveError: They cannot be written.
+        """
+        return _write(Path(path), _card(self.ids, self.identity), self.mean, len(self), self.rows.split(_AT_ONCE))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], source: Store | Aligned | None = None) -> Index:
+        """Read what `save` wrote; rows are mapped from the file, and read when they are used.
+
+        Args:
+            path: The folder.
+            source: What the index has to belong to; None if that does not matter.
+
+        Raises:
+            StoreError: A file is missing, damaged, of a newer version, or does not belong to the other or to the
+                source; the message names the field.
+        """
+        folder = Path(path)
+        try:
+            text = (folder / CARD).read_text("utf-8")
+            known = json.loads(text)
+            if known.pop("format") != FORMAT:
+                raise ValueError("it has another format")
+            version = known.pop("version")
+            if version != VERSION:
+                raise StoreError(
+                    f"The index has version {version}; this version of unweave reads {VERSION}.",
+                    where=str(folder / CARD),
+                    cure="use a newer version of unweave, or build it again",
+                )
+            ids = tuple(known.pop("ids"))
+            with safe_open(folder / TENSORS, "pt") as file:
+                if (file.metadata() or {}).get("card") != hashlib.sha256(text.encode()).hexdigest():
+                    raise ValueError("the card and the rows do not belong together")
+                rows, mean = file.get_tensor("rows"), file.get_tensor("mean")
+            if rows.shape != (len(ids), len(mean)):
+                raise ValueError(f"{len(ids)} images have rows of the shape {list(rows.shape)}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise StoreError(
+                f"The index cannot be read: {error}.", where=str(folder), cure="name a folder that `Index.save` wrote"
+            ) from error
+        found = cls(rows, mean, ids, known)
+        if source is not None:
+            found.agree(source, where=str(folder))
+        return found
+
+    def agree(self, source: Store | Aligned, *, where: str = "the index") -> None:
+        """Refuse a store or an aligner that the rows are not of.
+
+        Raises:
+            StoreError: A field differs; the message names it and both values.
+        """
+        own = _identity(source, self.identity["level"])
+        for name, value in own.items():
+            if self.identity.get(name) != value:
+                raise StoreError(
+                    f"The index is of another {name.replace('_', ' ')}: {self.identity.get(name)!s:.80}, "
+                    f"not {value!s:.80}.",
+                    where=f"{where}, field `{name}`",
+                    cure="build it again",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Faiss:
+    """An index in the hands of faiss.
+
+    Attributes:
+        index: Ours.
+        found: Theirs; its own settings, such as `nprobe`, can be set.
+    """
+
+    index: Index
+    found: Any
+
+    def search(self, queries: Float[Tensor, "query dim"], count: int) -> Hits:
+        """As `Index.search`; where faiss finds fewer images, the row is -1 and the similarity -1.
+
+        Of images that are equally near, faiss chooses those that stay, if not all of them can.
+        """
+        self.index._check(queries, count)
+        count = min(count, len(self.index))
+        asked = _unit(queries.float(), queries)
+        _, rows = self.found.search(asked.numpy(), min(2 * count, len(self.index)))  # what rounding may have swapped
+        hits = Hits(np.full((len(rows), count), -1, np.int64), np.full((len(rows), count), -1.0))
+        for number, (query, own) in enumerate(zip(asked.double(), rows, strict=True)):
+            best, there = _Best(query, count), np.sort(own[own >= 0])
+            best.add(there, self.index.rows[torch.from_numpy(there)])
+            hits.rows[number, : len(best.rows)] = best.rows
+            hits.similarity[number, : len(best.rows)] = best.similarity
+        return hits
+
+
+class _Best:
+    """The nearest rows so far, compared in float64."""
+
+    def __init__(self, query: Float[Tensor, " dim"], count: int) -> None:
+        self.query, self.count = query, count
+        self.rows, self.similarity = np.empty(0, np.int64), np.empty(0)
+
+    @property
+    def floor(self) -> float:
+        """What a row has to reach."""
+        return -2.0 if len(self.rows) < self.count else float(self.similarity[-1])
+
+    def add(self, numbers: np.ndarray, rows: Float[Tensor, "row dim"]) -> None:
+        """Compare more rows."""
+        near = (rows.double() * self.query).sum(1).numpy()  # row by row, so that equal rows are equal
+        numbers, near = np.concatenate([self.rows, numbers]), np.concatenate([self.similarity, near])
+        order = np.lexsort((numbers, -near))[: self.count]
+        self.rows, self.similarity = numbers[order], near[order]
+
+
+class _Summed:
+    """Sums of components, some images at a time.
+
+    Args:
+        source, places, rows, level: As for `Index.build`.
+    """
+
+    def __init__(self, source: Store | Aligned, places: Sequence[int] | None, rows: Rows, level: str | None) -> None:
+        seen = source if isinstance(source, Aligned) else None
+        self.store: Store = seen.store if seen else source  # type: ignore[assignment]
+        self.level = seen.level if seen else level or self.store.manifest.levels[0]
+        self.numbers = seen.rows if seen and rows is None else self.store.rows(rows)
+        known = self.store.components(self.level)
+        if places is not None and not len(places):
+            raise StoreError("No component was chosen.", where=str(self.store.place), cure="choose one at least")
+        self.places = range(len(known)) if places is None else places
+        self.maps = [seen.aligner.maps[row].float() for row in seen.places] if seen else None
+        self.bias = seen.aligner.bias.float() if seen and places is None else torch.zeros(())
+        self.representation = places is None and seen is None
+        self.dim = self.maps[0].shape[1] if self.maps else self.store.manifest.dim
+        chosen = None if places is None else [asdict(known[place]) for place in places]
+        self.identity = _identity(source, self.level) | {"components": chosen}
+
+    def pieces(self, on_images: Callable[[int], None]) -> Iterator[Float[Tensor, "image dim"]]:
+        size = max(1, _BYTES // (4 * max(self.dim, self.store.manifest.dim)))
+        for start in range(0, len(self.numbers), size):
+            part = self.numbers[start : start + size]
+            yield self.store.representation(part) if self.representation else self._sum(part)
+            on_images(len(part))
+
+    def _sum(self, part: np.ndarray) -> Float[Tensor, "image dim"]:
+        total = torch.zeros(len(part), self.dim) + self.bias
+        for place in self.places:
+            own = self.store.values([place], part, level=self.level)[:, 0].float()
+            total += own if self.maps is None else own @ self.maps[place]
+        return total
+
+    def mean(self, on_images: Callable[[int], None]) -> Float[Tensor, " dim"]:
+        total = torch.zeros(self.dim, dtype=torch.float64)
+        for piece in self.pieces(on_images):
+            total += piece.sum(0, dtype=torch.float64)
+        return (total / len(self.numbers)).float()
+
+
+def _identity(source: Store | Aligned, level: str) -> dict[str, Any]:
+    """What a store, or one seen through an aligner, says of itself, as it is after JSON."""
+    store = source.store if isinstance(source, Aligned) else source
+    aligner = None
+    if isinstance(source, Aligned):
+        own, digest = source.aligner.identity, hashlib.sha256(source.aligner.maps.contiguous().numpy().tobytes())
+        aligner = {"space": own["space"], "space_hash": own["space_hash"], "maps": digest.hexdigest()}
+    known = {
+        "model": store.manifest.model,
+        "weights_hash": store.manifest.weights_hash,
+        "preprocessing": store.manifest.preprocessing,
+        "level": level,
+        "aligner": aligner,
+        "data": [own.fingerprint for own in store.manifest.listings],
+    }
+    return json.loads(json.dumps(known))
+
+
+def _unit(values: Float[Tensor, "image dim"], whole: Float[Tensor, "image dim"]) -> Float[Tensor, "image dim"]:
+    """Of length one; zero where nothing is left of the whole but its rounding."""
+    length = values.norm(dim=1, keepdim=True)
+    varies = length > 1e-6 * whole.norm(dim=1, keepdim=True)
+    return torch.where(varies, values / length.clamp_min(1e-30), 0.0)
+
+
+def _card(ids: Sequence[str], identity: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, "version": VERSION, **identity, "ids": list(ids)}, indent=1) + "\n"
+
+
+def _write(folder: Path, card: str, mean: Tensor, images: int, pieces: Iterable[Tensor]) -> Path:
+    """A safetensors file whose rows come one piece after the other, and the card."""
+    dim = len(mean)
+    header = json.dumps(
+        {
+            "__metadata__": {"card": hashlib.sha256(card.encode()).hexdigest()},
+            "mean": {"dtype": "F32", "shape": [dim], "data_offsets": [0, 4 * dim]},
+            "rows": {"dtype": "F32", "shape": [images, dim], "data_offsets": [4 * dim, 4 * dim * (images + 1)]},
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    check_room(folder, 4 * dim * (images + 1))
+    with replacing(folder / TENSORS, "index") as tensors, replacing(folder / CARD, "index") as noted:
+        folder.mkdir(parents=True, exist_ok=True)
+        noted.write_text(card, "utf-8")
+        with tensors.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for piece in chain((mean,), pieces):
+                file.write(piece.contiguous().numpy().data)
+    return folder / TENSORS
