@@ -175,6 +175,7 @@ def test_it_stops_when_nothing_is_gained(tmp_path, monkeypatch):
 def aligner():
     generator = torch.Generator().manual_seed(3)
     identity = {"model": "tiny", "weights_hash": "hash", "preprocessing": {"size": 1}, "level": "head", "space": "s"}
+    identity |= {"space_hash": "h", "space_loading": {}}
     maps = torch.randn(len(NAMES), WIDTH, 5, generator=generator)
     return Aligner(maps, torch.randn(5, generator=generator), NAMES, identity, {"x": 1.5})
 

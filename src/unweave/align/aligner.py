@@ -23,6 +23,9 @@ from unweave.contributions import Contributions, Origin
 from unweave.errors import StoreError
 
 FORMAT, VERSION = "unweave aligner", 1
+IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
+"""What the card says of what an aligner belongs to, at least."""
+
 TENSORS, CARD = "aligner.safetensors", "aligner.json"
 
 
@@ -34,8 +37,7 @@ class Aligner:
         maps: `[component, width, dim]`.
         bias: `[dim]`.
         components: Whose maps these are.
-        identity: The model and space that they are of: `model`, `weights_hash`, `preprocessing`, `level`, `space`,
-            `space_hash`, how the space is loaded again (`space_loading`), and fingerprints of the images (`data`).
+        identity: The model and space that they are of (`IDENTITY`), and fingerprints of the images (`data`).
         measured: How good they are, ready for JSON.
     """
 
@@ -154,6 +156,9 @@ class Aligner:
                 if (file.metadata() or {}).get("card") != hashlib.sha256(text.encode()).hexdigest():
                     raise ValueError("the card and the tensors do not belong together")
                 maps, bias = file.get_tensor("maps"), file.get_tensor("bias")
+            lacking = [name for name in IDENTITY if name not in known]
+            if lacking:
+                raise ValueError(f"the card lacks {', '.join(lacking)}")
             measured = known.pop("measured")
             components = tuple(Component(**fields) for fields in known.pop("components"))
             return cls(maps, bias, components, known, measured)

@@ -14,8 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 import unweave
+from unweave.cli.ablate import ablate
 from unweave.cli.align import align
 from unweave.cli.console import print_error
+from unweave.cli.debias import debias
 from unweave.cli.decompose import decompose
 from unweave.cli.demo import demo
 from unweave.cli.explain import explain
@@ -60,6 +62,8 @@ app.add_typer(store, name="store")
 app.command()(align)
 app.command()(score)
 app.command()(label)
+app.command()(ablate)
+app.command()(debias)
 app.command()(models)
 
 

@@ -4,13 +4,16 @@ They use matplotlib's objects and not its global state, so that they can be draw
 plots.
 """
 
+from unweave.figures.curves import Curve, curves_figure
 from unweave.figures.factors import factors_figure
 from unweave.figures.heatmap import heatmap_figure
 from unweave.figures.names import NamedComponent, names_figure
 from unweave.figures.share import save_figure, share_figure
 
 __all__ = [
+    "Curve",
     "NamedComponent",
+    "curves_figure",
     "factors_figure",
     "heatmap_figure",
     "names_figure",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 
 from unweave.errors import TextError
+
+_HERE = Path(__file__).parent
 
 TEMPLATES = (
     "{}",
@@ -105,6 +107,21 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
     if not found:
         raise TextError("There are no features.", where=where, cure="write one table for each feature")
     return found
+
+
+def shipped(**files: str) -> Callable[[str], Mapping[str, tuple[str, ...]]]:
+    """Features that are shipped, by the name of their set.
+
+    Args:
+        files: The name of each set and its file.
+    """
+
+    def read(name: str = "features") -> Mapping[str, tuple[str, ...]]:
+        if name not in files:
+            raise TextError(f"No features {name!r} are shipped.", cure=f"use {' or '.join(files)}")
+        return features(_HERE / files[name])
+
+    return read
 
 
 def chosen(

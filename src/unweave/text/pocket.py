@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,8 @@ from unweave.models.weights import fingerprint
 from unweave.pocket.captions import TEMPLATES, alone
 from unweave.pocket.encoder import TextEncoder, text
 from unweave.pocket.scenes import NAMES
-from unweave.text.phrases import features
+from unweave.text.phrases import shipped
 from unweave.text.space import Match, TextSpace
-
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +65,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
         fingerprint(module),
         TEMPLATES,
         match,
-        features=lambda: features(_HERE / "pocket.toml"),
+        features=shipped(features="pocket.toml", birds="pocket-birds.toml"),
         vocabulary=vocabulary,
     )
 

@@ -23,8 +23,11 @@ from torch.nn.functional import normalize
 from unweave.errors import TextError
 from unweave.models import Model, load_model
 from unweave.text import cache
-from unweave.text.phrases import features
+from unweave.text.phrases import shipped
 from unweave.text.vocabulary import vocabulary
+
+GENERAL = shipped(features="features.toml", birds="waterbirds.toml")
+"""The features of the paper, by set."""
 
 _AT_ONCE = 256
 """Texts that the encoder reads at a time."""
@@ -72,7 +75,7 @@ class TextSpace:
         templates: The sentences that a phrase is set into.
         match: How the model was taught to compare.
         loading: How it is loaded again: keywords of `text_space`.
-        features: Gives the features that are shipped for it.
+        features: Gives the features that are shipped for it, or another set of them (`birds`).
         vocabulary: Gives the phrases that are shipped for it.
     """
 
@@ -83,7 +86,7 @@ class TextSpace:
     templates: tuple[str, ...]
     match: Match = Match()
     loading: Mapping[str, Any] = field(default_factory=dict)
-    features: Callable[[], Mapping[str, tuple[str, ...]]] = field(default=features, repr=False)
+    features: Callable[..., Mapping[str, tuple[str, ...]]] = field(default=GENERAL, repr=False)
     vocabulary: Callable[[], tuple[str, ...]] = field(default=vocabulary, repr=False)
 
     def encode(self, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "phrase dim"]:

@@ -1,0 +1,94 @@
+"""Curves with their intervals, several in one plot, each named at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from unweave.errors import UnweaveError
+
+_INK, _FAINT = "#2b2b2b", "#8a8a86"
+
+COLOURS = ("#3d6fb0", "#e08a3c", "#4f9d76", "#8a74bd", "#b2475a", "#6b6b66", "#2aa1b3", "#c9a227")
+"""Told apart by colour-blind readers, and by their darkness in print, together with the dashes."""
+
+_DASHES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line.
+
+    Attributes:
+        name: Of the line.
+        values: From step 0 on.
+        low, high: The band around it; None for no band.
+        faint: Whether it stands behind the others, for comparison.
+        mark: A step to mark.
+    """
+
+    name: str
+    values: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    faint: bool = False
+    mark: int | None = None
+
+
+def curves_figure(panels: dict[str, Sequence[Curve]], *, title: str, across: str, up: str) -> Figure:
+    """The figure: a panel for each group of curves, all on one scale.
+
+    Args:
+        panels: Curves under the name of their panel.
+        title: Set above it.
+        across: What the steps are.
+        up: What the values are.
+
+    Raises:
+        UnweaveError: There is nothing to draw, or a band has not as many values as its line.
+    """
+    if not panels or not all(panels.values()):
+        raise UnweaveError("There are no curves to draw.")
+    if any(len(band) != len(own.values) for curves in panels.values() for own in curves for band in _bands(own)):
+        raise UnweaveError("A band has not as many values as its line.")
+    figure = Figure(figsize=(1.0 + 5.4 * len(panels), 4.3), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for axes, (name, curves) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        _draw(axes, curves)
+        axes.set_title(name, fontsize=11, color=_INK, loc="left")
+        axes.set_xlabel(across, color=_INK, fontsize=9.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.axes[0].set_ylabel(up, color=_INK, fontsize=9.5)
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def _bands(own: Curve) -> list[Sequence[float]]:
+    return [band for band in (own.low, own.high) if band is not None]
+
+
+def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
+    strong = 0
+    for own in curves:
+        steps = range(len(own.values))
+        colour = _FAINT if own.faint else COLOURS[strong % len(COLOURS)]
+        dash = ":" if own.faint else _DASHES[strong // len(COLOURS) % len(_DASHES)]
+        strong += not own.faint
+        axes.plot(steps, own.values, dash, color=colour, linewidth=1.4 if own.faint else 2.0, label=own.name)
+        if own.low is not None and own.high is not None:
+            axes.fill_between(steps, own.low, own.high, color=colour, alpha=0.14, linewidth=0)
+        if own.mark is not None:
+            axes.plot([own.mark], [own.values[own.mark]], "o", color=colour, markersize=6)
+    axes.grid(axis="y", color="#e4e4e0", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK, loc="best")
+    axes.tick_params(length=0, labelcolor=_INK, labelsize=8.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,449 @@
+"""Debiasing: find the components that carry what misleads a classifier, and make them say the same of every image.
+
+    ranking = ranked(attribution, spurious="background", core="bird")
+    found = debias(sides, head, ranking, "label", "background")
+    found.curve[10].worst, found.curve[0].worst
+
+Components are ranked by their score for a spurious feature less that for the core one, on held-out images, and the
+first k are replaced by their mean. Nothing is trained. Groups are used to measure, and for the upper
+bound; not to rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+from torch import Tensor
+
+from unweave.align import open_aligned
+from unweave.attribute import Attribution
+from unweave.attribute import attribute as attribute_to
+from unweave.components import Component
+from unweave.errors import StoreError
+from unweave.store import Rows, Store, open_store
+from unweave.tasks.ablation import Accuracy, Sums, means
+from unweave.tasks.head import Head, classifier, probe, zero_shot
+from unweave.text import features as read_features
+from unweave.text.phrases import chosen
+
+K = 10
+"""Components to ablate, as published."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How well the images of each group are told.
+
+    Attributes:
+        accuracies: By the name of the group.
+    """
+
+    accuracies: Mapping[str, Accuracy]
+
+    @property
+    def worst(self) -> float:
+        """Of the group that is told worst."""
+        return min(own.value for own in self.accuracies.values())
+
+    @property
+    def worst_group(self) -> str:
+        """Which that is."""
+        return min(self.accuracies, key=lambda name: self.accuracies[name].value)
+
+    @property
+    def average(self) -> float:
+        """The mean over groups, whatever their sizes."""
+        return sum(own.value for own in self.accuracies.values()) / len(self.accuracies)
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Images, and what is known of them.
+
+    Attributes:
+        store: Their contributions.
+        rows: Which images; None for all.
+    """
+
+    store: Store
+    rows: Rows = None
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The rows, as numbers."""
+        return self.store.rows(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Debiased:
+    """What ablating components does to a classifier.
+
+    Attributes:
+        model: The model's id.
+        head: Which classifier.
+        components: Of the model.
+        order: Their places, in the order in which they are ablated.
+        curve: Groups on the test images with none ablated, the first, the first two, ...
+        chosen: How many to ablate, chosen without groups (see `debias`).
+        k: How many are reported.
+        random: For each draw, the curve with components drawn at random.
+        best: The curve with components chosen by the groups of held-out images, one by one: an upper bound.
+        best_order: Which those are.
+        protocol: `held-out`, or `published`, which ranks on the test images.
+    """
+
+    model: str
+    head: str
+    components: tuple[Component, ...]
+    order: tuple[int, ...]
+    curve: tuple[Groups, ...]
+    chosen: int
+    k: int
+    random: tuple[tuple[Groups, ...], ...]
+    best: tuple[Groups, ...]
+    best_order: tuple[int, ...]
+    protocol: str
+
+    @property
+    def ablated(self) -> tuple[Component, ...]:
+        """The first `k` components."""
+        return tuple(self.components[place] for place in self.order[: self.k])
+
+    def table(self) -> pa.Table:
+        """One row for each way to choose components and each number of them: the worst, the average and all groups."""
+        rows = []
+        ways = [("ranked", self.curve), *(("random", own) for own in self.random), ("groups known", self.best)]
+        for number, (way, curve) in enumerate(ways):
+            for k, groups in enumerate(curve):
+                worst = groups.accuracies[groups.worst_group]
+                row: dict[str, object] = {
+                    "model": self.model,
+                    "components": way,
+                    "draw": number - 1 if way == "random" else None,
+                    "k": k,
+                    "worst": groups.worst,
+                    "worst_low": worst.interval[0],
+                    "worst_high": worst.interval[1],
+                    "worst_group": groups.worst_group,
+                    "average": groups.average,
+                }
+                row |= {f"group {name}": own.value for name, own in groups.accuracies.items()}
+                rows.append(row)
+        return pa.Table.from_pylist(rows)
+
+
+def candidates(components: Sequence[Component]) -> list[int]:
+    """What may be ablated: everything but biases, which hardly vary, and what was not resolved."""
+    return [place for place, own in enumerate(components) if own.kind not in ("bias", "rest", "lumped")]
+
+
+def ranked(found: Attribution, spurious: str, core: str) -> tuple[int, ...]:
+    """The components from the one that is most about the spurious feature, and least about the core one.
+
+    Raises:
+        TextError: One of the features was not scored.
+    """
+    difference = found.scores[:, found.column(spurious)] - found.scores[:, found.column(core)]
+    places = candidates(found.components)
+    return tuple(sorted(places, key=lambda place: (-float(difference[place]), place)))
+
+
+def groups_of(
+    store: Store, head: Head, field: str, attribute: str, rows: Rows = None
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The group of each image: its class, and the value of what misleads.
+
+    Args:
+        store: Of the images.
+        head: Whose classes they are.
+        field: What names the class.
+        attribute: What misleads, such as `background`.
+        rows: Which images.
+
+    Returns:
+        The names of the groups, the group of each image, and its class.
+
+    Raises:
+        StoreError: There are no such fields, an image lacks one of them, or a group has no images.
+    """
+    numbers = store.rows(rows)
+    codes = head.codes(store, field, numbers)
+    known = store.field(attribute)
+    values = [known[row] for row in numbers]
+    lacking = next(
+        (row for row, code, value in zip(numbers, codes, values, strict=True) if code < 0 or value is None), None
+    )
+    if lacking is not None:
+        raise StoreError(
+            f"The image has no {field} or no {attribute}, so it is in no group.",
+            where=f"{store.place}: {store.ids[int(lacking)]}",
+            cure="choose images that have both",
+        )
+    others = sorted({str(value) for value in values})
+    names = [f"{head.classes[code]}, {other}" for code in sorted(set(codes.tolist())) for other in others]
+    own = np.array(
+        [names.index(f"{head.classes[code]}, {value}") for code, value in zip(codes, values, strict=True)], np.int64
+    )
+    counts = np.bincount(own, minlength=len(names)) if len(own) else np.zeros(0, np.int64)
+    if len(names) < 2 or not counts.all():
+        empty = next((name for name, count in zip(names, counts, strict=True) if not count), None)
+        what = f"The group {empty!r} has no images." if empty else f"There are {len(names)} groups."
+        raise StoreError(what, where=str(store.place), cure="choose images of every class with every value")
+    return names, own, codes
+
+
+def debias(
+    fitted: Side,
+    held_out: Side,
+    test: Side,
+    head: Head,
+    order: Sequence[int],
+    field: str,
+    attribute: str,
+    *,
+    k: int | None = K,
+    most: int = 2 * K,
+    draws: int = 20,
+    seed: int = 0,
+    protocol: str = "held-out",
+    on_step: Callable[[int], None] = lambda done: None,
+) -> Debiased:
+    """Ablate components in order, and tell every group of the test images after each.
+
+    Ablated contributions are replaced by their mean over the images that the head was fitted to. How many to ablate can
+    be chosen without knowing groups, on held-out images: the number for which those that the head tells right as it is
+    and those that it tells wrong (under a bias, the ones out of place) are told best on average, both counting alike.
+
+    Args:
+        fitted: The images that the head was fitted to.
+        held_out: Images to choose by.
+        test: Images to report on.
+        head: What tells the classes.
+        order: Components to ablate, the first first (see `ranked`).
+        field: What names the class of an image.
+        attribute: What misleads.
+        k: How many to report; None for the number chosen without groups.
+        most: How far to go.
+        draws: How often components are drawn at random, as a control.
+        seed: Of these.
+        protocol: Where the order comes from.
+        on_step: Called with how many steps of all curves are done.
+
+    Raises:
+        StoreError: A group has no images, more components are asked for than there are, or classes are unknown.
+    """
+    level = str(head.aligner.identity["level"]) if head.aligner is not None else test.store.manifest.levels[0]
+    components = test.store.components(level)
+    if k is not None and not 0 <= k <= len(order):
+        raise StoreError(
+            f"{k} components cannot be ablated: there are {len(order)}.",
+            where=str(test.store.place),
+            cure="ask for fewer",
+        )
+    if any(side.store.components(level) != components for side in (fitted, held_out)):
+        raise StoreError("The stores have different components.", where=str(test.store.place), cure="extract all alike")
+    most = min(max(most, k or 0), len(order))
+    replaced = means(fitted.store, fitted.rows, level=level)
+    measured = _Told(test, head, replaced, field, attribute, level)
+    guided = _Told(held_out, head, replaced, field, attribute, level)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        on_step(done)
+
+    curve = measured.curve(order[:most], step)
+    right = [guided.right(sums) for sums in guided.sums(order[:most], step)]
+    number = int(np.argmax([_balanced(right[0], own) for own in right]))
+    rng = np.random.default_rng(seed)
+    places = candidates(components)
+    size = min(most, len(places))
+    random = tuple(measured.curve(rng.choice(places, size, replace=False).tolist(), step) for _ in range(draws))
+    best = _greedy(guided, places, size, step)
+    return Debiased(
+        test.store.manifest.model,
+        head.name,
+        components,
+        tuple(order),
+        curve,
+        number,
+        number if k is None else k,
+        random,
+        measured.curve(best, lambda: None),
+        tuple(best),
+        protocol,
+    )
+
+
+class _Told:
+    """Images of one side, whose groups are told with some components ablated."""
+
+    def __init__(
+        self, side: Side, head: Head, replaced: Float[Tensor, "component width"], field: str, attribute: str, level: str
+    ) -> None:
+        self.names, self.groups, self.codes = groups_of(side.store, head, field, attribute, side.rows)
+        self.head, self._sums = head, Sums(head, side.store, side.numbers, replaced, level)
+
+    def sums(self, order: Sequence[int], on_step: Callable[[], None]) -> Iterator[Tensor]:
+        """The sums with none ablated, the first, the first two, ..."""
+        total = self._sums.whole()
+        yield total
+        on_step()
+        for component in order:
+            total = total - self._sums.change(component)
+            yield total
+            on_step()
+
+    def change(self, component: int) -> Float[Tensor, "image dim"]:
+        """What the sums lose with a component."""
+        return self._sums.change(component)
+
+    def right(self, sums: Float[Tensor, "image dim"]) -> np.ndarray:
+        """Which images are told right."""
+        return self.head.predicted(sums) == self.codes
+
+    def told(self, sums: Float[Tensor, "image dim"]) -> Groups:
+        """How well each group is told."""
+        right = self.right(sums)
+        counts = [(name, self.groups == place) for place, name in enumerate(self.names)]
+        return Groups({name: Accuracy(int(right[own].sum()), int(own.sum())) for name, own in counts})
+
+    def curve(self, order: Sequence[int], on_step: Callable[[], None]) -> tuple[Groups, ...]:
+        """How well each group is told with none ablated, the first, the first two, ..."""
+        return tuple(self.told(sums) for sums in self.sums(order, on_step))
+
+
+def _balanced(before: np.ndarray, after: np.ndarray) -> float:
+    """How often images are right that were right, and that were not, both counting alike."""
+    parts = [after[own].mean() for own in (before, ~before) if own.any()]
+    return float(np.mean(parts))
+
+
+def _greedy(guided: _Told, places: Sequence[int], count: int, on_step: Callable[[], None]) -> list[int]:
+    """Components by the groups of held-out images: each time the one without which the worst group is told best."""
+    total, left, found = next(guided.sums([], lambda: None)), list(places), list[int]()
+    for _ in range(count):
+        tried = [guided.told(total - guided.change(place)) for place in left]
+        best = max(range(len(left)), key=lambda place: (tried[place].worst, tried[place].average))
+        total = total - guided.change(left[best])
+        found.append(left.pop(best))
+        on_step()
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """All that one run of `debias` needs.
+
+    Attributes:
+        fitted, held_out, test: The images.
+        head: What tells the classes.
+        order: Components, ranked.
+        label: The field that names the class.
+        protocol: Where the order comes from.
+        card: What it was made of, ready for JSON.
+    """
+
+    fitted: Side
+    held_out: Side
+    test: Side
+    head: Head
+    order: tuple[int, ...]
+    label: str
+    protocol: str
+    card: Mapping[str, object]
+
+    def steps(self, draws: int, most: int = 2 * K) -> int:
+        """How many steps `run` reports."""
+        most = min(most, len(self.order))
+        return (most + 1) * (2 + draws) + most
+
+    def run(self, attribute: str, **options: Any) -> Debiased:
+        """`debias` on these images.
+
+        Args:
+            attribute: The field that has what misleads.
+            options: Further keywords of `debias`.
+        """
+        sides = (self.fitted, self.held_out, self.test)
+        return debias(*sides, self.head, self.order, self.label, attribute, protocol=self.protocol, **options)
+
+
+def experiment(
+    store: str | Path,
+    held_out: str | Path | None = None,
+    test: str | Path | None = None,
+    *,
+    splits: Sequence[str] = ("train", "val", "test"),
+    head: Literal["probe", "zero-shot", "classifier"] = "probe",
+    label: str = "label",
+    softness: float = 0.1,
+    features: str | Path | None = None,
+    spurious: str = "background",
+    core: str = "bird",
+    aligner: str | Path | None = None,
+    space: str | None = None,
+    published: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Experiment:
+    """Open stores, fit the head, and rank components.
+
+    Args:
+        store: All images, with a field `split`; or the images to fit to.
+        held_out, test: The other images, where they are in stores of their own.
+        splits: The values of `split` of the three sides, where one store has them all.
+        head: A linear probe that is fitted to the first side; the model's own classifier; or the core words of a text
+            space, `zero-shot`, where the values of the label are the words.
+        label: The field that names the class.
+        softness: Of the probe.
+        features: A TOML file with both features; those for birds and their backgrounds if not given.
+        spurious, core: The names of the features.
+        aligner, space: What takes components to a text space (see `unweave.align.open_aligned`).
+        published: Rank on the test images.
+        seed: Of the scores' intervals.
+        device: Where the text space computes.
+
+    Raises:
+        StoreError, TextError: A side has no images, or a feature is not there.
+    """
+    stores = [open_store(own) for own in (store, held_out or store, test or store)]
+    if (held_out is None) != (test is None) or len(splits) != len(stores):
+        raise StoreError(
+            "There have to be images to fit to, to choose by and to report on.",
+            where=str(store),
+            cure="name one store with three splits, or three stores",
+        )
+    rows = [None if held_out else own.chosen([f"split={split}"]) for own, split in zip(stores, splits, strict=True)]
+    sides = [Side(own, numbers) for own, numbers in zip(stores, rows, strict=True)]
+    for side in sides:
+        if not len(side.numbers):
+            raise StoreError("A side has no images.", where=str(side.store.place), cure="see the values of `split`")
+    source = sides[2] if published else sides[1]
+    seen, words = open_aligned(source.store, aligner, space, rows=source.rows, device=device)
+    known = read_features(features) if features else words.features("birds")
+    scores = attribute_to(seen, words, chosen(known, [spurious, core]), samples=20, seed=seed)
+    if head == "probe":
+        found = probe(stores[0], label, rows[0], softness=softness)
+    elif head == "classifier":
+        found = classifier(stores[0])
+    else:
+        values = sorted({str(value) for value in stores[0].field(label) if value is not None})
+        found = zero_shot(words, {value: (value.replace("_", " "),) for value in values}, seen.aligner)
+    own = seen.aligner.identity
+    card = {
+        "stores": [str(each.place) for each in stores],
+        **{name: own[name] for name in ("model", "weights_hash", "level", "space", "space_hash")},
+        "spurious": {spurious: list(known[spurious])},
+        "core": {core: list(known[core])},
+        "label": label,
+    }
+    protocol = "published" if published else "held-out"
+    return Experiment(*sides, found, ranked(scores, spurious, core), label, protocol, card)
