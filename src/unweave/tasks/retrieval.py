@@ -442,9 +442,9 @@ class Agreement:
     within_components: Float[np.ndarray, " component"]
     within_features: Float[np.ndarray, " feature"]
 
-    def summary(self) -> dict[str, dict[str, float]]:
+    def summary(self) -> dict[str, dict[str, int | float]]:
         """Both distributions: how many values, their median and quartiles."""
-        found = {}
+        found: dict[str, dict[str, int | float]] = {}
         for name in ("within_components", "within_features"):
             values = getattr(self, name)
             values = values[np.isfinite(values)]
