@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,8 +42,8 @@ def gallery(seen: Aligned, space: TextSpace, namings: Sequence[Naming]) -> Figur
                 str(own.component),
                 [(name.phrase, name.alone) for name in own.names],
                 own.usual,
-                _squares(seen, most),
-                _squares(seen, least),
+                _found(seen, most),
+                _found(seen, least),
             )
         )
     return names_figure(
@@ -51,13 +51,16 @@ def gallery(seen: Aligned, space: TextSpace, namings: Sequence[Naming]) -> Figur
     )
 
 
-def _squares(seen: Aligned, rows: Sequence[int]) -> UInt8[np.ndarray, "image side side 3"]:
-    """The middles of images."""
-    found = np.zeros((len(rows), _SIDE, _SIDE, 3), np.uint8)
-    for place, picture in enumerate(pictures(seen.store, [seen.store.ids[row] for row in rows])):
-        image = picture.read()
+def _found(seen: Aligned, rows: Sequence[int]) -> UInt8[np.ndarray, "image side side 3"]:
+    return squares(picture.read() for picture in pictures(seen.store, [seen.store.ids[row] for row in rows]))
+
+
+def squares(images: Iterable[Image.Image]) -> UInt8[np.ndarray, "image side side 3"]:
+    """The middles of images, of equal size."""
+    found = []
+    for image in images:
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        square = image.crop((left, top, left + edge, top + edge))
-        found[place] = np.asarray(square.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
-    return found
+        middle = image.crop((left, top, left + edge, top + edge))
+        found.append(np.asarray(middle.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)))
+    return np.array(found, np.uint8).reshape(-1, _SIDE, _SIDE, 3)

@@ -25,6 +25,7 @@ from unweave.cli.extract import extract
 from unweave.cli.label import label
 from unweave.cli.models import models
 from unweave.cli.score import score
+from unweave.cli.search import search
 from unweave.cli.store import store
 from unweave.errors import UnweaveError
 
@@ -64,6 +65,7 @@ app.command()(score)
 app.command()(label)
 app.command()(ablate)
 app.command()(debias)
+app.command()(search)
 app.command()(models)
 
 

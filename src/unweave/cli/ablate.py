@@ -96,7 +96,7 @@ def ablate(
                     on_component=counted(advance),
                 )
             )
-    rows = pa.concat_tables([own.table() for own in found])
+    rows = pa.concat_tables([one.table() for one in found])
     card = {"stores": stores, "head": head, "label": label, "to": to, "order": order or ["last"], "seed": seed}
     files = write_table(rows, card, output, "ablation")
     if not no_figure:
@@ -105,8 +105,8 @@ def ablate(
         print_json(card | {"files": files, "rows": rows.to_pylist()})
         return
     console = Console(highlight=False)
-    for own in found:
-        console.print(_told(own))
+    for one in found:
+        console.print(_told(one))
         console.print(Text())
     print_files(files)
 

@@ -101,13 +101,14 @@ def debias(
         )
     with progress("ablating", plan.steps(draws)) as advance:
         found = plan.run(attribute, k=None if k == "auto" else int(k), draws=draws, seed=seed, on_step=counted(advance))
+    ablated = [str(own) for own in found.ablated]
     card = {
         **plan.card,
         "head": head,
         "protocol": found.protocol,
         "k": found.k,
         "k chosen without groups": found.chosen,
-        "ablated": [str(own) for own in found.ablated],
+        "ablated": ablated,
         "order": [str(found.components[place]) for place in found.order],
         "best by groups": [str(found.components[place]) for place in found.best_order],
     }
@@ -119,7 +120,7 @@ def debias(
         return
     console = Console(highlight=False)
     console.print(_told(found))
-    console.print(Text(f"\nablated: {', '.join(card['ablated']) or 'nothing'}"), soft_wrap=True)
+    console.print(Text(f"\nablated: {', '.join(ablated) or 'nothing'}"), soft_wrap=True)
     print_files(files)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ class Curve:
     mark: int | None = None
 
 
-def curves_figure(panels: dict[str, Sequence[Curve]], *, title: str, across: str, up: str) -> Figure:
+def curves_figure(panels: Mapping[str, Sequence[Curve]], *, title: str, across: str, up: str) -> Figure:
     """The figure: a panel for each group of curves, all on one scale.
 
     Args:

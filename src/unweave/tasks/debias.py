@@ -446,4 +446,4 @@ def experiment(
         "label": label,
     }
     protocol = "published" if published else "held-out"
-    return Experiment(*sides, found, ranked(scores, spurious, core), label, protocol, card)
+    return Experiment(sides[0], sides[1], sides[2], found, ranked(scores, spurious, core), label, protocol, card)

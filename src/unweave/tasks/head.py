@@ -100,7 +100,7 @@ def classifier(store: Store, *, model: Model | None = None, classes: Sequence[st
     store.agree(weights_hash=loaded.weights_hash)
     own = loaded.classifier
     assert own is not None
-    names = tuple((name,) for name in classes) if classes else _names(loaded, store.manifest.classes)
+    names = tuple((name,) for name in classes) if classes else class_names(loaded, store.manifest.classes)
     if len(names) != store.manifest.classes:
         raise StoreError(
             f"{len(names)} names are given for {store.manifest.classes} classes.", where=store.manifest.model
@@ -154,7 +154,7 @@ def probe(store: Store, field: str, rows: Rows = None, *, softness: float = 0.1)
     return Head("probe", tuple((name,) for name in names), lambda sums: sums @ matrix.T + shift)
 
 
-def _names(model: Model, count: int) -> tuple[tuple[str, ...], ...]:
+def class_names(model: Model, count: int) -> tuple[tuple[str, ...], ...]:
     """What classes are called, as far as that is known; else by their numbers."""
     labels = getattr(getattr(model.module, "config", None), "id2label", None) or {}
     if model.id.startswith("pocket/"):
