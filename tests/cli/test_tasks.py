@@ -1,0 +1,153 @@
+"""`unweave ablate` and `unweave debias`, on a small network that is shipped."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import unweave
+from stores import remembered
+from unweave.align import Recipe, align
+from unweave.extraction import extractor, job
+
+pytestmark = pytest.mark.xdist_group("store verbs")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (job, extractor):
+            patch.setattr(module, "plans_of", remembered)
+        patch.setenv("UNWEAVE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    scenes = unweave.extract("pocket/deit", "pocket/evaluation", folder / "deit", limit=160)
+    for split in ("train", "validation", "test"):
+        unweave.extract("pocket/deit", f"pocket/birds/0/{split}/80", folder / split)
+    found = align(scenes, unweave.text_space("pocket/clip"), recipe=Recipe(rounds=0), random_images=0)
+    found.save(folder / "aligner")
+    return folder
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def said(result, status=0):
+    assert result.exit_code == status, result.output
+    return json.loads(result.stdout)
+
+
+def birds(stores, *more):
+    sides = ("--held-out", stores / "validation", "--test", stores / "test")
+    return ("debias", stores / "train", *sides, "--aligner", stores / "aligner", "--draws", 2, "-o", "out", *more)
+
+
+def test_ablate_layers(run, stores, tmp_path):
+    found = said(run("ablate", stores / "deit", stores / "deit", "-o", "out", "--json"))
+    rows = pq.read_table(tmp_path / "out/ablation.parquet").to_pylist()
+    assert rows == found["rows"] and len(rows) == 2 * 7
+    assert rows[0]["accuracy"] > 0.5 > rows[6]["accuracy"] and rows[1]["ablated"] == "layer 5"
+    assert size(tmp_path / "out/ablation.png")[0] > 500
+    result = run("ablate", stores / "deit", "-o", "out", "--order", "first", "--to", "zero", "--no-figure")
+    assert result.exit_code == 0 and "accuracy of the classifier head" in result.stdout and "layer 0" in result.stdout
+
+
+def test_ablate_by_score_by_chance_and_by_name(run, stores):
+    words = ("--head", "zero-shot", "--label", "location", "--aligner", stores / "aligner", "--no-figure")
+    found = said(run("ablate", stores / "deit", "-o", "out", "--order", "score:location", *words, "--json"))
+    assert len(found["rows"]) == 45 and found["rows"][1]["ablated"].startswith("blocks.")
+    found = said(run("ablate", stores / "deit", "-o", "out", "--order", "random", "--head", "probe", "--label", "category", "--json"))
+    assert len(found["rows"]) == 45
+    order = ("--order", "blocks.5.*", "--order", "kind:mlp")
+    found = said(run("ablate", stores / "deit", "-o", "out", *order, "--json"))
+    assert [row["ablated"] for row in found["rows"]] == ["nothing", "blocks.5.*", "kind:mlp"]
+
+
+def test_debias_reports_groups_before_and_after_beside_controls(run, stores, tmp_path):
+    found = said(run(*birds(stores, "-k", 3, "--json")))
+    rows = pq.read_table(tmp_path / "out/debias.parquet").to_pylist()
+    assert rows == found["rows"] and {row["components"] for row in rows} == {"ranked", "random", "groups known"}
+    assert found["k"] == 3 == len(found["ablated"]) and found["protocol"] == "held-out"
+    assert {"group land, land", "group water, land"} <= set(rows[0])
+    assert size(tmp_path / "out/debias.png")[0] > 800
+    result = run(*birds(stores, "-k", "auto", "--published", "--no-figure"))
+    assert result.exit_code == 0 and "worst group" in result.stdout and "ablated: " in result.stdout
+
+
+def test_debias_of_one_store_with_splits(run, stores, tmp_path):
+    (tmp_path / "images").mkdir()
+    lines = ["id,path,label,background,split"]
+    for split in ("train", "val", "test"):
+        for number, picture in enumerate(unweave.open_images("pocket/birds/3/test/40")):
+            name = f"{split}{number}.png"
+            picture.read().save(tmp_path / "images" / name)
+            lines.append(f"{name},{name},{picture.fields['bird']},{picture.fields['background']},{split}")
+    (tmp_path / "images/list.csv").write_text("\n".join(lines))
+    unweave.extract("pocket/deit", str(tmp_path / "images/list.csv"), tmp_path / "one")
+    arguments = ("debias", "one", "--aligner", stores / "aligner", "--draws", 1, "-o", "out", "--no-figure")
+    found = said(run(*arguments, "--json"))
+    assert len(found["rows"]) == 3 * 21 and found["k"] == 10
+    result = run(*arguments, "--splits", "train,valid,test")
+    assert result.exit_code == 2 and "A side has no images" in result.stderr
+    result = run(*arguments, "--splits", "train,test")
+    assert result.exit_code == 2 and "images to fit to, to choose by and to report on" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (("-k", "many"), "no number of components"),
+        (("-k", "900"), "900 components cannot be ablated"),
+        (("--spurious", "sea"), "no feature 'sea'"),
+        (("--features", "no.toml"), "cannot be read"),
+        (("--label", "kind"), "no field 'kind'"),
+        (("--attribute", "kind"), "no field 'kind'"),
+        (
+            (
+                "--head",
+                "classifier",
+            ),
+            "none of the 40 classes",
+        ),
+    ],
+)
+def test_bad_input_to_debias(run, stores, more, what):
+    result = run(*birds(stores, *more))
+    assert result.exit_code == 2 and what in result.stderr and "Traceback" not in result.stderr, result.output
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (("--head", "zero-shot"), "needs a text space"),
+        (("--order", "score:location"), "Words need a text space"),
+        (("--order", "blocks.9.*"), "matches none"),
+        (("--label", "kind"), "no field 'kind'"),
+        (("--label", "colour"), "none of the 40 classes"),
+        (("--means-where", "label=nothing"), "0 images to fit to"),
+        (("--where", "style=noto", "--means-where", "style=noto"), "fitted to and measured on"),
+        (("--aligner", "a", "--aligner", "b"), "have 2 aligners"),
+    ],
+)
+def test_bad_input_to_ablate(run, stores, more, what):
+    result = run("ablate", stores / "deit", "-o", "out", *more)
+    assert result.exit_code == 2 and what in result.stderr.replace("\n", " "), result.output
+    assert "Traceback" not in result.stderr
+
+
+def test_an_aligner_of_another_model_and_a_place_that_cannot_be_written(run, stores, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("ablate", stores / "deit", "-o", "file/out")
+    assert result.exit_code == 2 and "cannot be written" in result.stderr
+    unweave.extract("pocket/clip", "pocket/birds/0/test/20", tmp_path / "clip")
+    result = run("ablate", "clip", "-o", "out", "--head", "zero-shot", "--aligner", stores / "aligner")
+    assert result.exit_code == 2 and "of another model" in result.stderr
