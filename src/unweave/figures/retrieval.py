@@ -72,7 +72,8 @@ def retrieval_figure(
         axes.set_axis_off()
 
     def words(text: str, left: float, top: float, **style: Any) -> None:
-        figure.text(left / width, 1 - top / height, text, **{"color": _INK, "va": "center", "fontsize": 10} | style)
+        usual: dict[str, Any] = {"color": _INK, "va": "center", "fontsize": 10}
+        figure.text(left / width, 1 - top / height, text, **(usual | style))
 
     if probe is None:
         words("text", 0.12, _TOP + 0.2, color=_FAINT)
