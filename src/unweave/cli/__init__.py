@@ -24,6 +24,7 @@ from unweave.cli.explain import explain
 from unweave.cli.extract import extract
 from unweave.cli.label import label
 from unweave.cli.models import models
+from unweave.cli.reproduce import reproduce
 from unweave.cli.score import score
 from unweave.cli.search import search
 from unweave.cli.store import store
@@ -66,6 +67,7 @@ app.command()(label)
 app.command()(ablate)
 app.command()(debias)
 app.command()(search)
+app.command()(reproduce)
 app.command()(models)
 
 

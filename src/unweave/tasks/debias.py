@@ -388,6 +388,7 @@ def experiment(
     features: str | Path | None = None,
     spurious: str = "background",
     core: str = "bird",
+    words: Mapping[str, Sequence[str]] | None = None,
     aligner: str | Path | None = None,
     space: str | None = None,
     published: bool = False,
@@ -400,12 +401,12 @@ def experiment(
         store: All images, with a field `split`; or the images to fit to.
         held_out, test: The other images, where they are in stores of their own.
         splits: The values of `split` of the three sides, where one store has them all.
-        head: A linear probe that is fitted to the first side; the model's own classifier; or the core words of a text
-            space, `zero-shot`, where the values of the label are the words.
+        head: A linear probe that is fitted to the first side; the model's own classifier; or the words of a text space.
         label: The field that names the class.
         softness: Of the probe.
         features: A TOML file with both features; those for birds and their backgrounds if not given.
         spurious, core: The names of the features.
+        words: What each class is called in words (`zero-shot`); the values of the label if not given.
         aligner, space: What takes components to a text space (see `unweave.align.open_aligned`).
         published: Rank on the test images.
         seed: Of the scores' intervals.
@@ -427,16 +428,17 @@ def experiment(
         if not len(side.numbers):
             raise StoreError("A side has no images.", where=str(side.store.place), cure="see the values of `split`")
     source = sides[2] if published else sides[1]
-    seen, words = open_aligned(source.store, aligner, space, rows=source.rows, device=device)
-    known = read_features(features) if features else words.features("birds")
-    scores = attribute_to(seen, words, chosen(known, [spurious, core]), samples=20, seed=seed)
+    seen, text = open_aligned(source.store, aligner, space, rows=source.rows, device=device)
+    known = read_features(features) if features else text.features("birds")
+    scores = attribute_to(seen, text, chosen(known, [spurious, core]), samples=20, seed=seed)
     if head == "probe":
         found = probe(stores[0], label, rows[0], softness=softness)
     elif head == "classifier":
         found = classifier(stores[0])
     else:
         values = sorted({str(value) for value in stores[0].field(label) if value is not None})
-        found = zero_shot(words, {value: (value.replace("_", " "),) for value in values}, seen.aligner)
+        called = words or {value: (value.replace("_", " "),) for value in values}
+        found = zero_shot(text, called, seen.aligner)
     own = seen.aligner.identity
     card = {
         "stores": [str(each.place) for each in stores],

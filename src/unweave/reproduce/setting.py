@@ -1,0 +1,182 @@
+"""A setting: which models, on which images, in which text space, and where stores, aligners and results are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import unweave
+from unweave.align import Recipe, align
+from unweave.errors import UnweaveError
+from unweave.extraction import Settings, extract
+from unweave.store import Store
+from unweave.text import TextSpace, text_space
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the tables.
+
+    Attributes:
+        name: As published.
+        model: Its id.
+        head: What tells its classes: its own classifier, words, or a probe.
+    """
+
+    name: str
+    model: str
+    head: Literal["classifier", "zero-shot", "probe"]
+
+
+PUBLISHED = (
+    Subject("DeiT-B/16", "timm/deit_base_patch16_224.fb_in1k", "classifier"),
+    Subject("CLIP ViT-B/16", "open_clip/ViT-B-16/laion2b_s34b_b88k", "zero-shot"),
+    Subject("DINO ViT-B/16", "timm/vit_base_patch16_224.dino", "probe"),
+    Subject("DINOv2 ViT-B/14", "timm/vit_base_patch14_dinov2.lvd142m", "probe"),
+    Subject("Swin-B", "timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k", "classifier"),
+    Subject("MaxViT-S", "timm/maxvit_small_tf_224.in1k", "classifier"),
+)
+"""The six models of the paper."""
+
+POCKET = (
+    Subject("pocket DeiT", "pocket/deit", "classifier"),
+    Subject("pocket CLIP", "pocket/clip", "zero-shot"),
+    Subject("pocket DINO", "pocket/dino", "probe"),
+    Subject("pocket DINOv2", "pocket/dinov2", "probe"),
+    Subject("pocket Swin", "pocket/swin", "classifier"),
+    Subject("pocket MaxViT", "pocket/maxvit", "classifier"),
+)
+"""Their small kin, which are shipped."""
+
+SPACE, POCKET_SPACE = "open_clip/ViT-L-14/laion2b_s32b_b82k", "pocket/clip"
+"""Where words are: as published, and in the pocket world."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a table is made of.
+
+    Attributes:
+        work: A folder for stores, aligners and results; what is there is not done again.
+        pocket: Whether it is the pocket world.
+        data: The images that the table is about; None for those of the pocket world.
+        fitted: The images that aligners are fitted to; None for those of the pocket world.
+        space: The id of the text space.
+        random_weights: For models and text space: to try out all steps without fetching anything.
+        limit: Only the first so many images of everything.
+        device: Where to compute.
+        seed: Of everything that is drawn by chance.
+        say: Called with what is being done.
+    """
+
+    work: Path
+    pocket: bool = False
+    data: str | None = None
+    fitted: str | None = None
+    space: str = SPACE
+    random_weights: bool = False
+    limit: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    say: Say = field(default=lambda what: None, compare=False)
+
+    @property
+    def images(self) -> str:
+        """The images that the table is about.
+
+        Raises:
+            UnweaveError: They were not named.
+        """
+        if self.data is None:
+            raise UnweaveError("The images were not named.", cure="name them with `--data`, or use `--pocket`")
+        return self.data
+
+    @cached_property
+    def words(self) -> TextSpace:
+        """The text space, loaded."""
+        self.say(f"loading {self.space}")
+        random = self.random_weights and not self.space.startswith("pocket/")
+        return text_space(self.space, random_weights=random, seed=self.seed, device=self._device)
+
+    @property
+    def _device(self) -> str:
+        from unweave.extraction.extractor import device_of
+
+        return device_of(self.device)
+
+    @property
+    def settings(self) -> Settings:
+        """How contributions are extracted."""
+        loading = {"random_weights": self.random_weights, "seed": self.seed} if self.random_weights else {}
+        return Settings(loading=loading, device=self.device)
+
+    def store(self, subject: Subject, data: str, split: str | None = None) -> Store:
+        """A model's contributions for some images; extracted once, and gone on with where that was interrupted."""
+        place = self.work / "stores" / _plain(f"{subject.model} {data} {split or ''} {self._mark}")
+        self.say(f"{subject.name}: extracting {data}{f', {split}' if split else ''}")
+        return extract(subject.model, data, place, self.settings, split=split, limit=self.limit)
+
+    def aligner(self, subject: Subject) -> Path:
+        """Where a model's aligner lies; fitted once, and gone on with where that was interrupted."""
+        place = self.work / "aligners" / _plain(f"{subject.model} {self.space} {self.fitted or ''} {self._mark}")
+        if not (place / "aligner.json").exists():
+            if self.fitted is None:
+                raise UnweaveError(
+                    "The images to fit aligners to were not named.", cure="name them with `--fit`, or use `--pocket`"
+                )
+            store = self.store(subject, self.fitted)
+            self.say(f"{subject.name}: aligning to {self.space}")
+            recipe = Recipe(seed=self.seed)
+            kept = place.with_suffix(".unfinished")
+            align(store, self.words, recipe=recipe, random_images=0, kept=kept).save(place)
+        return place
+
+    def result(self, table: str, subject: Subject, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Rows of a table, made once."""
+        known = {key: str(value) for key, value in asdict(self).items() if key not in ("say", "work", "device")}
+        key = hashlib.sha256(json.dumps([table, asdict(subject), known], sort_keys=True).encode()).hexdigest()[:16]
+        path = self.work / "results" / f"{table}-{_plain(subject.name)}-{key}.json"
+        if path.exists():
+            return list(json.loads(path.read_text("utf-8")))
+        rows = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unweave.files.replacing(path, "result") as partial:
+            partial.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        return rows
+
+    @property
+    def _mark(self) -> str:
+        parts = ["random" if self.random_weights else "", str(self.limit or ""), str(self.seed or "")]
+        return " ".join(part for part in parts if part)
+
+
+def chosen(subjects: Sequence[Subject], names: Sequence[str]) -> tuple[Subject, ...]:
+    """The subjects with these names or ids, or models of one's own by their id; all if none is named.
+
+    Raises:
+        UnweaveError: A name is neither.
+    """
+    known: Mapping[str, Subject] = {key: own for own in subjects for key in (own.name, own.model)}
+    found = []
+    for name in names:
+        if name not in known and "/" not in name:
+            raise UnweaveError(
+                f"There is no model {name!r}.", cure=f"use some of {', '.join(own.name for own in subjects)}"
+            )
+        found.append(known.get(name) or Subject(name, name, "zero-shot" if name.startswith("open_clip/") else "probe"))
+    return tuple(found) or tuple(subjects)
+
+
+def _plain(name: str) -> str:
+    """A name for a file: readable, and its hash where something had to be left out."""
+    text = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+    mark = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{text[:80]}-{mark}"
