@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +74,8 @@ class Setting:
         limit: Only the first so many images of everything.
         device: Where to compute.
         seed: Of everything that is drawn by chance.
+        recipe: How aligners are fitted.
+        draws: Of random components, where they are a control.
         say: Called with what is being done.
     """
 
@@ -86,6 +88,8 @@ class Setting:
     limit: int | None = None
     device: str = "auto"
     seed: int = 0
+    recipe: Recipe = Recipe()
+    draws: int = 20
     say: Say = field(default=lambda what: None, compare=False)
 
     @property
@@ -134,8 +138,7 @@ class Setting:
                 )
             store = self.store(subject, self.fitted)
             self.say(f"{subject.name}: aligning to {self.space}")
-            recipe = Recipe(seed=self.seed)
-            kept = place.with_suffix(".unfinished")
+            recipe, kept = replace(self.recipe, seed=self.seed), place.with_suffix(".unfinished")
             align(store, self.words, recipe=recipe, random_images=0, kept=kept).save(place)
         return place
 

@@ -69,7 +69,7 @@ def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
             aligner=aligner,
             published=published,
             seed=setting.seed,
-        ).run(attribute_, seed=setting.seed)
+        ).run(attribute_, draws=setting.draws, seed=setting.seed)
         k = min(found.k, len(found.curve) - 1)
         random = [own[min(k, len(own) - 1)] for own in found.random]
         rows.append(
