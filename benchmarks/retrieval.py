@@ -115,7 +115,7 @@ class Judge:
         try:
             if rule == "interval":
                 return choose(self.found, factor, by=by)
-            return choose_best(self.found, factor, self.learned, factor, by=by)
+            return choose_best(self.found, factor, self.learned, factor, by=by, probes=200)
         except SelectionError:
             return None
 
@@ -216,9 +216,9 @@ def speed(
     """Measure exact search among random rows."""
     from sklearn.neighbors import NearestNeighbors
 
-    rows = torch.empty(images, dim)
+    rows, generator = torch.empty(images, dim), torch.Generator().manual_seed(0)
     for part in rows.split(2**16):
-        part.normal_(generator=torch.Generator().manual_seed(len(part)))
+        part.normal_(generator=generator)
         part /= part.norm(dim=1, keepdim=True)
     index = Index(rows, torch.zeros(dim), tuple(map(str, range(images))), {})
     plain = rows.numpy()

@@ -39,10 +39,11 @@ TENSORS, CARD = "index.safetensors", "index.json"
 _BYTES = 2**27
 """Of contributions, in memory at a time."""
 
-_AT_ONCE = 2**14
-"""Rows that are compared at a time, with as many queries as `_QUERIES`."""
+_AT_ONCE, _QUERIES = 2**16, 64
+"""Rows that are compared at a time, and with how many queries."""
 
-_QUERIES = 64
+_ONCE_MORE = 2**12
+"""Rows that are compared once more at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ class Index:
         Rows are compared in float32, and those that could be among the nearest once more in float64, where equal
         rows come out equal: so neither the order of work nor the machine decides between them.
 
-        Memory: 16,384 rows at a time, whatever the size of the index.
+        Memory: some 65,536 x 64 similarities, whatever the size of the index.
 
         Args:
             queries: Of any length. Images come from `query`, texts from `TextSpace.encode`: a text has no mean.
@@ -179,12 +180,13 @@ class Index:
         slack = self.rows.shape[1] * torch.finfo(torch.float32).eps  # of a float32 product of two such rows, at most
         for start in range(0, len(self.rows), _AT_ONCE):
             rows = self.rows[start : start + _AT_ONCE]
-            near = queries @ rows.T
-            least = near.topk(count, dim=1).values[:, -1] if len(rows) >= count else torch.full((len(near),), -2.0)
-            for own, found, floor in zip(best, near, least.tolist(), strict=True):
-                places = (found >= max(floor, own.floor) - 2 * slack).nonzero()[:, 0]
-                if len(places):
-                    own.add(start + places.numpy(), rows[places])
+            for own, near in zip(best, (rows @ queries.T).T.contiguous(), strict=True):
+                places = (near >= own.floor - 2 * slack).nonzero()[:, 0]
+                if len(places) > count:
+                    found = near[places]
+                    places = places[found >= found.topk(count).values[-1] - 2 * slack]
+                for some in places.split(_ONCE_MORE):
+                    own.add(start + some.numpy(), rows[some])
         return np.stack([own.rows for own in best]), np.stack([own.similarity for own in best])
 
     def faiss(self, factory: str = "Flat") -> Faiss:
