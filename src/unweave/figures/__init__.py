@@ -6,18 +6,20 @@ plots.
 
 from unweave.figures.curves import Curve, curves_figure
 from unweave.figures.factors import factors_figure
-from unweave.figures.heatmap import heatmap_figure
+from unweave.figures.heatmap import MapRow, heatmap_figure, maps_figure
 from unweave.figures.names import NamedComponent, names_figure
 from unweave.figures.retrieval import RetrievedRow, retrieval_figure
 from unweave.figures.share import save_figure, share_figure
 
 __all__ = [
     "Curve",
+    "MapRow",
     "NamedComponent",
     "RetrievedRow",
     "curves_figure",
     "factors_figure",
     "heatmap_figure",
+    "maps_figure",
     "names_figure",
     "retrieval_figure",
     "save_figure",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -14,7 +16,7 @@ from PIL import Image
 
 from unweave.errors import UnweaveError
 
-_INK = "#2b2b2b"
+_INK, _FAINT = "#2b2b2b", "#6f6f6a"
 
 
 def heatmap_figure(
@@ -54,15 +56,104 @@ def heatmap_figure(
         plain, over = grid[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
         plain.imshow(image)
         plain.set_title(caption, fontsize=8.5, color=_INK, loc="left")
-        size = (image.shape[1], image.shape[0])
-        smooth = np.asarray(Image.fromarray(scores.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-        faded = colours.to_rgba(smooth)
-        faded[..., 3] = np.clip(np.abs(smooth) / largest, 0, 1) ** 0.5 * 0.85
-        over.imshow(np.asarray(Image.fromarray(image).convert("L")), cmap="gray", vmin=-60, vmax=255)
-        over.imshow(faded)
+        _laid_over(over, image, scores, colours, largest)
     bar = figure.colorbar(colours, ax=grid, location="right", aspect=30, shrink=0.8, pad=0.01)
     bar.set_label(label, color=_INK, fontsize=9)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
     return figure
+
+
+@dataclass(frozen=True, eq=False)
+class MapRow:
+    """An image and its maps.
+
+    Attributes:
+        image: RGB, 0 ... 255.
+        caption: What it is.
+        maps: One for each column of the figure, on a grid of any size; None where there is none.
+        notes: What is not in the maps, each a name and a number; set below the image.
+        mask: Where the object is; its edge is drawn over everything.
+    """
+
+    image: UInt8[np.ndarray, "height width 3"]
+    caption: str
+    maps: Sequence[Float[np.ndarray, "row column"] | None]
+    notes: Sequence[tuple[str, float]] = ()
+    mask: Bool[np.ndarray, "height width"] | None = None
+
+
+def maps_figure(
+    rows: Sequence[MapRow], headings: Sequence[str], *, title: str, label: str, own_scales: bool = False
+) -> Figure:
+    """A row for each image: the image, and several maps over it.
+
+    Args:
+        rows: From top to bottom.
+        headings: One for each column of maps.
+        title: Set above all.
+        label: What the maps show, beside the colours.
+        own_scales: Whether each column has a scale of its own, for maps of different units; else all share one.
+
+    Raises:
+        UnweaveError: There is nothing to draw, or a row has not one map for each heading.
+    """
+    if not rows or not headings or any(len(row.maps) != len(headings) for row in rows):
+        raise UnweaveError(f"{len(rows)} images with maps of {len(headings)} kinds cannot be drawn.")
+    count = len(headings) + 1
+    notes = max(len(row.notes) for row in rows)
+    height = 1.75 + 0.13 * notes
+    figure = Figure(
+        figsize=(1.62 * count + 0.9, height * len(rows) + 0.75), dpi=150, layout="constrained", facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    found = [
+        [np.abs(own).max() for own in column if own is not None]
+        for column in zip(*(row.maps for row in rows), strict=True)
+    ]
+    peaks = [float(max(column, default=0.0)) or 1.0 for column in found]
+    shared = max(peaks)
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    scale = 1.0 if own_scales else shared
+    colours = ScalarMappable(Normalize(-scale, scale), "RdBu_r")
+    for number, (row, cells) in enumerate(zip(rows, grid, strict=True)):
+        cells[0].imshow(row.image)
+        cells[0].set_title(_short(row.caption, 24), fontsize=8, color=_INK, loc="left")
+        said = "\n".join(f"{name}  {value:+.2f}" for name, value in row.notes)
+        cells[0].text(0, -0.03, said, transform=cells[0].transAxes, fontsize=6.5, color=_FAINT, va="top")
+        for place, (axes, own) in enumerate(zip(cells[1:], row.maps, strict=True)):
+            if number == 0:
+                axes.set_title(_short(headings[place], 24), fontsize=8, color=_INK, loc="left")
+            if own is not None:
+                _laid_over(axes, row.image, own / (peaks[place] if own_scales else 1.0), colours, scale)
+        for axes in cells if row.mask is not None else ():
+            axes.contour(np.asarray(row.mask, float), [0.5], colors="#111111", linewidths=0.9)
+    bar = figure.colorbar(colours, ax=grid, location="right", aspect=30, shrink=0.8, pad=0.01)
+    bar.set_label(label, color=_INK, fontsize=8.5)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7.5, length=0)
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def _laid_over(
+    axes: Axes,
+    image: UInt8[np.ndarray, "height width 3"],
+    scores: Float[np.ndarray, "row column"],
+    colours: ScalarMappable,
+    largest: float,
+) -> None:
+    """A map over the image in grey, stronger colours where it says more."""
+    size = (image.shape[1], image.shape[0])
+    smooth = np.asarray(Image.fromarray(scores.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    faded = colours.to_rgba(smooth)
+    faded[..., 3] = np.clip(np.abs(smooth) / largest, 0, 1) ** 0.5 * 0.85
+    axes.imshow(np.asarray(Image.fromarray(image).convert("L")), cmap="gray", vmin=-60, vmax=255)
+    axes.imshow(faded)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"...{text[3 - most :]}"

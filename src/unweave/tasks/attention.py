@@ -1,0 +1,190 @@
+"""A model's attention probabilities, and what a score has for a gradient at them, from the graph of its operations.
+
+The model is captured as for a decomposition, and its graph is interpreted, so no module is hooked: an attention layer
+is what the decomposition takes for one, and fused attention shows its probabilities because they are computed beside
+it. Where tokens lie is read off the graph as well, windows undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, fx, nn
+
+from unweave.components import Grid
+from unweave.decomposition.walk import walk
+from unweave.graph.capture import arguments, capture, extents_of, operation
+from unweave.graph.grid import cells
+
+_SOFTMAX = "aten.scaled_dot_product_attention"
+_NORMS = frozenset(f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "batch_norm"))
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One attention layer.
+
+    Attributes:
+        node: Where its weights meet its values.
+        path: Its module.
+        windows: How many windows the image has there, 1 for none.
+        queries, keys: Where its tokens lie; None where that is not known.
+    """
+
+    node: fx.Node
+    path: str
+    windows: int
+    queries: Grid | None
+    keys: Grid | None
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One batch.
+
+    Attributes:
+        representation: `[image, dim]`.
+        probabilities: For each layer.
+        gradients: Of the score, likewise; zero where it does not depend on a layer.
+        read: For each layer, which queries the score depends on at its output.
+        values: Every value on the way, by its node.
+    """
+
+    representation: Float[Tensor, "image dim"]
+    probabilities: tuple[Float[Tensor, "image window head query key"], ...]
+    gradients: tuple[Float[Tensor, "image window head query key"], ...]
+    read: tuple[Bool[Tensor, "image window query"], ...]
+    values: Mapping[fx.Node, Any]
+
+
+class Attention:
+    """The attention of a captured model.
+
+    Args:
+        module: Images to representation, `[image, dim]`; it is not modified.
+        example: Images of the size that it will be given.
+
+    Raises:
+        CaptureError: The module does not export.
+    """
+
+    def __init__(self, module: nn.Module, example: Float[Tensor, "image channel height width"]) -> None:
+        found = walk(capture(module, example))
+        self.graph, self.paths = found.graph, found.paths
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The attention layers that the representation depends on, in order."""
+        graph = self.graph
+        return tuple(self._layer(node) for node in self.paths.attention if graph.depends(graph.output, node))
+
+    def _layer(self, node: fx.Node) -> Layer:
+        value = self.paths.live(node)
+        assert value is not None
+        query = node.args[0] if operation(node) == _SOFTMAX else node
+        dims = len(extents_of(node))
+        apart = [dim for dim in (dims - 3, dims - 1) if dim > 0]
+        grids = [cells(self.graph, own, apart) for own in (query, value) if isinstance(own, fx.Node)]
+        windows = extents_of(node)[0].size if dims > 3 else 1
+        return Layer(node, self.graph.module(node), windows, grids[0], grids[-1])
+
+    def trace(
+        self,
+        images: Float[Tensor, "image channel height width"],
+        score: Callable[[Tensor], Float[Tensor, " image"]],
+    ) -> Trace:
+        """One batch, with the gradients of a score.
+
+        Memory: all activations of a forward and a backward pass.
+
+        Args:
+            images: Preprocessed.
+            score: The representations to one number for each image.
+        """
+        weights: dict[fx.Node, Tensor] = {}
+        with torch.enable_grad():
+            values = self._values(images.detach().clone().requires_grad_(), weights)
+            representation = values[self.graph.output]
+            outputs = [values[layer.node] for layer in self.layers]
+            asked = [*(weights[layer.node] for layer in self.layers), *outputs]
+            found = torch.autograd.grad(score(representation).sum(), asked, allow_unused=True)
+        count = len(self.layers)
+        gradients = [torch.zeros_like(own) if one is None else one for own, one in zip(asked, found, strict=True)]
+        shaped = [self._shaped(layer, own, len(images)) for layer, own in zip(self.layers, asked[:count], strict=True)]
+        steep = [self._shaped(layer, own, len(images)) for layer, own in zip(self.layers, gradients, strict=False)]
+        read = [
+            self._shaped(layer, own, len(images)).ne(0).any(-1).any(2)
+            for layer, own in zip(self.layers, gradients[count:], strict=True)
+        ]
+        kept = {node: own.detach() if isinstance(own, Tensor) else own for node, own in values.items()}
+        return Trace(representation.detach(), tuple(own.detach() for own in shaped), tuple(steep), tuple(read), kept)
+
+    def _values(self, images: Tensor, weights: dict[fx.Node, Tensor]) -> dict[fx.Node, Any]:
+        """The model, operation by operation; notes the weights of every attention."""
+        attends = {layer.node for layer in self.layers}
+        values: dict[fx.Node, Any] = {node: own.detach() for node, own in self.graph.tensors.items()}
+        values[self.graph.input] = images
+        for node in self.graph.nodes:
+            if node in attends and operation(node) == _SOFTMAX:
+                given = {
+                    name: values[own] if isinstance(own, fx.Node) else own for name, own in arguments(node).items()
+                }
+                weights[node] = probabilities(**given)
+                value = given["value"]
+                repeats = weights[node].shape[-3] // value.shape[-3] if given["enable_gqa"] else 1
+                values[node] = weights[node] @ (value.repeat_interleave(repeats, -3) if repeats > 1 else value)
+                continue
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda own: values[own])
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            if node in attends:
+                live = self.paths.live(node)
+                weights[node] = values[next(own for own in self.paths.inputs(node) if own is not live)]
+        return values
+
+    def _shaped(self, layer: Layer, tensor: Tensor, images: int) -> Tensor:
+        """`[image, window, head, query, ...]`."""
+        if tensor.dim() == 3:  # heads lie beside the images
+            return tensor.unflatten(0, (images, 1, -1))
+        return tensor.reshape(images, layer.windows, *tensor.shape[-3:])
+
+    def normed(self) -> fx.Node | None:
+        """The last norm that the values of the last attention are computed from."""
+        node: fx.Node | None = self.paths.live(self.layers[-1].node) if self.layers else None
+        while node is not None and operation(node) not in _NORMS:
+            below = self.paths.inputs(node)
+            node = max(below, key=self.graph.order.__getitem__) if below and node is not self.graph.input else None
+        return node
+
+    def grid(self, node: fx.Node) -> Grid | None:
+        """Where the positions of a value lie whose channels come last."""
+        return cells(self.graph, node, [len(extents_of(node)) - 1])
+
+    def module(self, node: fx.Node) -> str:
+        """The path of an operation's module in the module that was captured."""
+        return ".".join(part for part in (self.graph.prefix, self.graph.module(node)) if part)
+
+
+def probabilities(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> Float[Tensor, "*lead query key"]:
+    """What fused attention multiplies its values by."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    if attn_mask is not None:
+        kept = attn_mask.dtype == torch.bool
+        logits = logits.masked_fill(~attn_mask, float("-inf")) if kept else logits + attn_mask
+    return logits.softmax(-1)
