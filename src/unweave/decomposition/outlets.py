@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, fx
 
 from unweave.components import Component
@@ -62,7 +62,7 @@ class Weight:
     """
 
     name: str
-    entries: Int[Tensor, "..."]
+    entries: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def outlets(
 
 def known(walk: Walk) -> tuple[Component, ...]:
     """Every component that can be asked for: those of level `head`, and whole attention branches."""
-    heads, layers = (pieces_of(walk, level)[0] for level in ("head", "layer"))
+    heads, layers = pieces_of(walk, "head")[0], pieces_of(walk, "layer")[0]
     return tuple(dict.fromkeys(component for piece in (*heads, *layers) for component in piece.components))
 
 
@@ -144,7 +144,7 @@ class _Finder:
         self.walk, self.graph, self.names_of = walk, walk.graph, names_of
         self.pieces = {
             component: piece
-            for level in ("head", "layer")
+            for level in ("layer", "head")  # a name that both levels have is the head level's
             for piece in pieces_of(walk, level)[0]
             for component in piece.components
         }
@@ -178,11 +178,14 @@ class _Finder:
         """The outlet of an attention's heads, or of one other component."""
         first = components[0]
         piece = self.pieces[first]
-        if first.kind not in ("head", "attn", "mlp", "conv", "linear") or piece.branch.residual is None and not attention:
+        branches = first.kind in ("head", "attn", "mlp", "conv", "linear")
+        if not branches or (piece.branch.residual is None and attention is None):
             raise _Inexpressible(_NO_BRANCH.get(first.kind, "it is not written by a branch of its own"))
         if attention is None and first.kind == "head":
             raise _Inexpressible("its attention carries another stream as well, and the weights behind it serve both")
-        site = next((site for site in piece.branch.sites if site.role == "attention" and site.source is attention), None)
+        site = next(
+            (site for site in piece.branch.sites if site.role == "attention" and site.source is attention), None
+        )
         heads = {component.head for component in components}
         if attention is None or site is None or None in heads or len(heads) == _count(site):
             try:
@@ -270,8 +273,10 @@ class _Finder:
         """Refuses what is multiplied, behind an operation, by something else that depends on the image."""
         region, paths = self._region(branch), self.walk.paths
         for own in _reached([node], lambda one: [user for user in one.users if user in region]) - {node}:
-            others = [source for source in paths.inputs(own) if not self.graph.depends(source, node)]
-            if paths.traits(own).product and others:
+            if not paths.traits(own).product or paths.varying(own) < 2:
+                continue
+            held = [source for source in paths.inputs(own) if source is not paths.live(own)]
+            if self.graph.input in _reached(held, lambda one: one.all_input_nodes, {node}):
                 raise _Inexpressible(f"what it writes is multiplied by a gate in {self.graph.module(own)}")
 
     def _region(self, branch: Branch) -> set[fx.Node]:
@@ -282,9 +287,7 @@ class _Finder:
 
     # -- its parameters --------------------------------------------------------------------------------------------
 
-    def _made(
-        self, node: fx.Node, inputs: Tensor | None, branch: Branch, components: Sequence[Component]
-    ) -> Outlet:
+    def _made(self, node: fx.Node, inputs: Tensor | None, branch: Branch, components: Sequence[Component]) -> Outlet:
         given, graph = arguments(node), self.graph
         names = _AFFINE[operation(node)]
         module = graph.module(node)
@@ -292,7 +295,9 @@ class _Finder:
             raise _Inexpressible(f"{module} is a transposed convolution or a scaled product")
         if len(given.get("normalized_shape", [1])) != 1:
             raise _Inexpressible(f"{module} normalises over several axes")
-        weight, bias = (self._weight(given[name], node, kind) for name, kind in zip(names[1:], ("weight", "bias"), strict=True))
+        weight, bias = (
+            self._weight(given[name], node, kind) for name, kind in zip(names[1:], ("weight", "bias"), strict=True)
+        )
         if operation(node) == "aten.addmm":
             weight = replace(weight, entries=weight.entries.T)
         last = operation(node) in ("aten.linear", "aten.addmm", "aten.layer_norm")
@@ -383,7 +388,9 @@ def _count(site: Site) -> int:
 
 def _numbers(term: Term, heads: Sequence[Index]) -> Tensor:
     """For each entry of an attention's output, the number of its head."""
-    numbers = torch.zeros([extent.size * (_IMAGES if extent.batch else 1) for extent in _extents(term)], dtype=torch.long)
+    numbers = torch.zeros(
+        [extent.size * (_IMAGES if extent.batch else 1) for extent in _extents(term)], dtype=torch.long
+    )
     for place, axis in enumerate(term.axes):
         shape = [_IMAGES if index is BATCH else index.size for index in axis.indices]
         own = torch.zeros(shape, dtype=torch.long)
@@ -427,7 +434,11 @@ def _sent(
                 moved[node] = _applied(graph, node, moved)
             except (RuntimeError, TypeError, IndexError):  # an operation that does not take whole numbers
                 readers.append(node)
-        elif scaled and operation(node) in ("aten.mul", "aten.div") and not graph.image_dependent(_other(node, sources[0])):
+        elif (
+            scaled
+            and operation(node) in ("aten.mul", "aten.div")
+            and not graph.image_dependent(_other(node, sources[0]))
+        ):
             moved[node] = moved[sources[0]].expand(_lengths(node)).contiguous()
         else:
             readers.append(node)
@@ -458,7 +469,8 @@ def _applied(graph: Graph, node: fx.Node, moved: Mapping[fx.Node, Tensor]) -> Te
             return graph.value(source).cpu()
         return torch.zeros(_lengths(source), dtype=torch.long)
 
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given)
+    mapped: Any = fx.map_arg((node.args, dict(node.kwargs)), given)
+    args, kwargs = mapped
     if operation(node) in _CASTS:
         return args[0]
     return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -536,10 +548,16 @@ def _terms_at(walk: Walk, outlet: Outlet, average: Average) -> tuple[Term, ...]:
 def _weighing(term: Term, channels: set[Index], positions: set[Index]) -> tuple[Operand, ...]:
     """The factors that weigh tokens: those that no chain of matrices ties to the channels or to the representation."""
     matrix = {*term.out, *channels}
-    held = positions | {index for factor in term.factors if isinstance(factor.source, Runtime) for index in factor.indices}
+    held = positions | {
+        index for factor in term.factors if isinstance(factor.source, Runtime) for index in factor.indices
+    }
     grown = True
     while grown:
-        tied = {index for factor in term.factors if matrix & {*factor.indices} for index in factor.indices} - held - {BATCH}
+        tied = (
+            {index for factor in term.factors if matrix & {*factor.indices} for index in factor.indices}
+            - held
+            - {BATCH}
+        )
         grown = not tied <= matrix
         matrix |= tied
     return tuple(factor for factor in term.factors if not matrix & {*factor.indices})

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -84,14 +85,14 @@ class Edit:
     """
 
     model: Model
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] = field(repr=False)
     cuts: tuple[Cut, ...]
     refused: tuple[Refused, ...]
     average: Average
     images: int
     source: str | None
-    _walk: Walk
-    _outlets: tuple[Outlet, ...]
+    _walk: Walk = field(repr=False)
+    _outlets: tuple[Outlet, ...] = field(repr=False)
 
     @property
     def expressed(self) -> tuple[Component, ...]:
@@ -109,7 +110,9 @@ class Edit:
         parts = (self.model.module, self.model.readout, self.model.classifier)
         memo: dict[int, Any] = {}
         for part in (own for module in parts if module is not None for own in module.modules()):
-            for value in vars(part).values():  # tensors that are neither parameters nor buffers; some refuse a deep copy
+            for value in vars(
+                part
+            ).values():  # tensors that are neither parameters nor buffers; some refuse a deep copy
                 if isinstance(value, Tensor):
                     memo[id(value)] = value.detach().clone()
         originals = self.model.module.state_dict(keep_vars=True)
@@ -134,9 +137,7 @@ class Edit:
         return Model(own.id, module, readout, classifier, own.preprocess, own.preprocessing, own.input_size)
 
     @torch.no_grad()
-    def total(
-        self, images: Float[Tensor, "image channel height width"]
-    ) -> Float[Tensor, "image dim"]:
+    def total(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image dim"]:
         """The representation of the *original* model if, inside it, the outputs of the expressed components are
         replaced by their means: what the edited weights amount to, computed without them.
 
@@ -147,7 +148,8 @@ class Edit:
         cuts = {outlet.node: (outlet, cut.mean) for outlet, cut in zip(self._outlets, self.cuts, strict=True)}
         values: dict[fx.Node, Any] = {**graph.tensors, graph.input: images}
         for node in graph.nodes:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            given: Any = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            args, kwargs = given
             outlet, mean = cuts.get(node, (None, None))
             if outlet is not None and mean is not None and outlet.inputs is not None:
                 place = node.args.index(outlet.input)
@@ -259,10 +261,16 @@ class Edit:
             )
         if folder.exists():
             raise UnweaveError("There is something at this place.", where=str(folder), cure="choose another folder")
-        with replacing(folder, "model") as partial:
+        text = json.dumps(self.card, indent=1) + "\n"
+        try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            module.save_pretrained(partial)  # type: ignore[operator]
-            (partial / "edit.json").write_text(json.dumps(self.card, indent=1) + "\n", "utf-8")
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as room:
+                whole = Path(room) / folder.name
+                module.save_pretrained(whole)  # type: ignore[operator]
+                (whole / "edit.json").write_text(text, "utf-8")
+                whole.rename(folder)
+        except OSError as error:
+            raise UnweaveError(f"The model cannot be written: {error.strerror or error}.", where=str(folder)) from error
         return folder
 
 
@@ -285,8 +293,8 @@ def mean_ablated(
     A constant is the same for all tokens of a layer, so the mean is over tokens as well as images:
 
     * `readout`: a token counts as much as the representation reads of it directly (of a class-token model the class
-      token alone, each image weighted by 1/std of the norm behind it; of a mean-pooled one all patches). So, wherever one
-      matrix leads from all tokens to the representation, a head's mean *direct* contribution is kept exactly.
+      token alone, each image weighted by 1/std of the norm behind it; of a mean-pooled one all patches). So, wherever
+      one matrix leads from all tokens to the representation, a head's mean *direct* contribution is kept exactly.
     * `tokens`: all tokens count alike. It disturbs the later layers less where they read other tokens than the
       representation does.
 
@@ -363,7 +371,8 @@ def _means(
             )
         if batch.dtype != expected.dtype or batch.device != expected.device:
             raise UnweaveError(
-                f"The model is in {expected.dtype} on {expected.device}, the images in {batch.dtype} on {batch.device}.",
+                f"The model is in {expected.dtype} on {expected.device}; these images are in {batch.dtype} on "
+                f"{batch.device}.",
                 cure="move the images to the model's device and type",
             )
         if len(batch):
@@ -386,7 +395,9 @@ def _means(
 
 def _edited(outlet: Outlet, mean: Float[Tensor, " channel"], held: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weight and the bias of an outlet, changed."""
-    weight, bias = (held[own.name].detach().clone(memory_format=torch.contiguous_format) for own in (outlet.weight, outlet.bias))
+    weight, bias = (
+        held[own.name].detach().clone(memory_format=torch.contiguous_format) for own in (outlet.weight, outlet.bias)
+    )
     flat, shift = weight.view(-1), bias.view(-1)
     entries = outlet.weight.entries.to(weight.device)
     places = outlet.bias.entries.to(bias.device)
