@@ -22,11 +22,13 @@ from unweave.cli.decompose import decompose
 from unweave.cli.demo import demo
 from unweave.cli.explain import explain
 from unweave.cli.extract import extract
+from unweave.cli.heatmap import heatmap
 from unweave.cli.label import label
 from unweave.cli.models import models
 from unweave.cli.reproduce import reproduce
 from unweave.cli.score import score
 from unweave.cli.search import search
+from unweave.cli.segment import segment
 from unweave.cli.store import store
 from unweave.errors import UnweaveError
 
@@ -68,6 +70,8 @@ app.command()(ablate)
 app.command()(debias)
 app.command()(search)
 app.command()(reproduce)
+app.command()(heatmap)
+app.command()(segment)
 app.command()(models)
 
 

@@ -147,6 +147,24 @@ class Heatmaps:
         return path
 
 
+def joined(parts: Sequence[Heatmaps]) -> Heatmaps:
+    """The maps of several batches that one mapper made for one target."""
+
+    def together(name: str) -> dict[Any, Tensor]:
+        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
+
+    return Heatmaps(
+        tuple(name for part in parts for name in part.ids),
+        parts[0].targets,
+        together("maps"),
+        together("prefix"),
+        together("placeless"),
+        together("others"),
+        parts[0].constants,
+        torch.cat([part.error for part in parts]),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Layout:
     """Where the columns of one component lie.
