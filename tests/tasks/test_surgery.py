@@ -283,6 +283,28 @@ def test_a_gate_made_of_what_the_branch_writes_is_constant_with_it():
     assert len(edit.expressed) == 1
 
 
+class Normalised(Mlp):
+    """The last layer has no bias, the batch norm behind it has; its output is laid out like the layer's (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc2, self.bn = nn.Linear(6, WIDTH, bias=False), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return self.bn(y.flatten(0, 1)).reshape_as(y)
+
+
+def test_a_norm_that_ends_the_branch_gets_the_constant():
+    model = tiny(Plain(Normalised(), True))
+    edit = mean_ablated(model, lambda own: own.kind == "mlp", pictures())
+    assert set(edit.state) == {"part.bn.weight", "part.bn.bias"}
+    others = pictures(3, seed=4)
+    with torch.no_grad():
+        assert apart(edit.apply().module(others), edit.total(others)) < 1e-12
+        assert apart(edit.total(others), model.module(others)) > 1e-3
+
+
 # -- means -------------------------------------------------------------------------------------------------------------
 
 

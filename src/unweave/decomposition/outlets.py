@@ -47,6 +47,9 @@ _AFFINE = {
 _MIXING = frozenset(("aten.linear", "aten.addmm", "aten.conv1d", "aten.conv2d", "aten.convolution"))
 """Those with a matrix, whose input channels can be taken apart."""
 
+_LIKE = frozenset(f"aten.{name}" for name in ("view_as", "reshape_as", "expand_as", "type_as"))
+"""Operations whose second tensor only says what the first is to be like."""
+
 _CASTS = frozenset(("aten.to", "aten._to_copy", "aten.type_as"))
 _IMAGES = 2
 """Images that numbers are sent through for; any number would do, but one would hide which axes are theirs."""
@@ -219,14 +222,14 @@ class _Finder:
         read = branch.residual.read
         region = self._region(branch)
         sources = {site.source for site in self._sites(piece) if isinstance(site.source, fx.Node)}
-        starts = [user for own in sources for user in own.users if own is not read or user in region]
+        starts = [user for own in sources for user in _users(own) if own is not read or user in region]
         reasons: list[str] = []
         for node in sorted(region, key=self.graph.order.__getitem__, reverse=True):
             if operation(node) not in _AFFINE or not any(self.graph.depends(node, own) for own in sources):
                 continue
-            if node in sources or self.graph.output in _reached(starts, lambda own: own.users, {node}):
+            if node in sources or self.graph.output in _reached(starts, _users, {node}):
                 continue
-            if self.graph.input in _reached([node], lambda own: own.all_input_nodes, sources):
+            if self.graph.input in _reached([node], _inputs, sources):
                 reasons.append(f"{self.graph.module(node)} reads other parts of the image's stream as well")
                 continue
             try:
@@ -272,11 +275,11 @@ class _Finder:
     def _ungated(self, node: fx.Node, branch: Branch) -> None:
         """Refuses what is multiplied, behind an operation, by something else that depends on the image."""
         region, paths = self._region(branch), self.walk.paths
-        for own in _reached([node], lambda one: [user for user in one.users if user in region]) - {node}:
+        for own in _reached([node], lambda one: [user for user in _users(one) if user in region]) - {node}:
             if not paths.traits(own).product or paths.varying(own) < 2:
                 continue
             held = [source for source in paths.inputs(own) if source is not paths.live(own)]
-            if self.graph.input in _reached(held, lambda one: one.all_input_nodes, {node}):
+            if self.graph.input in _reached(held, _inputs, {node}):
                 raise _Inexpressible(f"what it writes is multiplied by a gate in {self.graph.module(own)}")
 
     def _region(self, branch: Branch) -> set[fx.Node]:
@@ -371,6 +374,16 @@ def _reached(
     return found
 
 
+def _inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values a node is made of."""
+    return node.all_input_nodes[:1] if node.op == "call_function" and operation(node) in _LIKE else node.all_input_nodes
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values are made of a node's."""
+    return [user for user in node.users if node in _inputs(user)]
+
+
 def _pointwise(node: fx.Node) -> bool:
     """Whether a convolution sees each position alone."""
     given = arguments(node)
@@ -426,7 +439,7 @@ def _sent(
     """
     moved, readers = {start: numbers}, []
     for node in graph.nodes:
-        sources = [source for source in node.all_input_nodes if source in moved]
+        sources = [source for source in _inputs(node) if source in moved]
         if not sources or not isinstance(node.meta.get("val"), Tensor):
             continue
         if _moves(node):
