@@ -185,7 +185,9 @@ def pocket(
             whole, plain = (judge.precision(None, factor, centred=own).mean for own in (True, False))
             rules = (rule(judge, factor, one) for one in found.values())
             tables[1].append([name, factor, f"{whole:.3f} / {plain:.3f}", *rules])
-            tables[2] += [cut(judge, factor, found[own], own) for own in ("margin, interval", "margin, best")]
+            tables[2] += [
+                cut(judge, factor, found[own], own) for own in ("margin, interval", "margin, best", "score, interval")
+            ]
         tables[3] += agreed(judge, space)
     costs = ["accuracy", "components", "falls by", "the other three, by", "as many at random", "three times the others"]
     heads = {
