@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unweave.errors import UnweaveError
-from unweave.figures import heatmap_figure
+from unweave.figures import MapRow, heatmap_figure, maps_figure
 
 
 def test_maps_lie_over_their_images_on_one_scale():
@@ -30,3 +30,36 @@ def test_all_zero_maps_are_drawn_without_colour():
 def test_what_does_not_fit_together_is_refused(count):
     with pytest.raises(UnweaveError, match="cannot be drawn"):
         heatmap_figure(np.zeros((count, 8, 8, 3), np.uint8), np.zeros((1, 2, 2)), ["a"] * count, title="")
+
+
+def row(*maps, **more):
+    return MapRow(
+        np.zeros((16, 16, 3), np.uint8), "an image", [None if own is None else np.array(own) for own in maps], **more
+    )
+
+
+def opacity(axes):
+    return float(np.asarray(axes.images[1].get_array())[..., 3].max())
+
+
+def test_all_maps_share_one_scale_unless_their_units_differ():
+    rows = [row([[4.0, 0.0]], [[1.0, 0.0]]), row([[-2.0, 0.0]], None)]
+    panels = [axes for axes in maps_figure(rows, ["sum", "head"], title="", label="").axes if len(axes.images) == 2]
+    sum_, head, second = map(opacity, panels)
+    assert sum_ > second > head > 0
+    own = maps_figure(rows, ["sum", "head"], title="", label="", own_scales=True)
+    assert opacity(own.axes[2]) == pytest.approx(opacity(own.axes[1]))
+
+
+def test_notes_and_the_edge_of_a_mask_are_drawn():
+    mask = np.zeros((16, 16), bool)
+    mask[4:9, 4:9] = True
+    figure = maps_figure([row([[1.0]], notes=[("score", -1.5)], mask=mask)], ["sum"], title="", label="")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["score  -1.50"]
+    assert all(len(axes.collections) == 1 for axes in figure.axes[:2])
+
+
+@pytest.mark.parametrize("rows", [[], [row([[1.0]], [[1.0]])]])
+def test_rows_that_do_not_fit_their_headings_are_refused(rows):
+    with pytest.raises(UnweaveError, match="cannot be drawn"):
+        maps_figure(rows, ["sum"], title="", label="")

@@ -171,7 +171,7 @@ def _drawn(
     rows = [
         MapRow(
             views[row],
-            f"{name}: {target}",
+            f"{target}\n{name}",
             [summed[row, place].double().numpy(), *(own[row, place].double().numpy() for own in laid.values())],
             [
                 ("score", float(found.total[row, place])),

@@ -148,7 +148,7 @@ def _drawn(found: Segmentation, output: Path) -> Path:
 
     methods = list(found.shown[0].maps)
     rows = [
-        MapRow(own.pixels, f"{own.label} ({own.id})", [own.maps[name] for name in methods], mask=own.mask)
+        MapRow(own.pixels, f"{own.label}\n{own.id}", [own.maps[name] for name in methods], mask=own.mask)
         for own in found.shown
     ]
     figure = maps_figure(

@@ -103,7 +103,7 @@ def maps_figure(
         raise UnweaveError(f"{len(rows)} images with maps of {len(headings)} kinds cannot be drawn.")
     count = len(headings) + 1
     notes = max(len(row.notes) for row in rows)
-    height = 1.75 + 0.13 * notes
+    height = 1.9 + 0.12 * notes
     figure = Figure(
         figsize=(1.62 * count + 0.9, height * len(rows) + 0.75), dpi=150, layout="constrained", facecolor="white"
     )
@@ -121,7 +121,8 @@ def maps_figure(
     colours = ScalarMappable(Normalize(-scale, scale), "RdBu_r")
     for number, (row, cells) in enumerate(zip(rows, grid, strict=True)):
         cells[0].imshow(row.image)
-        cells[0].set_title(_short(row.caption, 24), fontsize=8, color=_INK, loc="left")
+        caption = "\n".join(_short(line, 26) for line in row.caption.splitlines())
+        cells[0].set_title(caption, fontsize=7.5, color=_INK, loc="left")
         said = "\n".join(f"{name}  {value:+.2f}" for name, value in row.notes)
         cells[0].text(0, -0.03, said, transform=cells[0].transAxes, fontsize=6.5, color=_FAINT, va="top")
         for place, (axes, own) in enumerate(zip(cells[1:], row.maps, strict=True)):
@@ -131,7 +132,8 @@ def maps_figure(
                 _laid_over(axes, row.image, own / (peaks[place] if own_scales else 1.0), colours, scale)
         for axes in cells if row.mask is not None else ():
             axes.contour(np.asarray(row.mask, float), [0.5], colors="#111111", linewidths=0.9)
-    bar = figure.colorbar(colours, ax=grid, location="right", aspect=30, shrink=0.8, pad=0.01)
+    part = min(0.8, 2 / len(rows))
+    bar = figure.colorbar(colours, ax=grid, location="right", aspect=22, shrink=part, pad=0.01)
     bar.set_label(label, color=_INK, fontsize=8.5)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5, length=0)

@@ -56,9 +56,9 @@ class Trace:
     """
 
     representation: Float[Tensor, "image dim"]
-    probabilities: tuple[Float[Tensor, "image window head query key"], ...]
-    gradients: tuple[Float[Tensor, "image window head query key"], ...]
-    read: tuple[Bool[Tensor, "image window query"], ...]
+    probabilities: tuple[Float[Tensor, "image _window _head _query _key"], ...]
+    gradients: tuple[Float[Tensor, "image _window _head _query _key"], ...]
+    read: tuple[Bool[Tensor, "image _window _query"], ...]
     values: Mapping[fx.Node, Any]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ class Unfit(ModelError):
     """A method has no meaning for a model; the message says why."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """One way to make maps."""
 
@@ -110,7 +111,7 @@ class TransformerAttribution:
 
     def relevance(
         self, trace: Trace, directions: Float[Tensor, "image dim"]
-    ) -> list[Float[Tensor, "image window head query key"]]:
+    ) -> list[Float[Tensor, "image _window _head _query _key"]]:
         """Of every layer's attention probabilities; that of the whole score is 1."""
         graph = self.attention.graph
         z = trace.representation
@@ -275,7 +276,7 @@ def _one_sequence(attention: Attention) -> None:
         raise Unfit("The layers' tokens are not the same, so their attention cannot be multiplied.")
 
 
-def _rows(trace: Trace) -> Float[Tensor, "image window query"]:
+def _rows(trace: Trace) -> Float[Tensor, "image _window _query"]:
     """The queries of the last layer that the representation depends on; in all they weigh 1."""
     read = trace.read[-1].to(trace.probabilities[-1].dtype)
     return read / read.sum((1, 2), keepdim=True).clamp_min(1)

@@ -10,7 +10,7 @@ direction of its own, what its map makes of the text's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,24 +46,32 @@ class Target:
     space: str
     places: Mapping[Component, int] | None = None
     aligner: Aligner | None = None
+    _known: dict[tuple[Component, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def along(
         self, components: Sequence[Component]
     ) -> Float[Tensor, "target dim"] | Float[Tensor, "component target dim"]:
         """The directions in the model's own space: the same for all components, or some for each.
 
+        Kept once made, as every map is read for it.
+
         Raises:
             StoreError: The aligner has no map for a component.
         """
         if self.aligner is None or self.places is None:
             return self.directions
-        unknown = next((one for one in components if one not in self.places), None)
+        asked = tuple(components)
+        if asked in self._known:
+            return self._known[asked]
+        unknown = next((one for one in asked if one not in self.places), None)
         if unknown is not None:
             raise StoreError(
                 f"The aligner has no map for the component {unknown}.", cure="align with the options of this plan"
             )
-        maps = self.aligner.maps[[self.places[component] for component in components]]
-        return torch.einsum("cwd,td->ctw", maps, self.directions.to(maps.dtype))
+        maps, directions = self.aligner.maps, self.directions.to(self.aligner.maps.dtype)
+        made = torch.stack([directions @ maps[self.places[component]].T for component in asked])
+        self._known[asked] = made
+        return made
 
     def take(self, places: Sequence[int]) -> Target:
         """Only some, by their places."""

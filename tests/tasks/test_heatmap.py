@@ -1,0 +1,302 @@
+"""Heatmaps: everything adds up to the score, tokens lie where the image is, and nothing is normalised."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+
+import unweave
+from stores import Classifier, model, space_of
+from tiny import SIZE, WIDTH, Vit, pictures, ready
+from unweave.align import Aligner
+from unweave.components import Component
+from unweave.errors import ModelError, SelectionError, StoreError, TextError, UnweaveError
+from unweave.models import Model
+from unweave.tasks.heatmap import Mapper, as_pixels, best, joined, spread, viewed
+from unweave.tasks.target import Target, affine, toward_classes, toward_texts
+
+pytestmark = pytest.mark.xdist_group("heatmap")
+
+
+@cache
+def pocket(name):
+    return unweave.load_model(f"pocket/{name}")
+
+
+@cache
+def plan_of(name):
+    return unweave.plan(pocket(name))
+
+
+@cache
+def tiny(dtype=torch.float64):
+    return unweave.plan(ready(Vit(), dtype), pictures(2, dtype))
+
+
+def aligner_of(plan, dim=5, seed=0):
+    """A map for each component that was drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(len(plan.components), plan.dim, dim, generator=generator)
+    identity = {"model": "tiny", "level": "head", "space_hash": space_of(dim).weights_hash}
+    return Aligner(maps, torch.randn(dim, generator=generator), plan.components, identity)
+
+
+def target_of(plan, count=2, seed=0):
+    directions = torch.randn(count, plan.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return Target(tuple(map(str, range(count))), directions, torch.arange(count, dtype=torch.float64), "x")
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["deit", "swin", "maxvit"])
+def test_maps_and_what_is_beside_them_add_up_to_the_logits(name):
+    own = pocket(name)
+    images = own.example(3)
+    found = Mapper(plan_of(name), "last:2")(images, toward_classes(own))
+    with torch.no_grad():
+        logits = own.classifier(own.readout(images))
+    assert torch.allclose(found.total, logits, atol=2e-5 * float(logits.abs().max()))
+    assert float(found.error.max()) < 1e-5 and found.targets[0] == "elephant"
+
+
+def test_every_head_is_the_sum_of_its_tokens_in_float64():
+    """The slow twin: vectors of whole heads, from a run at level `head`."""
+    plan, target = tiny(), target_of(tiny())
+    found = Mapper(plan)(pictures(), target)
+    whole = plan.run(pictures())
+    for component in found.components:
+        vector = whole.values[:, plan.components.index(component)]
+        tokens = found.maps[component].sum((-2, -1)) + found.prefix[component] + found.placeless[component]
+        assert (tokens - vector @ target.directions.T).abs().max() < 1e-12
+    total = whole.representation @ target.directions.T + target.constants
+    assert (found.total - total).abs().max() < 1e-12
+
+
+def test_an_aligner_measures_each_component_through_its_own_map():
+    own = Model.from_module(
+        ready(Classifier(), torch.float32), classifier="head", input_size=(3, SIZE, SIZE), id="tiny"
+    )
+    plan = unweave.plan(own)
+    aligner, space = aligner_of(plan), space_of(5)
+    target = toward_texts(own, space, ["a dog", "a cat"], aligner)
+    images = own.example(3)
+    found = Mapper(plan, "body.blocks.1.attn.head.2, body.blocks.0.mlp")(images, target)
+    contributions = plan.run(images)
+    aligned = torch.einsum("ncw,cwd->ncd", contributions.values, aligner.maps)
+    wanted = (aligned.sum(1) + aligner.bias) @ space.encode(["a dog", "a cat"]).T
+    assert torch.allclose(found.total, wanted, atol=1e-4)
+    head = Component("body.blocks.1.attn", "head", 1, 2)
+    own_score = aligned[:, plan.components.index(head)] @ space.encode(["a dog", "a cat"]).T
+    assert torch.allclose(found.maps[head].sum((-2, -1)) + found.prefix[head], own_score, atol=1e-4)
+    mlp = next(part for part in found.components if part.kind == "mlp")
+    assert mlp not in found.maps and found.placeless[mlp].abs().min() > 0
+
+
+def test_prefix_tokens_are_kept_apart_and_signs_are_kept():
+    found = Mapper(tiny())(pictures(), target_of(tiny()))
+    assert all(own.shape[-2:] == (2, 2) for own in found.maps.values())
+    assert all(own.abs().min() > 0 for own in found.prefix.values())
+    summed = found.summed()
+    assert bool((summed < 0).any()) and bool((summed > 0).any())
+    assert torch.allclose(summed, sum(found.maps.values()), rtol=0, atol=1e-14)
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+class OneCell(nn.Module):
+    """A ViT whose patches say nothing but one that is lit: no positions, no biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = ready(Vit(), torch.float64)
+        with torch.no_grad():
+            for name, parameter in self.vit.named_parameters():
+                if name.endswith("bias") or "position" in name:
+                    parameter.zero_()
+
+    def forward(self, images):
+        return self.vit(images)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_map_lights_the_one_patch_that_carries_anything(cell):
+    images = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
+    row, column = cell[0] * 8, cell[1] * 8
+    images[:, :, row : row + 8, column : column + 8] = pictures(1)[:, :, :8, :8]
+    plan = unweave.plan(OneCell().eval(), pictures(2))
+    found = Mapper(plan, "blocks.0.attn")(images, target_of(plan, 1))
+    lit = found.summed()[0, 0].abs() > 1e-9
+    assert lit.nonzero().tolist() == [list(cell)]
+
+
+@pytest.mark.parametrize("name", ["swin", "maxvit"])
+@pytest.mark.parametrize("cell", [(1, 2), (2, 0)])
+def test_what_changes_with_a_place_of_the_image_lies_there_in_the_first_layer(name, cell):
+    """A spot is moved into an otherwise even image: the map of the first attention changes most at its cell."""
+    own, plan = pocket(name), plan_of(name)
+    images = torch.zeros(2, 3, 64, 64)
+    top, left = 16 * cell[0], 16 * cell[1]
+    spot = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(3))
+    images[1, :, top : top + 16, left : left + 16] = 4 * spot
+    path = next(part.path for part in plan.components if part.kind == "head")
+    found = Mapper(plan, f"{path}.head.*")(images, toward_classes(own, ["duck", "car", "cap", "bus"]))
+    changed = (found.summed()[1] - found.summed()[0]).abs().sum(0)
+    coarse = spread(changed, 4, 4)
+    assert divmod(int(coarse.argmax()), 4) == cell
+
+
+def test_spreading_keeps_sums_and_places():
+    maps = torch.arange(6.0).view(1, 2, 3)
+    wide = spread(maps, 4, 6)
+    assert torch.allclose(wide.sum((-2, -1)), maps.sum((-2, -1)))
+    assert torch.allclose(wide[0, :2, :2], maps[0, 0, 0] / 4 * torch.ones(2, 2))
+    uneven = spread(maps, 3, 5)
+    assert torch.allclose(uneven.sum((-2, -1)), maps.sum((-2, -1)))
+    naive = torch.zeros(3, 5)
+    fine = maps[0].repeat_interleave(15, 0).repeat_interleave(10, 1) / 150  # the least common multiple of both grids
+    for row in range(3):
+        for column in range(5):
+            naive[row, column] = fine[10 * row : 10 * row + 10, 6 * column : 6 * column + 6].sum()
+    assert torch.allclose(uneven[0], naive, atol=1e-6)
+
+
+def test_layers_of_other_grids_are_enlarged_each_from_its_own():
+    found = Mapper(plan_of("swin"))(pocket("swin").example(1), toward_classes(pocket("swin"), ["duck"]))
+    assert {tuple(own.shape[-2:]) for own in found.maps.values()} == {(16, 16), (8, 8), (4, 4)}
+    assert found.grid == (16, 16)
+    inner = found.enlarged(64, 64)
+    assert inner.shape[-2:] == (64, 64)
+    assert torch.allclose(inner.sum(), found.summed().sum(), atol=0.35 * float(found.summed().abs().sum()))
+
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_of_any_modules_is_one_matrix():
+    weight, bias = affine(model())
+    z = torch.randn(4, WIDTH)
+    assert torch.allclose(model().classifier(z), z @ weight.T + bias, atol=1e-5)
+
+
+def test_classes_go_by_name_or_number_and_against_others():
+    every = toward_classes(pocket("deit"))
+    some = toward_classes(pocket("deit"), ["duck", "1"])
+    assert some.names == ("duck", every.names[1])
+    assert torch.equal(some.directions[1], every.directions[1])
+    rather = some.against(every)
+    assert torch.allclose(rather.directions, some.directions - every.directions.mean(0))
+    assert torch.allclose(rather.constants, some.constants - every.constants.mean())
+
+
+def test_targets_that_cannot_be_are_refused():
+    with pytest.raises(TextError, match="none of the 40 classes"):
+        toward_classes(pocket("deit"), ["unicorn"])
+    with pytest.raises(ModelError, match="no classifier"):
+        toward_classes(pocket("dino"))
+    own, plan = model(), unweave.plan(model())
+    with pytest.raises(StoreError, match="not the image encoder"):
+        toward_texts(pocket("deit"), space_of(5), ["a dog"])
+    with pytest.raises(TextError, match="no texts"):
+        toward_texts(own, space_of(5), [])
+    with pytest.raises(StoreError, match="another model"):
+        toward_texts(pocket("deit"), space_of(5), ["a dog"], aligner_of(plan))
+    with pytest.raises(StoreError, match="another text space"):
+        toward_texts(own, space_of(5, {"a": torch.ones(5)}), ["a dog"], aligner_of(plan))
+    partial = aligner_of(plan)
+    partial = Aligner(partial.maps[1:], partial.bias, partial.components[1:], partial.identity)
+    with pytest.raises(StoreError, match="no map for the component"):
+        Mapper(plan)(own.example(1), toward_texts(own, space_of(5), ["a dog"], partial))
+
+
+def test_the_own_encoder_of_a_space_needs_no_aligner():
+    target = toward_texts(model(), space_of(WIDTH), ["a dog"])
+    assert target.along(()).shape == (1, WIDTH) and target.aligner is None
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def scores(rows):
+    return pa.Table.from_pylist(
+        [
+            {"component": name, "feature": feature, "score": score, "above_chance": above}
+            for name, feature, score, above in rows
+        ]
+    )
+
+
+def test_components_are_chosen_by_score_above_chance_where_they_read_tokens():
+    plan = tiny()
+    heads = [str(part) for part in plan.components if part.kind == "head"]
+    rows = [(name, "colour", number / 10, number > 1) for number, name in enumerate(heads)]
+    rows += [("blocks.0.mlp", "colour", 2.0, True), (heads[0], "shape", 1.0, True), (heads[1], "shape", -1.0, False)]
+    table = scores(rows)
+    assert [str(part) for part in best(plan, table, ["colour"], 3)] == heads[:-4:-1]
+    assert len(best(plan, table, ["colour"], 100)) == len(heads) - 2
+    assert [str(part) for part in best(plan, table, ["colour"])] == heads[:3:-1]
+    assert str(best(plan, table, ["colour", "shape"], 1)[0]) == heads[0]
+    with pytest.raises(TextError, match="no feature 'size'"):
+        best(plan, table, ["size"], 3)
+    with pytest.raises(TextError, match="no table of scores"):
+        best(plan, pa.table({"a": [1]}), ["size"], 3)
+    with pytest.raises(SelectionError, match="above chance"):
+        best(plan, scores([(heads[0], "colour", 1.0, False)]), ["colour"], 3)
+    with pytest.raises(SelectionError, match="no component of the model"):
+        best(plan, scores([("stem", "colour", 1.0, True)]), ["colour"], 3)
+
+
+def test_what_reads_no_tokens_cannot_be_mapped():
+    with pytest.raises(SelectionError, match="reads tokens at known places"):
+        Mapper(tiny(), "kind:bias")
+    with pytest.raises(SelectionError, match="matches none"):
+        Mapper(tiny(), "nothing")
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_arrays_come_back(tmp_path, suffix):
+    mapper = Mapper(tiny(), "last:1")
+    parts = [mapper(pictures(1, seed=seed), target_of(tiny()), [str(seed)]) for seed in range(2)]
+    found = joined(parts)
+    path = found.save(tmp_path / "deep" / f"maps.{suffix}")
+    if suffix == "npz":
+        with np.load(path, allow_pickle=False) as file:
+            card, arrays = json.loads(str(file["card"])), {name: file[name] for name in file.files if name != "card"}
+    else:
+        with safe_open(path, "np") as file:
+            card, arrays = json.loads(file.metadata()["card"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert card["ids"] == ["0", "1"] and card["targets"] == ["0", "1"]
+    assert np.array_equal(arrays["sum"], found.summed().numpy())
+    beside = sum(own for name, own in arrays.items() if name.startswith("beside/"))
+    assert np.allclose(arrays["sum"].sum((-2, -1)) + beside, arrays["total"])
+    assert sum(name.startswith("map/") for name in arrays) == len(found.maps)
+
+
+def test_files_that_cannot_be_written_are_errors(tmp_path):
+    found = Mapper(tiny(), "last:1")(pictures(1), target_of(tiny()))
+    with pytest.raises(UnweaveError, match="cannot be written as"):
+        found.save(tmp_path / "maps.pkl")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnweaveError, match="cannot be written"):
+        found.save(tmp_path / "file" / "maps.npz")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_view_is_what_the_model_sees():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+
+    def preprocess(image):
+        cut = np.asarray(image.crop((5, 2, 21, 18)), np.float32) / 255
+        return ((torch.from_numpy(cut) - 0.4) / torch.tensor([0.2, 0.3, 0.1])).permute(2, 0, 1)
+
+    assert np.array_equal(as_pixels(viewed(preprocess, picture)), np.asarray(picture)[2:18, 5:21])
