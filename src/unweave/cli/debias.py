@@ -14,7 +14,7 @@ from unweave.cli.console import counted, print_files, print_json, progress, tabl
 from unweave.errors import UnweaveError
 
 if TYPE_CHECKING:
-    from unweave.tasks.debias import Debiased
+    from unweave.tasks.debias import Debiased, Written
 
 _IMAGES, _HEAD, _HOW = "Which images", "What tells the classes", "How to work"
 
@@ -64,6 +64,17 @@ def debias(
     k: Annotated[
         str, typer.Option("-k", metavar="N", help="How many components to ablate; `auto` chooses without groups.")
     ] = "10",
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the edit into the weights: an ordinary checkpoint, ending in `.safetensors`, measured again.",
+        ),
+    ] = None,
+    export_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many components the checkpoint ablates; chosen on held-out images if not given."),
+    ] = None,
     published: Annotated[
         bool,
         typer.Option("--published", help="Rank on the test images, as the published code does.", rich_help_panel=_HOW),
@@ -115,11 +126,28 @@ def debias(
     files = write_table(found.table(), card, output, "debias")
     if not no_figure:
         files["figure"] = str(_drawn(found, output))
+    if export is not None:
+        from unweave.tasks.debias import passes, written
+
+        with progress("writing weights", passes(found, plan, export_k)) as advance:
+            out = written(found, plan, attribute, export, k=export_k, on_images=advance)
+        files["checkpoint"] = str(out.path)
+        card["checkpoint"] = {
+            "k": out.k,
+            "ablated": [str(own) for own in out.edit.expressed],
+            "worst": out.groups.worst,
+            "average": out.groups.average,
+            "groups": {name: own.value for name, own in out.groups.accuracies.items()},
+            "apart": out.apart,
+            "refused": [{"component": str(own.component), "why": str(own.reason)} for own in out.edit.refused],
+        }
     if json:
         print_json(card | {"files": files, "rows": found.table().to_pylist()})
         return
     console = Console(highlight=False)
     console.print(_told(found))
+    if export is not None:
+        console.print(Text(f"\n{_exported(out)}"), soft_wrap=True)
     console.print(Text(f"\nablated: {', '.join(ablated) or 'nothing'}"), soft_wrap=True)
     print_files(files)
 
@@ -143,6 +171,17 @@ def _told(found: Debiased) -> Any:
         cells = [f"{getattr(each, what):.3f}" for each in (before, after)]
         rows.append([Text(f"{what} group", "bold"), *cells, f"{drawn:.3f}", f"{getattr(best, what):.3f}"])
     return table(f"{found.model}: accuracy of the {found.head} head by group", columns, rows)
+
+
+def _exported(out: Written) -> str:
+    """What the checkpoint is worth, in a sentence or two."""
+    text = (
+        f"The checkpoint tells the worst group at {out.groups.worst:.3f} and the average at {out.groups.average:.3f}: "
+    )
+    text += f"its later layers answer to what is gone. It is the ablated model to {out.apart:.0e}."
+    for own in out.edit.refused:
+        text += f"\nnot in the weights: {own.component}: {own.reason}"
+    return text
 
 
 def _drawn(found: Debiased, output: Path) -> Path:

@@ -18,22 +18,31 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import unweave
 from unweave.align import open_aligned
 from unweave.attribute import Attribution
 from unweave.attribute import attribute as attribute_to
 from unweave.components import Component
 from unweave.errors import StoreError
+from unweave.extraction import pictures
+from unweave.images import batches
+from unweave.models import Model
 from unweave.store import Rows, Store, open_store
 from unweave.tasks.ablation import Accuracy, Sums, means
 from unweave.tasks.head import Head, classifier, probe, zero_shot
+from unweave.tasks.surgery import Edit, mean_ablated
 from unweave.text import features as read_features
 from unweave.text.phrases import chosen
 
 K = 10
 """Components to ablate, as published."""
+
+_TRIED = (1, 2, 3, 5, 8, 13, 20)
+"""Numbers of components that a checkpoint is tried with."""
 
 
 @dataclass(frozen=True)
@@ -311,13 +320,16 @@ class _Told:
 
     def told(self, sums: Float[Tensor, "image dim"]) -> Groups:
         """How well each group is told."""
-        right = self.right(sums)
-        counts = [(name, self.groups == place) for place, name in enumerate(self.names)]
-        return Groups({name: Accuracy(int(right[own].sum()), int(own.sum())) for name, own in counts})
+        return _grouped(self.right(sums), self.names, self.groups)
 
     def curve(self, order: Sequence[int], on_step: Callable[[], None]) -> tuple[Groups, ...]:
         """How well each group is told with none ablated, the first, the first two, ..."""
         return tuple(self.told(sums) for sums in self.sums(order, on_step))
+
+
+def _grouped(right: np.ndarray, names: Sequence[str], groups: np.ndarray) -> Groups:
+    counts = [(name, groups == place) for place, name in enumerate(names)]
+    return Groups({name: Accuracy(int(right[own].sum()), int(own.sum())) for name, own in counts})
 
 
 def _balanced(before: np.ndarray, after: np.ndarray) -> float:
@@ -449,3 +461,121 @@ def experiment(
     }
     protocol = "published" if published else "held-out"
     return Experiment(sides[0], sides[1], sides[2], found, ranked(scores, spurious, core), label, protocol, card)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A debiased classifier as a checkpoint.
+
+    Attributes:
+        path: The checkpoint.
+        k: How many components it ablates: the first so many.
+        edit: What was changed in the weights, and which components could not be.
+        groups: How well the edited model's own representations are told, on the test images. This is the total effect:
+            later layers answer to what was ablated, which the curves of `Debiased` hold.
+        apart: How far representations of the checkpoint are from those of the ablated graph, relative, at most.
+    """
+
+    path: Path
+    k: int
+    edit: Edit
+    groups: Groups
+    apart: float
+
+
+def written(
+    found: Debiased,
+    plan: Experiment,
+    attribute: str,
+    path: str | Path,
+    *,
+    k: int | None = None,
+    model: Model | None = None,
+    averaged: int = 512,
+    batch: int = 16,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Written:
+    """Write an ablation into the weights, save them, and tell the groups by what the saved checkpoint computes.
+
+    As later layers answer to what is gone, fewer components than `found.k` may be best. Unless it is given, their
+    number is chosen on held-out images by the rule of `debias`, which knows no groups; each candidate costs a forward
+    pass over them.
+
+    Args:
+        found: What was ranked and ablated.
+        plan: The experiment that it comes from, with the images.
+        attribute: As for `debias`.
+        path: A name that ends in `.safetensors`.
+        k: How many components, the first so many; chosen among `_TRIED` up to `found.k` if not given.
+        model: The model, where the store cannot load it.
+        averaged: How many of the fitted images means are over, drawn at equal distances.
+        batch: Images at a time.
+        on_images: Called with the number of images that just went through a model; see `passes`.
+
+    Raises:
+        StoreError: The head reads aligned contributions, which the checkpoint alone does not give; nothing was ablated;
+            or an image is gone.
+        UnweaveError: The checkpoint cannot be written.
+    """
+    if plan.head.aligner is not None and not plan.head.aligner.measured.get("identity"):
+        raise StoreError(
+            "A head in another model's text space cannot read a checkpoint by itself.",
+            where=found.model,
+            cure="use a probe or the model's own classifier; or extract the edited checkpoint, and align it",
+        )
+    counts = _tried(found.k) if k is None else [k]
+    if not counts or not 1 <= counts[-1] <= len(found.order):
+        raise StoreError("No components were ablated, so there is nothing to write.", where=found.model)
+    manifest = plan.fitted.store.manifest
+    loaded = model or unweave.load_model(manifest.model, **manifest.loading)
+    plan.fitted.store.agree(weights_hash=loaded.weights_hash)
+    places = np.linspace(0, len(plan.fitted.numbers) - 1, min(averaged, len(plan.fitted.numbers))).astype(int)
+    few = Side(plan.fitted.store, plan.fitted.numbers[places])
+
+    def edited(count: int) -> Edit:
+        return mean_ablated(
+            loaded,
+            [found.components[place] for place in found.order[:count]],
+            _inputs(loaded, few, batch, on_images),
+            source=str(plan.fitted.store.place),
+            attention=manifest.attention,  # type: ignore[arg-type]
+            nonlinear=manifest.nonlinear,  # type: ignore[arg-type]
+        )
+
+    def told(edit: Edit, side: Side) -> np.ndarray:
+        readout = edit.apply().readout
+        with torch.inference_mode():
+            sums = torch.cat([readout(images).float().cpu() for images in _inputs(loaded, side, batch, on_images)])
+        return plan.head.predicted(sums) == groups_of(side.store, plan.head, plan.label, attribute, side.rows)[2]
+
+    edits = {count: edited(count) for count in counts}
+    best = counts[0]
+    if len(edits) > 1:
+        codes = plan.head.codes(plan.held_out.store, plan.label, plan.held_out.numbers)
+        before = plan.head.predicted(plan.held_out.store.representation(plan.held_out.rows)) == codes
+        best = max(edits, key=lambda count: _balanced(before, told(edits[count], plan.held_out)))
+    edit = edits[best]
+    names, groups, _ = groups_of(plan.test.store, plan.head, plan.label, attribute, plan.test.rows)
+    images = next(_inputs(loaded, plan.test, batch, lambda count: None))
+    with torch.inference_mode():
+        own, other = edit.apply().readout(images), edit.total(images)
+    apart = float(((own - other).norm(dim=-1) / other.norm(dim=-1)).max())
+    return Written(edit.save(path), best, edit, _grouped(told(edit, plan.test), names, groups), apart)
+
+
+def _tried(most: int) -> list[int]:
+    return sorted({count for count in (*_TRIED, most) if 0 < count <= most})
+
+
+def passes(found: Debiased, plan: Experiment, k: int | None = None, averaged: int = 512) -> int:
+    """How many images go through models in `written`."""
+    each, tried = min(averaged, len(plan.fitted.numbers)), len(_tried(found.k)) if k is None else 1
+    return tried * each + (tried * len(plan.held_out.numbers) if tried > 1 else 0) + len(plan.test.numbers)
+
+
+def _inputs(model: Model, side: Side, batch: int, on_images: Callable[[int], None]) -> Iterator[Tensor]:
+    """The images of a side, as the model's input."""
+    names = [side.store.ids[row] for row in side.numbers]
+    for ids, images in batches(model, pictures(side.store, names), batch, "raise"):
+        yield images
+        on_images(len(ids))
