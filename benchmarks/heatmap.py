@@ -3,8 +3,8 @@
     python benchmarks/heatmap.py --threads 1 -o benchmarks/heatmap.md
 
 Time and memory do not depend on weights, so they are random. A map is that of one image and one text, through an
-aligner of random maps: each component is measured along a direction of its own, and everything that is not mapped is scored
-too, so that the maps and what is beside them add up to the whole score.
+aligner of random maps: each component is measured along a direction of its own, and everything that is not mapped is
+scored too, so that the maps and what is beside them add up to the whole score.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def main() -> None:
 
 `python benchmarks/heatmap.py --threads {torch.get_num_threads()}`: {MODEL} with random weights, one image of 224 x 224,
 one text through an aligner (512 dimensions). {measure.machine(device)}.
-Median of the ratios of calls in turn, least and greatest in brackets. Peak memory is beyond the weights, the plan and the aligner.
+Median of the ratios of calls in turn, least and greatest in brackets; with two texts in turn, weight products are made
+anew for each. Peak memory is beyond the weights, the plan and the aligner.
 
 """ + "\n".join(lines)
     if options.output:

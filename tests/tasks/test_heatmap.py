@@ -196,6 +196,14 @@ def test_classes_go_by_name_or_number_and_against_others():
     assert torch.allclose(rather.constants, some.constants - every.constants.mean())
 
 
+def test_classes_go_by_any_of_their_names(monkeypatch):
+    called = (("tench", "n01440764"), ("crane", "n02012849"), ("crane", "n03126707"))
+    monkeypatch.setattr("unweave.tasks.head.class_names", lambda model, count: called)
+    every = toward_classes(model())
+    assert [every.place(name) for name in ("n01440764", "n02012849", "n03126707", "Crane")] == [0, 1, 2, 1]
+    assert toward_classes(model(), ["n03126707"]).directions.equal(every.directions[2:])
+
+
 def test_targets_that_cannot_be_are_refused():
     with pytest.raises(TextError, match="none of the 40 classes"):
         toward_classes(pocket("deit"), ["unicorn"])

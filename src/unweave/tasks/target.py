@@ -38,6 +38,7 @@ class Target:
         space: What the directions are of: `classifier`, or the id of a text space.
         places: The aligner's row for each component.
         aligner: What takes components to the directions' space; None where they are there.
+        aliases: Other names of directions, such as ImageNet's `n02123045`.
     """
 
     names: tuple[str, ...]
@@ -46,6 +47,7 @@ class Target:
     space: str
     places: Mapping[Component, int] | None = None
     aligner: Aligner | None = None
+    aliases: Mapping[str, int] = field(default_factory=dict)
     _known: dict[tuple[Component, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def along(
@@ -77,7 +79,7 @@ class Target:
         """Only some, by their places."""
         rows = list(places)
         names = tuple(self.names[row] for row in rows)
-        return replace(self, names=names, directions=self.directions[rows], constants=self.constants[rows])
+        return replace(self, names=names, directions=self.directions[rows], constants=self.constants[rows], aliases={})
 
     def against(self, others: Target) -> Target:
         """Each less the mean of others: what speaks for it rather than for them."""
@@ -91,8 +93,8 @@ class Target:
         Raises:
             TextError: None has.
         """
-        known = {own.casefold().replace("_", " "): place for place, own in enumerate(self.names)}
-        found = known.get(name.casefold().replace("_", " "))
+        names = [*self.aliases.items(), *((own, place) for place, own in reversed([*enumerate(self.names)]))]
+        found = {own.casefold().replace("_", " "): place for own, place in names}.get(name.casefold().replace("_", " "))
         if found is None:
             some = ", ".join(self.names[:6])
             raise TextError(f"{name!r} is none of the {len(self.names)} classes.", cure=f"use one of {some}, ...")
@@ -149,8 +151,10 @@ def toward_classes(model: Model, classes: Sequence[str] | None = None) -> Target
         TextError: There is no such class.
     """
     weight, bias = affine(model)
-    names = tuple(own[0] for own in head.class_names(model, len(weight)))
-    every = Target(names, weight, bias, "classifier")
+    called = head.class_names(model, len(weight))
+    names = tuple(own[0] for own in called)
+    aliases = {name: place for place, own in reversed([*enumerate(called)]) for name in own[1:]}
+    every = Target(names, weight, bias, "classifier", aliases=aliases)
     if classes is None:
         return every
     if not classes:
