@@ -66,9 +66,10 @@ def reproduce(table: str, setting: Setting, subjects: Sequence[Subject]) -> pa.T
         known = {} if setting.pocket else published(table).get(subject.name, {})
         for row in setting.result(table, subject, lambda subject=subject: TABLES[table].make(setting, subject)):  # type: ignore[misc]
             whole: dict[str, Any] = {"model": subject.name}
+            ours = all(row[name] == value for name, value in TABLES[table].ours.items())
             for name, value in row.items():
                 whole[name] = value
-                if name in known:
+                if name in known and ours:
                     whole[f"{name} (published)"] = known[name]
             rows.append(whole)
     names = list(dict.fromkeys(name for row in rows for name in row))

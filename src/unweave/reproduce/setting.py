@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import unweave
 from unweave.align import Recipe, align
 from unweave.errors import UnweaveError
 from unweave.extraction import Settings, extract
+from unweave.files import replacing
+from unweave.models import Model, load_model
 from unweave.store import Store
 from unweave.text import TextSpace, text_space
 
@@ -88,7 +89,7 @@ class Setting:
     limit: int | None = None
     device: str = "auto"
     seed: int = 0
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     draws: int = 20
     say: Say = field(default=lambda what: None, compare=False)
 
@@ -122,6 +123,17 @@ class Setting:
         loading = {"random_weights": self.random_weights, "seed": self.seed} if self.random_weights else {}
         return Settings(loading=loading, device=self.device)
 
+    def model(self, subject: Subject) -> Model:
+        """A model, loaded."""
+        self.say(f"{subject.name}: loading")
+        return load_model(subject.model, device=self._device, random_weights=self.random_weights, seed=self.seed)
+
+    def file(self, table: str, subject: Subject, suffix: str) -> Path:
+        """Where something that belongs to a table is put."""
+        path = self.work / "results" / f"{table}-{_plain(subject.name)}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def store(self, subject: Subject, data: str, split: str | None = None) -> Store:
         """A model's contributions for some images; extracted once, and gone on with where that was interrupted."""
         place = self.work / "stores" / _plain(f"{subject.model} {data} {split or ''} {self._mark}")
@@ -151,7 +163,7 @@ class Setting:
             return list(json.loads(path.read_text("utf-8")))
         rows = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unweave.files.replacing(path, "result") as partial:
+        with replacing(path, "result") as partial:
             partial.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
         return rows
 

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
+import unweave
+from unweave.align import Aligner, open_aligned
 from unweave.attribute import attribute
+from unweave.errors import SelectionError
+from unweave.figures import MapRow, maps_figure, save_figure
+from unweave.images import ImageSet, open_images
+from unweave.models import Model
 from unweave.reproduce.setting import Setting, Subject
 from unweave.store import Store
 from unweave.tasks import debias as debiasing
 from unweave.tasks.ablation import ablation, layers
+from unweave.tasks.heatmap import Mapper, as_pixels, viewed
 from unweave.tasks.index import Index
 from unweave.tasks.retrieval import agreement, choose, precision
+from unweave.tasks.segmentation import OURS, segment
 from unweave.tasks.study import study
+from unweave.tasks.target import Target, toward_classes, toward_texts
 
 Row = dict[str, Any]
 
 FACTORS = ("colour", "pattern", "location", "category")
 """Of the pocket world, which have features of their own."""
+
+_SCENES, _DRAWN = 400, 8
+"""Images for segmentation of the pocket world, and for drawing."""
 
 _POCKET_FIT = "pocket/world/5/4000"
 _POCKET_BIRDS = ("pocket/birds/0/train/2000", "pocket/birds/0/validation/1000", "pocket/birds/0/test/2000")
@@ -38,12 +53,14 @@ class Kind:
         says: What it shows.
         needs: What `--data` has to name.
         make: The rows of one model.
+        ours: What rows have that the published figures are of.
     """
 
     name: str
     says: str
     needs: str
     make: Callable[[Setting, Subject], list[Row]]
+    ours: Mapping[str, str] = field(default_factory=dict)
 
 
 def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
@@ -113,8 +130,6 @@ def retrieval(setting: Setting, subject: Subject) -> list[Row]:
     """Whether components with high scores rank images as the text space does; and, where factors are known, whether
     those of a factor find it better than the whole representation.
     """
-    from unweave.align import open_aligned
-
     store = setting.store(subject, "pocket/evaluation" if setting.pocket else setting.images)
     seen, space = open_aligned(store, setting.aligner(subject))
     setting.say(f"{subject.name}: scoring and ranking")
@@ -130,8 +145,6 @@ def retrieval(setting: Setting, subject: Subject) -> list[Row]:
 
 def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
     """Mean average precision for each factor, by components that were chosen on other scenes, and by all."""
-    from unweave.align import open_aligned
-
     learned, space = open_aligned(setting.store(subject, _POCKET_FIT), setting.aligner(subject))
     scores = attribute(learned, space, {name: space.features()[name] for name in FACTORS}, seed=setting.seed)
     style = store.field("style")
@@ -140,10 +153,93 @@ def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
     row: Row = {}
     for name in FACTORS:
         values = [store.field(name)[place] for place in usual]
-        own = choose(scores, name, by="margin")
-        row[f"{name}, chosen"] = precision(Index.build(store, own.places, rows=usual), values, samples=20).mean
+        try:
+            places = choose(scores, name, by="margin").places
+        except SelectionError:  # no component is more about this than about the others: so the table says
+            places = ()
+        found = precision(Index.build(store, places, rows=usual), values, samples=20).mean if places else None
+        row[f"{name}, chosen"] = found
         row[f"{name}, all"] = precision(whole, values, samples=20).mean
     return row
+
+
+def segmentations(setting: Setting, subject: Subject) -> list[Row]:
+    """How well maps of all heads find the object, beside other methods, by the mean of each map."""
+    if setting.pocket:
+        images = open_images("pocket/evaluation").where("style", "noto")[: setting.limit or _SCENES]
+    else:
+        images = open_images(setting.images, limit=setting.limit)
+    model = setting.model(subject)
+    setting.say(f"{subject.name}: segmenting {len(images)} images")
+    found = segment(model, images, _target(setting, subject, model, images), shown=0)
+    return [
+        {
+            "method": own.method,
+            "images": own.images,
+            "pixel_accuracy": own.pixel_accuracy,
+            "foreground_iou": own.foreground_iou,
+            "mean_iou": own.mean_iou,
+            "map": own.average_precision,
+            "why not": own.reason,
+        }
+        for own in found.qualities
+    ]
+
+
+def heatmaps(setting: Setting, subject: Subject) -> list[Row]:
+    """Maps of all heads for each image's own class, drawn; how long they take beside a forward pass; and how much of
+    the score lies in them.
+    """
+    data = "pocket/evaluation" if setting.pocket else setting.images
+    images = open_images(data, limit=min(setting.limit or _DRAWN, _DRAWN))
+    model = setting.model(subject)
+    target = _target(setting, subject, model, images)
+    mapper = Mapper(unweave.plan(model))
+    setting.say(f"{subject.name}: mapping {len(images)} images")
+    rows, seconds, plain, inside = list[MapRow](), list[float](), list[float](), list[float]()
+    for number, picture in enumerate(images):
+        pixels = model.preprocess(picture.read())[None].to(model.device, model.dtype)
+        own = target.take([target.place(str(picture.fields["label"]))])
+        if number == 0:  # what is made once for each model is not timed
+            mapper(pixels, own)
+            model.readout(pixels)
+        began = perf_counter()
+        with torch.inference_mode():
+            model.readout(pixels)
+        plain.append(perf_counter() - began)
+        began = perf_counter()
+        found = mapper(pixels, own)
+        seconds.append(perf_counter() - began)
+        summed = found.summed()[0, 0]
+        total, part = float(found.total[0, 0]), float(summed.sum())
+        inside.append(part)
+        view = as_pixels(viewed(model.preprocess, picture.read()))
+        numbers = [("score", total), ("in the maps", part)]
+        rows.append(MapRow(view, f"{own.names[0]}\n{picture.id}", [summed.double().numpy()], numbers))
+    title = f"{subject.name}: where the score for the class is read"
+    figure = maps_figure(rows, [f"sum of {len(mapper.components)} heads"], title=title, label="score of a token")
+    path = setting.file("heatmaps", subject, "png")
+    save_figure(figure, path)
+    return [
+        {
+            "images": len(images),
+            "heads": len(mapper.components),
+            "seconds": median(seconds),
+            "of a forward pass": median(one / other for one, other in zip(seconds, plain, strict=True)),
+            "mean score in the maps": float(np.mean(inside)),
+            "figure": str(path),
+        }
+    ]
+
+
+def _target(setting: Setting, subject: Subject, model: Model, images: ImageSet) -> Target:
+    """All classes: of the model's own classifier, or what the images' labels say in words."""
+    if subject.head == "classifier":
+        return toward_classes(model)
+    names = sorted({str(value) for value in images.table["label"].to_pylist() if value is not None})
+    aligner = Aligner.load(setting.aligner(subject))
+    texts = {name: (name.replace("_", " "),) for name in names}
+    return toward_texts(model, setting.words, texts, None if aligner.measured.get("identity") else aligner)
 
 
 TABLES: Mapping[str, Kind] = {
@@ -166,6 +262,19 @@ TABLES: Mapping[str, Kind] = {
             "Spearman's correlation of scores with how components rank images by text.",
             "ImageNet's validation images",
             retrieval,
+        ),
+        Kind(
+            "segmentation",
+            "Zero-shot segmentation at the mean of each map; `foreground_iou` as published, `mean_iou` as for gtsegs.",
+            "images with masks: `gtsegs_ijcv.mat`, or `masks:FOLDER` for Pixel-ImageNet",
+            segmentations,
+            {"method": OURS},
+        ),
+        Kind(
+            "heatmaps",
+            "Maps of all heads for the class of each image, drawn; and what they cost.",
+            "a few images with a label, such as ImageNet's validation images",
+            heatmaps,
         ),
     )
 }
