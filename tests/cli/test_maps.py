@@ -101,6 +101,8 @@ def test_heatmap_refuses_what_cannot_be(run, aligner, tmp_path):
 def test_segment_prints_and_writes_a_row_for_each_method(run, tmp_path):
     methods = [word for name in ("components", "raw attention", "rollout") for word in ("--method", name)]
     arguments = ("segment", "pocket/swin", "pocket/evaluation", "--limit", 6, *methods, "--shown", 2, "-o", "out")
+    guessed = said(run(*arguments[:-1], "guessed", "--predicted", "--no-figure", "--json"))
+    assert guessed["class"] == "predicted" and guessed["rows"][0]["images"] == 6
     found = said(run(*arguments, "--json"))
     ours, raw, rolled = found["rows"]
     assert ours["method"] == "components" and ours["images"] == raw["images"] == 6 and rolled["images"] == 0
@@ -141,6 +143,7 @@ def test_segment_refuses_what_cannot_be(run, aligner, tmp_path):
     refused(segment("--label", "breed"), "Nothing is known of the breed")
     refused(segment("--label", "location"), "none of the 40 classes")
     refused(segment("--aligner", aligner), "The aligner is of another model")
+    refused(segment("--aligner", aligner, "--predicted"), "Only a classifier predicts")
     refused(segment("--method", "magic"), "no method 'magic'")
     refused(segment("--feature", "category"), "--scores")
     refused(segment("--phrase", "a thing"), "no place for the class")

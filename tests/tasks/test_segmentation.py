@@ -248,6 +248,15 @@ def test_ours_is_the_map_of_the_images_own_class():
         )
 
 
+def test_the_predicted_class_needs_no_field():
+    images = images_of(4, broken=(2,))
+    found = measured(images, methods=[OURS], label=None, shown=4, batch=2)
+    wanted = [
+        int(model().module(model().preprocess(images[row].read())[None]).argmax()) for row in range(4) if row != 2
+    ]
+    assert [own.label for own in found.shown] == [str(code) for code in wanted] and len(found.skipped) == 1
+
+
 def test_images_that_cannot_be_used_are_left_out_and_said():
     found = measured(images_of(broken=(1,), empty=(3,)), methods=[OURS])
     assert found.skipped == (("p1", "The image is damaged."), ("p3", "its mask is empty"))

@@ -49,3 +49,9 @@ def scored(path: Path) -> Any:
         raise TextError(
             f"The scores cannot be read: {reason}.", where=str(file), cure="name the folder that `unweave score` wrote"
         ) from error
+
+
+def features_of(table: Any) -> list[str]:
+    """The features that a table scores."""
+    named = "feature" in table.column_names
+    return list(dict.fromkeys(table["feature"].to_pylist())) if named else []

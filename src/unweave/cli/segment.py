@@ -26,16 +26,22 @@ def segment(
     ],
     output: options.Output,
     label: Annotated[str, typer.Option(help="The field that names each image's class.")] = "label",
+    predicted: Annotated[
+        bool, typer.Option("--predicted", help="Map the class that the model's own classifier says, whatever is true.")
+    ] = False,
     phrase: Annotated[str, typer.Option(help="How a class is put into words, {} being its name.")] = "{}",
     method: Annotated[
         list[str] | None, typer.Option(help="Only this method; may be given several times; all if not.")
     ] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option(help="Map what scores highest for these features (with --scores).", rich_help_panel=_WHICH),
+        typer.Option(help="The features of --scores that count; all if not given.", rich_help_panel=_WHICH),
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="What `unweave score` wrote.", rich_help_panel=_WHICH)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Map what scores highest in what `unweave score` wrote.", rich_help_panel=_WHICH
+        ),
     ] = None,
     count: Annotated[
         int | None,
@@ -59,7 +65,7 @@ def segment(
     """Threshold each image's map for its own class at the mean, and compare it with the object's mask."""
     with working(f"Reading {model}"):
         import unweave
-        from unweave.cli.aim import scored, target_of
+        from unweave.cli.aim import features_of, scored, target_of
         from unweave.errors import ImageError, UnweaveError
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
@@ -67,17 +73,20 @@ def segment(
         from unweave.tasks.segmentation import METHODS
         from unweave.tasks.segmentation import segment as measure
 
-        if bool(feature) != (scores is not None) or (feature and select):
-            raise UnweaveError(
-                "Components are chosen by --feature with --scores, or by --select.", cure="give one or the other"
-            )
+        if (feature or select) and bool(select) == (scores is not None):
+            raise UnweaveError("Components are chosen by --scores or by --select.", cure="give one of the two")
         if "{}" not in phrase:
             raise UnweaveError(f"The phrase {phrase!r} has no place for the class.", cure="write {} where it goes")
+        texts = aligner is not None or text_space is not None
+        if predicted and texts:
+            raise UnweaveError("Only a classifier predicts.", cure="leave out --predicted, or the text space")
         images = unweave.open_images(data, limit=limit)
-        if label not in images.fields:
-            known = ", ".join(images.fields) or "none"
+        if not predicted and label not in images.fields:
+            fields = ", ".join(images.fields) or "none"
             raise ImageError(
-                f"Nothing is known of the {label} of these images.", where=images.origin, cure=f"their fields: {known}"
+                f"Nothing is known of the {label} of these images.",
+                where=images.origin,
+                cure=f"their fields: {fields}; or use --predicted",
             )
         place = device_of(device)
         loaded = unweave.load_model(
@@ -88,19 +97,22 @@ def segment(
             device=place,
             image_size=image_size,
         )
-        texts = aligner is not None or text_space is not None
-        classes = sorted({str(value) for value in images.table[label].to_pylist()})
+        classes = [] if predicted else sorted({str(value) for value in images.table[label].to_pylist()})
         named = {name: (phrase.replace("{}", name.replace("_", " ")),) for name in classes}
         target = target_of(loaded, named if texts else None, texts, aligner, text_space, templates, place)
         plan = unweave.plan(loaded)
-        mapper = Mapper(plan, best(plan, scored(scores), feature, count) if scores and feature else select or None)
+        chosen: Any = select or None
+        if scores is not None:
+            known = scored(scores)
+            chosen = best(plan, known, feature or features_of(known), count)
+        mapper = Mapper(plan, chosen)
     with progress("measuring", len(images)) as advance:
         found = measure(
             loaded,
             images,
             target,
             mapper=mapper,
-            label=label,
+            label=None if predicted else label,
             methods=method or METHODS,
             batch=batch_size,
             shown=0 if no_figure else shown,
@@ -111,6 +123,7 @@ def segment(
         "weights_hash": loaded.weights_hash,
         "data": images.origin,
         "target": target.space,
+        "class": "predicted" if predicted else label,
         "components": [str(component) for component in mapper.components],
         "skipped": [{"id": name, "reason": reason} for name, reason in found.skipped],
     }

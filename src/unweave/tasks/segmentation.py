@@ -158,7 +158,7 @@ def segment(
     target: Target,
     *,
     mapper: Mapper | None = None,
-    label: str = "label",
+    label: str | None = "label",
     methods: Sequence[str] = METHODS,
     batch: int = 16,
     shown: int = 4,
@@ -172,10 +172,10 @@ def segment(
 
     Args:
         model: The model.
-        images: With masks, and a field that names each image's class.
+        images: With masks.
         target: All classes.
         mapper: Which components are summed; all heads if not given.
-        label: The field.
+        label: The field that names each image's class; None for the class that the model itself says.
         methods: Some of `METHODS`.
         batch: Images at a time.
         shown: How many of the first images to keep for a figure.
@@ -192,14 +192,17 @@ def segment(
         raise TextError(f"There is no method {unknown!r}.", cure=f"use some of {', '.join(METHODS)}")
     if images.read_mask is None:
         raise ImageError("These images have no masks.", where=images.origin, cure="use a set with masks (`masks:PATH`)")
-    if label not in images.fields:
+    if label is not None and label not in images.fields:
         raise ImageError(
             f"Nothing is known of the {label} of these images.",
             where=images.origin,
-            cure=f"name the field of their classes: {', '.join(images.fields) or 'they have none'}",
+            cure=f"name the field of their classes: {', '.join(images.fields) or 'there is none; use the predicted'}",
         )
-    classes = [_class(target, picture, label) for picture in images]
     mapper = mapper or Mapper(plan_for(model))
+    if label is None:
+        classes = _predicted(model, mapper, images, target, batch)
+    else:
+        classes = [_class(target, picture, label) for picture in images]
     makers, reasons = _makers(model, mapper, methods)
     directions = _directions(model, mapper, images, target, batch) if makers else None
     skipped: list[tuple[str, str]] = []
@@ -294,18 +297,33 @@ def _directions(
     """One direction of the model's own space for each class."""
     if target.aligner is None:
         return target.directions
-    plan = mapper.plan.at("head")
-    scores, representations = [], []
-    for part in _parts(images, [0] * len(images), batch):
-        read = [own for picture, _ in part if (own := _read(model, picture, [])) is not None]
-        if read:
-            inputs = torch.stack([own[0] for own in read]).to(model.device, model.dtype)
-            found = plan.score(inputs, target.along(plan.wholes))
-            scores.append(found.values.sum(1).cpu())
-            representations.append(found.representation.float().cpu())
-    if not scores:
+    found = [(scores, z) for _, scores, z in _totals(model, mapper, images, target, batch)]
+    if not found:
         raise ImageError("None of the images could be used.", where=images.origin)
+    scores, representations = zip(*found, strict=True)
     return nearest(torch.cat(representations), torch.cat(scores))
+
+
+def _predicted(model: Model, mapper: Mapper, images: ImageSet, target: Target, batch: int) -> list[int]:
+    """The class that scores highest in each image; the first for those that cannot be read, which are left out."""
+    codes = dict.fromkeys(images.ids, 0)
+    for ids, scores, _ in _totals(model, mapper, images, target, batch):
+        codes |= dict(zip(ids, scores.argmax(1).tolist(), strict=True))
+    return list(codes.values())
+
+
+def _totals(
+    model: Model, mapper: Mapper, images: ImageSet, target: Target, batch: int
+) -> Iterator[tuple[list[str], Float[Tensor, "image target"], Float[Tensor, "image dim"]]]:
+    """Ids, whole scores and representations of the images that can be used, batch by batch."""
+    plan = mapper.plan.at("head")
+    for part in _parts(images, [0] * len(images), batch):
+        read = [(picture.id, own[0]) for picture, _ in part if (own := _read(model, picture, [])) is not None]
+        if read:
+            inputs = torch.stack([own for _, own in read]).to(model.device, model.dtype)
+            found = plan.score(inputs, target.along(plan.wholes))
+            total = found.values.sum(1).cpu() + target.constants
+            yield [name for name, _ in read], total, found.representation.float().cpu()
 
 
 def nearest(
