@@ -4,9 +4,9 @@
 
 Aligners are fitted on scenes of one world and judged on the shipped evaluation scenes, of the usual style.
 
-* How near the aligned sum is to what CLIP itself makes of an image, and what either says of every factor in words alone.
+* How near the aligned sum is to what CLIP itself makes of an image; what either says of every factor in words alone.
 * Whether components that are scored highest for a factor carry that factor, and not others: linear heads learn every
-  factor from the sum of the contributions with the highest scores, or margins, and from those of as many drawn at random.
+  factor from the sum of the contributions with the highest scores, or margins, and of as many drawn at random.
 * Whether scores of what has nothing to say stay within chance: the same networks with random weights, aligned likewise,
   and the trained ones with the images of every component shuffled.
 
@@ -107,6 +107,7 @@ class Shuffled(Aligned):
     """The images of every component in an order of its own."""
 
     def along(self, component: int, directions: torch.Tensor) -> torch.Tensor:
+        """As for `Aligned`, but shuffled."""
         order = np.random.default_rng((7, component)).permutation(len(self.rows))
         return super().along(component, directions)[order]
 
@@ -135,7 +136,7 @@ def main(
             matrices.append([name, f"{count} at random", *(f"{value:.2f}" for value in random)])
             for column, factor in enumerate(SCORED):
                 for by, values in (("score", found.scores), ("margin", found.margins())):
-                    best = sorted(places, key=lambda place: -float(values[place, column]))[:count]  # noqa: B023
+                    best = sorted(places, key=lambda place: -float(values[place, column]))[:count]
                     cells = [f"{value:.2f}" for value in decoded(learned, asked, best)]
                     cells[column] = f"**{cells[column]}**"
                     matrices.append([name, f"{count} by {by} for {factor}", *cells])
@@ -158,7 +159,7 @@ def main(
             ["network", "components", *SCORED],
             *matrices,
         ],
-        "Share of components above chance: each tested alone at 5 %; and of all pairs, at a false discovery rate of 5 %": [
+        "Share of components above chance: each alone at 5 %; of all pairs, at a false discovery rate of 5 %": [
             ["network", "which", *SCORED, "all pairs"],
             *chance,
         ],

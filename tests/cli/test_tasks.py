@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import unweave
 from stores import remembered
 from unweave.align import Recipe, align
 from unweave.extraction import extractor, job
+from unweave.tasks.head import probe
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
@@ -65,7 +68,8 @@ def test_ablate_by_score_by_chance_and_by_name(run, stores):
     words = ("--head", "zero-shot", "--label", "location", "--aligner", stores / "aligner", "--no-figure")
     found = said(run("ablate", stores / "deit", "-o", "out", "--order", "score:location", *words, "--json"))
     assert len(found["rows"]) == 45 and found["rows"][1]["ablated"].startswith("blocks.")
-    found = said(run("ablate", stores / "deit", "-o", "out", "--order", "random", "--head", "probe", "--label", "category", "--json"))
+    linear = ("--head", "probe", "--label", "category", "--no-figure")
+    found = said(run("ablate", stores / "deit", "-o", "out", "--order", "random", *linear, "--json"))
     assert len(found["rows"]) == 45
     order = ("--order", "blocks.5.*", "--order", "kind:mlp")
     found = said(run("ablate", stores / "deit", "-o", "out", *order, "--json"))
@@ -81,6 +85,33 @@ def test_debias_reports_groups_before_and_after_beside_controls(run, stores, tmp
     assert size(tmp_path / "out/debias.png")[0] > 800
     result = run(*birds(stores, "-k", "auto", "--published", "--no-figure"))
     assert result.exit_code == 0 and "worst group" in result.stdout and "ablated: " in result.stdout
+
+
+def test_the_edit_is_written_into_a_checkpoint_that_is_measured_again(run, stores, tmp_path):
+    found = said(run(*birds(stores, "-k", 2, "--export", "debiased.safetensors", "--no-figure", "--json")))
+    checkpoint = found["checkpoint"]
+    assert checkpoint["k"] in (1, 2) and set(checkpoint["ablated"]) == set(found["ablated"][: checkpoint["k"]])
+    assert checkpoint["apart"] < 1e-5 and checkpoint["refused"] == []
+    edited = unweave.load_model("pocket/deit", checkpoint=tmp_path / "debiased.safetensors")
+    images = torch.stack([edited.preprocess(one.read()) for one in unweave.open_images("pocket/birds/0/test/80")])
+    head = probe(unweave.open_store(stores / "train"), "label")
+    told = head.predicted(edited.readout(images).detach())
+    store = unweave.open_store(stores / "test")
+    assert np.mean(told == head.codes(store, "label")) == pytest.approx(
+        sum(checkpoint["groups"].values()) / 4, abs=0.05
+    )  # groups are of about one size
+    result = run(*birds(stores, "-k", 1, "--export", "x.safetensors", "--export-k", 1, "--no-figure"))
+    assert result.exit_code == 0 and "The checkpoint, without the first 1" in result.stdout.replace("\n", " ")
+    for more, what in (
+        (("--export", "x.bin"), "safetensors"),
+        (("--export", "x.safetensors", "-k", "0"), "nothing to write"),
+        (
+            ("--export", "x.safetensors", "--head", "zero-shot", "--label", "location", "--attribute", "bird"),
+            "cannot read a checkpoint",
+        ),
+    ):
+        result = run(*birds(stores, *more, "--no-figure", *(() if "-k" in more else ("-k", 1))))
+        assert result.exit_code == 2 and what in result.stderr, result.output
 
 
 def test_debias_of_one_store_with_splits(run, stores, tmp_path):

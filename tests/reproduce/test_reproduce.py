@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import unweave
 from stores import remembered
@@ -76,6 +77,31 @@ def test_retrieval(tmp_path):
     assert row["within features, values"] == 4
 
 
+def test_segmentation_with_masks_in_a_folder(tmp_path):
+    """Pixel-ImageNet's form: a folder for each class, of images and of masks."""
+    for picture in unweave.open_images("pocket/evaluation", limit=24):
+        label, name = picture.fields["label"], picture.id.replace("/", "-")
+        for kind, image in (("images", picture.read()), ("masks", Image.fromarray(picture.mask()))):
+            (tmp_path / "pixel" / kind / label).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "pixel" / kind / label / f"{name}.png")
+    own = setting(tmp_path, data=f"masks:{tmp_path / 'pixel'}")
+    rows = reproduce("segmentation", own, [Subject("DeiT-B/16", "pocket/deit", "classifier")]).to_pylist()
+    ours = rows[0]
+    assert ours["method"] == "components" and ours["images"] == 24 and ours["map"] > 0.4
+    assert ours["map (published)"] == 0.8305 and ours["foreground_iou (published)"] == 0.5291
+    assert all(row["map (published)"] is None for row in rows[1:])
+    assert {row["method"] for row in rows} >= {"raw attention", "rollout", "transformer attribution", "gradcam"}
+
+
+def test_heatmaps_are_drawn_and_timed(tmp_path):
+    own = setting(tmp_path, data="pocket/evaluation")
+    rows = reproduce("heatmaps", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).to_pylist()
+    for row in rows:
+        assert row["images"] == 8 and row["heads"] == 24 and row["seconds"] > 0
+        with Image.open(row["figure"]) as figure:
+            assert figure.size[1] > 600
+
+
 def test_random_weights_go_through_all_steps(tmp_path, birds):
     own = setting(tmp_path, data=str(birds), random_weights=True, limit=120)
     rows = reproduce("waterbirds", own, [DEIT]).to_pylist()
@@ -141,8 +167,6 @@ def test_the_verb(tmp_path, birds, monkeypatch):
     from unweave.cli import app
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("unweave.reproduce.setting.Setting.draws", 1)
-    monkeypatch.setattr("unweave.reproduce.setting.Setting.recipe", Recipe(rounds=0, sweeps=1))
     common = ["--data", str(birds), "--fit", "pocket/world/5/60", "--text-space", "pocket/clip", "-o", "out"]
     arguments = ["reproduce", "waterbirds", "--model", "pocket/dino", *common]
     result = CliRunner().invoke(app, [*arguments, "--json"])

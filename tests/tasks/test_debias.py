@@ -75,7 +75,7 @@ def test_without_what_misleads_the_worst_group_is_told_better(sides):
 
 
 def test_accuracies_by_group_are_those_of_the_written_out_sums(sides):
-    fitted, held_out, test = sides
+    fitted, _, test = sides
     head = probe(fitted.store, "label")
     found = debias(*sides, head, ORDER, "label", "where", most=3, k=1, draws=1)
     values = test.store.read().values.double().numpy()

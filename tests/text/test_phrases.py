@@ -6,6 +6,7 @@ import pytest
 
 from unweave.errors import TextError
 from unweave.text import TEMPLATES, features, read_phrases, read_templates
+from unweave.text.phrases import chosen, shipped, spoken
 from unweave.text.vocabulary import made, vocabulary
 
 
@@ -106,3 +107,26 @@ def test_the_vocabulary_takes_nouns_by_their_first_sense(tmp_path):
     ]
     with pytest.raises(TextError, match="WordNet cannot be read"):
         made(tmp_path / "nothing")
+
+
+def test_what_classes_are_called():
+    assert spoken("n01440764") == "tench" and spoken("n02123045") == "tabby" and spoken("n99999999") == "n99999999"
+    assert spoken("polar_bear") == "polar bear"
+
+
+def test_what_is_asked_for():
+    known = {"colour": ("red", "blue"), "place": ("sea",)}
+    assert chosen(known) == known
+    assert chosen(known, ["place"], ["an owl"]) == {"place": ("sea",), "an owl": ("an owl",)}
+    assert list(chosen(known, ["colour"], each=True)) == ["colour", "red", "blue"]
+    with pytest.raises(TextError, match="no feature 'x'"):
+        chosen(known, ["x"])
+    with pytest.raises(TextError, match="a feature and a phrase"):
+        chosen(known, [], ["place"])
+
+
+def test_features_that_are_shipped_have_names():
+    read = shipped(features="features.toml", birds="waterbirds.toml")
+    assert set(read("birds")) == {"background", "bird"} and "color" in read()
+    with pytest.raises(TextError, match="No features 'x' are shipped"):
+        read("x")

@@ -32,6 +32,7 @@ from unweave.images import ImageSet
 from unweave.images.imageset import columns
 from unweave.store import Store
 from unweave.text import TextSpace
+from unweave.text.phrases import spoken
 
 _MOST_CLASSES = 2000
 """With more values than this a field does not name classes."""
@@ -164,7 +165,7 @@ def _zero_shot(aligned: Float[Tensor, "image dim"], other: Rows, space: TextSpac
     if not 2 <= len(values) <= _MOST_CLASSES:
         return {"left out": f"{len(values)} different texts are no classes"}
     try:
-        directions = space.encode([value.replace("_", " ") for value in values])
+        directions = space.encode([spoken(value) for value in values])
     except TextError as error:
         return {"left out": str(error)}
     place = {value: number for number, value in enumerate(values)}

@@ -175,10 +175,9 @@ def _told(found: Debiased) -> Any:
 
 def _exported(out: Written) -> str:
     """What the checkpoint is worth, in a sentence or two."""
-    text = (
-        f"The checkpoint tells the worst group at {out.groups.worst:.3f} and the average at {out.groups.average:.3f}: "
-    )
-    text += f"its later layers answer to what is gone. It is the ablated model to {out.apart:.0e}."
+    worst, average = out.groups.worst, out.groups.average
+    text = f"The checkpoint, without the first {out.k}, tells the worst group at {worst:.3f} and the average at "
+    text += f"{average:.3f}: its later layers answer to what is gone. It is the ablated model to {out.apart:.0e}."
     for own in out.edit.refused:
         text += f"\nnot in the weights: {own.component}: {own.reason}"
     return text

@@ -104,6 +104,19 @@ class Setting:
             raise UnweaveError("The images were not named.", cure="name them with `--data`, or use `--pocket`")
         return self.data
 
+    @property
+    def fit(self) -> str:
+        """The images that aligners are fitted to.
+
+        Raises:
+            UnweaveError: They were not named.
+        """
+        if self.fitted is None:
+            raise UnweaveError(
+                "The images to fit aligners to were not named.", cure="name them with `--fit`, or use `--pocket`"
+            )
+        return self.fitted
+
     @cached_property
     def words(self) -> TextSpace:
         """The text space, loaded."""
@@ -144,11 +157,7 @@ class Setting:
         """Where a model's aligner lies; fitted once, and gone on with where that was interrupted."""
         place = self.work / "aligners" / _plain(f"{subject.model} {self.space} {self.fitted or ''} {self._mark}")
         if not (place / "aligner.json").exists():
-            if self.fitted is None:
-                raise UnweaveError(
-                    "The images to fit aligners to were not named.", cure="name them with `--fit`, or use `--pocket`"
-                )
-            store = self.store(subject, self.fitted)
+            store = self.store(subject, self.fit)
             self.say(f"{subject.name}: aligning to {self.space}")
             recipe, kept = replace(self.recipe, seed=self.seed), place.with_suffix(".unfinished")
             align(store, self.words, recipe=recipe, random_images=0, kept=kept).save(place)

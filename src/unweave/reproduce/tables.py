@@ -22,12 +22,13 @@ from unweave.reproduce.setting import Setting, Subject
 from unweave.store import Store
 from unweave.tasks import debias as debiasing
 from unweave.tasks.ablation import ablation, layers
-from unweave.tasks.heatmap import Mapper, as_pixels, viewed
+from unweave.tasks.heatmap import Mapper, as_pixels, best, viewed
 from unweave.tasks.index import Index
 from unweave.tasks.retrieval import agreement, choose, precision
 from unweave.tasks.segmentation import OURS, segment
 from unweave.tasks.study import study
 from unweave.tasks.target import Target, toward_classes, toward_texts
+from unweave.text.phrases import spoken
 
 Row = dict[str, Any]
 
@@ -164,17 +165,29 @@ def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
 
 
 def segmentations(setting: Setting, subject: Subject) -> list[Row]:
-    """How well maps of all heads find the object, beside other methods, by the mean of each map."""
+    """How well maps for an image's own class find the object, at the mean of each map, beside other methods. Summed are
+    the better half of the heads by their mean score for the classes, on the images that aligners are fitted to.
+    """
     if setting.pocket:
         images = open_images("pocket/evaluation").where("style", "noto")[: setting.limit or _SCENES]
     else:
         images = open_images(setting.images, limit=setting.limit)
     model = setting.model(subject)
+    plan, target = unweave.plan(model), _target(setting, subject, model, images)
+    seen, space = open_aligned(setting.store(subject, setting.fit), setting.aligner(subject))
+    classes = {name: (_said(name),) for name in _labels(images)}
     setting.say(f"{subject.name}: segmenting {len(images)} images")
-    found = segment(model, images, _target(setting, subject, model, images), shown=0)
+    scores = attribute(seen, space, classes, samples=20, seed=setting.seed).table()
+    try:
+        heads = best(plan, scores, list(classes))
+    except SelectionError:  # too few images to tell any from chance
+        heads = None
+    mapper = Mapper(plan, heads)
+    found = segment(model, images, target, mapper=mapper, shown=0)
     return [
         {
             "method": own.method,
+            "heads": len(mapper.components) if own.method == OURS else None,
             "images": own.images,
             "pixel_accuracy": own.pixel_accuracy,
             "foreground_iou": own.foreground_iou,
@@ -236,10 +249,17 @@ def _target(setting: Setting, subject: Subject, model: Model, images: ImageSet) 
     """All classes: of the model's own classifier, or what the images' labels say in words."""
     if subject.head == "classifier":
         return toward_classes(model)
-    names = sorted({str(value) for value in images.table["label"].to_pylist() if value is not None})
     aligner = Aligner.load(setting.aligner(subject))
-    texts = {name: (name.replace("_", " "),) for name in names}
+    texts = {name: (_said(name),) for name in _labels(images)}
     return toward_texts(model, setting.words, texts, None if aligner.measured.get("identity") else aligner)
+
+
+def _labels(images: ImageSet) -> list[str]:
+    return sorted({str(value) for value in images.table["label"].to_pylist() if value is not None})
+
+
+def _said(label: str) -> str:
+    return f"a {spoken(label)}"
 
 
 TABLES: Mapping[str, Kind] = {

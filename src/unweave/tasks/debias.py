@@ -36,7 +36,7 @@ from unweave.tasks.ablation import Accuracy, Sums, means
 from unweave.tasks.head import Head, classifier, probe, zero_shot
 from unweave.tasks.surgery import Edit, mean_ablated
 from unweave.text import features as read_features
-from unweave.text.phrases import chosen
+from unweave.text.phrases import chosen, spoken
 
 K = 10
 """Components to ablate, as published."""
@@ -449,7 +449,7 @@ def experiment(
         found = classifier(stores[0])
     else:
         values = sorted({str(value) for value in stores[0].field(label) if value is not None})
-        called = words or {value: (value.replace("_", " "),) for value in values}
+        called = words or {value: (spoken(value),) for value in values}
         found = zero_shot(text, called, seen.aligner)
     own = seen.aligner.identity
     card = {

@@ -16,6 +16,7 @@ from unweave.store import Store, open_store
 from unweave.tasks.ablation import split
 from unweave.tasks.head import Head, classifier, probe, zero_shot
 from unweave.text import TextSpace
+from unweave.text.phrases import spoken
 
 Kind = Literal["classifier", "zero-shot", "probe"]
 
@@ -122,5 +123,5 @@ def study(
         raise StoreError("A zero-shot head needs a text space.", cure="name an aligner, or the text space of a CLIP")
     else:
         values = sorted({str(value) for value in opened.field(label) if value is not None})
-        found = zero_shot(text, {value: (value.replace("_", " "),) for value in values}, seen.aligner)
+        found = zero_shot(text, {value: (spoken(value),) for value in values}, seen.aligner)
     return Study(opened, learned, asked, found, seen, text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -107,6 +109,23 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
     if not found:
         raise TextError("There are no features.", where=where, cure="write one table for each feature")
     return found
+
+
+def spoken(label: str) -> str:
+    """What somebody would call a class by: `n01440764` is a tench, `polar_bear` a polar bear."""
+    if re.fullmatch(r"n\d{8}", label):
+        found = _synsets().get(label)
+        return label if found is None else found
+    return label.replace("_", " ")
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    """The first name of each synset of ImageNet-1k."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return {name: info.label_name_to_description(name).split(",")[0] for name in info.label_names()}
 
 
 def shipped(**files: str) -> Callable[[str], Mapping[str, tuple[str, ...]]]:
