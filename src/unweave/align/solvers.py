@@ -26,6 +26,9 @@ from unweave.align.state import Keep, OnPoint, Point, fresh
 
 Solver = Literal["ranged", "adam"]
 
+_AT_ONCE = 8192
+"""Representations in memory at a time."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -83,13 +86,26 @@ def nearest(matrix: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
 
 
 def shared(train: Rows) -> Float[Tensor, "width dim"]:
-    """The one isometry that, used for all components, brings the representation nearest to the target."""
-    total: Tensor | None = None
-    for contributions, target in train.batches():
-        own = contributions.sum(1).T @ target
-        total = own if total is None else total + own
-    assert total is not None
-    return nearest(total)
+    """The one isometry that, used for all components, brings the representation nearest to the target.
+
+    It needs the representations alone, which a store has beside the contributions.
+    """
+    total = torch.zeros(train.store.manifest.dim, train.targets.shape[1], dtype=torch.float64)
+    for z, target in _representations(train):
+        total += z.T.double() @ target.double()
+    return nearest(total).float()
+
+
+def _representations(rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(rows), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        yield rows.store.representation(rows.numbers[part]), rows.targets[part]
+
+
+def _shared_loss(rows: Rows, map_: Float[Tensor, "width dim"]) -> float:
+    """The first term with one map for all components."""
+    total = sum(len(target) * float(cosine_loss(z @ map_, target)) for z, target in _representations(rows))
+    return total / len(rows)
 
 
 # -- on the range -----------------------------------------------------------------------------------------------------
@@ -167,30 +183,33 @@ def ranged(
         keep: Where the state is kept after every point; a run that was interrupted goes on from there.
         found: The ranges of the components, where they are known.
     """
-    began = time.perf_counter()
+    began, state = time.perf_counter(), keep.load()
+    one = shared(train)
+    first = (_shared_loss(train, one), _shared_loss(held_out, one)) if state is None else (0.0, 0.0)
+    since = time.perf_counter() - began
     found = ranges_of(train) if found is None else found
     small, other = _Small(train, found, recipe.memory), _Small(held_out, found, recipe.memory)
     width = train.store.manifest.dim
-    state = keep.load()
     if state is None:
-        one = shared(train)
         state = fresh(found.restricted(one for _ in found.bases))
+        on_point(state.reached("one map", *first, 0.0, seconds=since))
+        keep.save(state)
     state.began = began
-    steps = ["one map", *(f"blocks {number + 1}" for number in range(recipe.sweeps))]
+    steps = [f"blocks {number + 1}" for number in range(recipe.sweeps)]
     steps += [f"descent {number + 1}" for number in range(recipe.rounds)]
-    for step in steps[state.done :]:
+    for step in steps[state.done - 1 :]:
         if state.idle >= recipe.patience:
             break
         maps, bias = state.tensors["maps"], state.tensors["bias"]
         if step.startswith("blocks"):
             _sweep(small, found, maps, recipe.memory)
-        elif step.startswith("descent"):
+        else:
             maps, bias = _descended(small, found, width, maps, bias, recipe)
         state.tensors |= {"maps": maps, "bias": bias}
         with torch.no_grad():
             cost = float(_penalty(maps, found, width, recipe))
         on_point(state.reached(step, small.loss(maps, bias), other.loss(maps, bias), cost))
-        if not step.startswith("descent"):  # these are few, and lead to where the descent begins
+        if step.startswith("blocks"):  # these are few, and lead to where the descent begins
             state.idle = 0
         keep.save(state)
     maps, bias = state.best

@@ -123,9 +123,9 @@ class State:
     before: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
-    def reached(self, step: str, train: float, held_out: float, penalty: float) -> Point:
-        """Note where the solver stands, and whether it is the best place so far."""
-        seconds = self.before + time.perf_counter() - self.began
+    def reached(self, step: str, train: float, held_out: float, penalty: float, seconds: float | None = None) -> Point:
+        """Note where the solver stands, since when if not now, and whether it is the best place so far."""
+        seconds = self.before + time.perf_counter() - self.began if seconds is None else seconds
         point = Point(step, round(seconds, 3), train, held_out, penalty)
         better = all(point.total < other.total for other in self.path)
         if better:
