@@ -67,11 +67,11 @@ app.command()(align)
 app.command()(score)
 app.command()(label)
 app.command()(ablate)
-app.command()(debias)
 app.command()(search)
-app.command()(reproduce)
+app.command()(debias)
 app.command()(heatmap)
 app.command()(segment)
+app.command()(reproduce)
 app.command()(models)
 
 
