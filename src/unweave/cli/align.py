@@ -80,7 +80,7 @@ def align(
     try:
         with progress("embedding", len(opened)) as advance:
             rooms.embeddings(opened, space, on_images=advance)
-        with redirect_stdout(sys.stderr):
+        with say.status(Text("Aligning, and then the controls")), redirect_stdout(sys.stderr):
             aligner = rooms.align(
                 opened,
                 space,
