@@ -18,7 +18,7 @@ from unweave.align import Aligner
 from unweave.components import Component
 from unweave.errors import ModelError, SelectionError, StoreError, TextError, UnweaveError
 from unweave.models import Model
-from unweave.tasks.heatmap import Mapper, as_pixels, best, joined, spread, viewed
+from unweave.tasks.heatmap import Heatmaps, Mapper, as_pixels, best, joined, spread, viewed
 from unweave.tasks.target import Target, affine, toward_classes, toward_texts
 
 pytestmark = pytest.mark.xdist_group("heatmap")
@@ -166,6 +166,17 @@ def test_spreading_keeps_sums_and_places():
         for column in range(5):
             naive[row, column] = fine[10 * row : 10 * row + 10, 6 * column : 6 * column + 6].sum()
     assert torch.allclose(uneven[0], naive, atol=1e-6)
+
+
+def test_evidence_is_what_speaks_for_the_target_in_each_component():
+    generator = torch.Generator().manual_seed(0)
+    names = [Component(f"blocks.{layer}.attn", "head", layer, 0) for layer in range(3)]
+    maps = {name: torch.randn(2, 1, 4, 4, generator=generator) for name in names}
+    none = {name: torch.zeros(2, 1) for name in names}
+    found = Heatmaps(("a", "b"), ("t",), maps, none, none, {}, torch.zeros(1), torch.zeros(2))
+    expected = sum(own.clamp(min=0) for own in maps.values())
+    assert torch.allclose(found.enlarged(4, 4, evidence=True), expected, atol=1e-6)
+    assert torch.allclose(found.enlarged(4, 4), sum(maps.values()), atol=1e-6)
 
 
 def test_layers_of_other_grids_are_enlarged_each_from_its_own():

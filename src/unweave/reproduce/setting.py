@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from unweave import __version__
 from unweave.align import Recipe, align
 from unweave.errors import UnweaveError
 from unweave.extraction import Settings, extract
@@ -166,7 +167,9 @@ class Setting:
     def result(self, table: str, subject: Subject, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Rows of a table, made once."""
         known = {key: str(value) for key, value in asdict(self).items() if key not in ("say", "work", "device")}
-        key = hashlib.sha256(json.dumps([table, asdict(subject), known], sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            json.dumps([__version__, table, asdict(subject), known], sort_keys=True).encode()
+        ).hexdigest()[:16]
         path = self.work / "results" / f"{table}-{_plain(subject.name)}-{key}.json"
         if path.exists():
             return list(json.loads(path.read_text("utf-8")))

@@ -25,7 +25,7 @@ from unweave.tasks.ablation import ablation, layers
 from unweave.tasks.heatmap import Mapper, as_pixels, best, viewed
 from unweave.tasks.index import Index
 from unweave.tasks.retrieval import agreement, choose, precision
-from unweave.tasks.segmentation import OURS, segment
+from unweave.tasks.segmentation import EVIDENCE, OURS, segment
 from unweave.tasks.study import study
 from unweave.tasks.target import Target, toward_classes, toward_texts
 from unweave.text.phrases import spoken
@@ -187,7 +187,7 @@ def segmentations(setting: Setting, subject: Subject) -> list[Row]:
     return [
         {
             "method": own.method,
-            "heads": len(mapper.components) if own.method == OURS else None,
+            "heads": len(mapper.components) if own.method in (OURS, EVIDENCE) else None,
             "images": own.images,
             "pixel_accuracy": own.pixel_accuracy,
             "foreground_iou": own.foreground_iou,

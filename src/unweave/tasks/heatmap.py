@@ -83,13 +83,21 @@ class Heatmaps:
         """The sum of all maps, on the finest grid."""
         return torch.stack([self.on_grid(component) for component in self.maps]).sum(0)
 
-    def enlarged(self, height: int, width: int) -> Float[Tensor, "image target height width"]:
+    def enlarged(
+        self, height: int, width: int, *, evidence: bool = False
+    ) -> Float[Tensor, "image target height width"]:
         """The sum of all maps in the image's pixels: each layer's is enlarged smoothly from its own grid.
 
         Bilinear, and to the size of a pixel's share, so that a map adds up to the same but for a little at the edges.
+
+        Args:
+            height, width: Of the image.
+            evidence: Only what speaks for the target: tokens of a component that speak against it count as nothing, and
+                take nothing from what other components say. Such a map does not add up to the score.
         """
         total: dict[tuple[int, int], Tensor] = {}
-        for own in self.maps.values():
+        for signed in self.maps.values():
+            own = signed.clamp_min(0) if evidence else signed
             shape = (int(own.shape[-2]), int(own.shape[-1]))
             total[shape] = total[shape] + own if shape in total else own
         shares = [own * (shape[0] * shape[1] / (height * width)) for shape, own in total.items()]

@@ -33,8 +33,10 @@ from unweave.tasks.baselines import GradCam, Method, RawAttention, Rollout, Tran
 from unweave.tasks.heatmap import Mapper, as_pixels, viewed
 from unweave.tasks.target import Target
 
-OURS = "components"
-METHODS = (OURS, "raw attention", "rollout", "transformer attribution", "gradcam")
+OURS, EVIDENCE = "components", "evidence"
+"""The sum of the components' maps, as published; and the sum of what speaks for the class in each."""
+
+METHODS = (OURS, EVIDENCE, "raw attention", "rollout", "transformer attribution", "gradcam")
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def segment(
         ready = [(picture, code, *own) for picture, code, own in read if own is not None]
         if ready:
             made = _made(model, mapper, target, makers, directions, ready)
-            for name, maps in made.items():
+            for name, maps in ((name, made[name]) for name in tallies):
                 for map_, (_, _, _, mask) in zip(maps, ready, strict=True):
                     tallies[name].add(map_, mask)
             for row, (picture, code, _, mask) in enumerate(ready[: max(0, shown - len(kept))]):
@@ -271,7 +273,7 @@ def _read(model: Model, picture: Picture, skipped: list[tuple[str, str]]) -> tup
 
 def _makers(model: Model, mapper: Mapper, methods: Sequence[str]) -> tuple[dict[str, Method], dict[str, str]]:
     """The baselines, and why some have no meaning for the model."""
-    if set(methods) <= {OURS}:
+    if set(methods) <= {OURS, EVIDENCE}:
         return {}, {}
     attention = Attention(model.readout, model.example())
     known: dict[str, Callable[[], Method]] = {
@@ -283,7 +285,7 @@ def _makers(model: Model, mapper: Mapper, methods: Sequence[str]) -> tuple[dict[
     found: dict[str, Method] = {}
     reasons: dict[str, str] = {}
     for name in methods:
-        if name != OURS:
+        if name not in (OURS, EVIDENCE):
             try:
                 found[name] = known[name]()
             except Unfit as error:
@@ -350,9 +352,9 @@ def _made(
     size = (int(inputs.shape[2]), int(inputs.shape[3]))
     codes = [code for _, code, _, _ in ready]
     present = sorted(set(codes))
-    found = mapper(inputs, target.take(present)).enlarged(*size)
-    own = found[torch.arange(len(codes)), torch.tensor([present.index(code) for code in codes])]
-    maps = {OURS: own.double().numpy()}
+    found = mapper(inputs, target.take(present))
+    own = torch.arange(len(codes)), torch.tensor([present.index(code) for code in codes])
+    maps = {name: found.enlarged(*size, evidence=name == EVIDENCE)[own].double().numpy() for name in (OURS, EVIDENCE)}
     for name, maker in makers.items():
         assert directions is not None
         made = maker(inputs, directions[codes].to(inputs)).detach().float().cpu()
