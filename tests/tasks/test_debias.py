@@ -10,7 +10,7 @@ from stores import stored
 from unweave.attribute import Attribution
 from unweave.components import Component
 from unweave.errors import StoreError, TextError
-from unweave.tasks.debias import Accuracy, Groups, Side, candidates, debias, groups_of, ranked
+from unweave.tasks.debias import Accuracy, Groups, Side, _carried, candidates, debias, groups_of, ranked
 from unweave.tasks.head import probe
 
 WIDTH = 8
@@ -105,6 +105,16 @@ def test_the_table(sides):
     assert len(rows) == 4 * (1 + 2 + 1) and {row["components"] for row in rows} == {"ranked", "random", "groups known"}
     assert rows[0]["worst_low"] < rows[0]["worst"] < rows[0]["worst_high"]
     assert rows[0]["worst"] == min(rows[0][f"group {name}"] for name in found.curve[0].accuracies)
+
+
+def test_what_costs_more_than_it_brings_is_not_written():
+    before = np.array([True] * 8 + [False] * 2)
+    better = np.array([True] * 7 + [False] + [True] * 2)  # one lost, two won
+    other = np.array([True] * 8 + [True, False])
+    worse = np.array([True] * 5 + [False] * 3 + [True] * 2)
+    assert _carried({1: other, 2: better, 3: worse}, before) == 2
+    assert _carried({1: other, 3: worse}, before) == 1
+    assert _carried({3: worse}, before) is None
 
 
 def test_the_same_seed_draws_the_same_components(sides):

@@ -497,9 +497,9 @@ def written(
 ) -> Written:
     """Write an ablation into the weights, save them, and tell the groups by what the saved checkpoint computes.
 
-    As later layers answer to what is gone, fewer components than `found.k` may be best. Unless it is given, their
-    number is chosen on held-out images by the rule of `debias`, which knows no groups; each candidate costs a forward
-    pass over them.
+    As later layers answer to what is gone, fewer components than `found.k` may be best, or none. Unless it is given,
+    their number is chosen on held-out images by the rule of `debias`, which knows no groups, among those that tell no
+    fewer of these images right than the model as it is; each candidate costs a forward pass over them.
 
     Args:
         found: What was ranked and ablated.
@@ -514,7 +514,7 @@ def written(
 
     Raises:
         StoreError: The head reads aligned contributions, which the checkpoint alone does not give; nothing was ablated;
-            or an image is gone.
+            no number of components is worth it; or an image is gone.
         UnweaveError: The checkpoint cannot be written.
     """
     if plan.head.aligner is not None and not plan.head.aligner.measured.get("identity"):
@@ -549,11 +549,18 @@ def written(
         return plan.head.predicted(sums) == groups_of(side.store, plan.head, plan.label, attribute, side.rows)[2]
 
     edits = {count: edited(count) for count in counts}
-    best = counts[0]
-    if len(edits) > 1:
+    best: int | None = counts[0]
+    if k is None:
         codes = plan.head.codes(plan.held_out.store, plan.label, plan.held_out.numbers)
         before = plan.head.predicted(plan.held_out.store.representation(plan.held_out.rows)) == codes
-        best = max(edits, key=lambda count: _balanced(before, told(edits[count], plan.held_out)))
+        best = _carried({count: told(edit, plan.held_out) for count, edit in edits.items()}, before)
+    if best is None:
+        raise StoreError(
+            f"In the weights the ablation costs more than it brings: with {', '.join(map(str, edits))} components, "
+            "held-out images are told worse than by the model as it is.",
+            where=found.model,
+            cure="keep the ablation of contributions; or say how many components to write all the same",
+        )
     edit = edits[best]
     names, groups, _ = groups_of(plan.test.store, plan.head, plan.label, attribute, plan.test.rows)
     images = next(_inputs(loaded, plan.test, batch, lambda count: None))
@@ -563,6 +570,17 @@ def written(
     return Written(edit.save(path), best, edit, _grouped(told(edit, plan.test), names, groups), apart)
 
 
+def _carried(tried: Mapping[int, np.ndarray], before: np.ndarray) -> int | None:
+    """Of the edits that tell no fewer images right than the model as it is, the best by the rule of `debias`.
+
+    Args:
+        tried: Which held-out images are told right by the edit of so many components.
+        before: Which are by the model as it is.
+    """
+    kept = [count for count, right in tried.items() if right.mean() >= before.mean()]
+    return max(kept, key=lambda count: _balanced(before, tried[count]), default=None)
+
+
 def _tried(most: int) -> list[int]:
     return sorted({count for count in (*_TRIED, most) if 0 < count <= most})
 
@@ -570,7 +588,7 @@ def _tried(most: int) -> list[int]:
 def passes(found: Debiased, plan: Experiment, k: int | None = None, averaged: int = 512) -> int:
     """How many images go through models in `written`."""
     each, tried = min(averaged, len(plan.fitted.numbers)), len(_tried(found.k)) if k is None else 1
-    return tried * each + (tried * len(plan.held_out.numbers) if tried > 1 else 0) + len(plan.test.numbers)
+    return tried * each + (tried * len(plan.held_out.numbers) if k is None else 0) + len(plan.test.numbers)
 
 
 def _inputs(model: Model, side: Side, batch: int, on_images: Callable[[int], None]) -> Iterator[Tensor]:
