@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ def test_segmentation_with_masks_in_a_folder(tmp_path):
     assert ours["map (published)"] == 0.8305 and ours["foreground_iou (published)"] == 0.5291
     assert all(row["map (published)"] is None for row in rows[1:])
     assert {row["method"] for row in rows} >= {"raw attention", "rollout", "transformer attribution", "gradcam"}
+
+
+def test_images_that_name_no_classes(tmp_path, monkeypatch):
+    """As ImageNet-Segmentation: the map is of the class that the model itself sees."""
+    found = unweave.open_images("pocket/evaluation", limit=12)
+    bare = replace(found, table=found.table.select(["id"]))
+    monkeypatch.setattr("unweave.reproduce.tables.open_images", lambda data, limit=None: bare)
+    own = setting(tmp_path, data="gtsegs_ijcv.mat")
+    rows = reproduce("segmentation", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).to_pylist()
+    assert rows[0]["images"] == 12 and rows[0]["map"] > 0.3
+    assert rows[-1]["model"] == "tiny DINO" and "no classifier of its own" in rows[-1]["why not"]
+    with pytest.raises(UnweaveError, match="name no classes"):
+        reproduce("heatmaps", own, [DEIT])
 
 
 def test_heatmaps_are_drawn_and_timed(tmp_path):

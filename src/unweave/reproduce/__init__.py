@@ -66,7 +66,7 @@ def reproduce(table: str, setting: Setting, subjects: Sequence[Subject]) -> pa.T
         known = {} if setting.pocket else published(table).get(subject.name, {})
         for row in setting.result(table, subject, lambda subject=subject: TABLES[table].make(setting, subject)):  # type: ignore[misc]
             whole: dict[str, Any] = {"model": subject.name}
-            ours = all(row[name] == value for name, value in TABLES[table].ours.items())
+            ours = all(row.get(name) == value for name, value in TABLES[table].ours.items())
             for name, value in row.items():
                 whole[name] = value
                 if name in known and ours:

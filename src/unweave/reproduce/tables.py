@@ -14,7 +14,7 @@ import torch
 import unweave
 from unweave.align import Aligner, open_aligned
 from unweave.attribute import attribute
-from unweave.errors import SelectionError
+from unweave.errors import ImageError, SelectionError
 from unweave.figures import MapRow, maps_figure, save_figure
 from unweave.images import ImageSet, open_images
 from unweave.models import Model
@@ -172,10 +172,13 @@ def segmentations(setting: Setting, subject: Subject) -> list[Row]:
         images = open_images("pocket/evaluation").where("style", "noto")[: setting.limit or _SCENES]
     else:
         images = open_images(setting.images, limit=setting.limit)
+    named = "label" in images.fields
+    if not named and subject.head != "classifier":
+        return [{"method": OURS, "why not": "the images name no classes, and the model has no classifier of its own"}]
     model = setting.model(subject)
     plan, target = unweave.plan(model), _target(setting, subject, model, images)
     seen, space = open_aligned(setting.store(subject, setting.fit), setting.aligner(subject))
-    classes = {name: (_said(name),) for name in _labels(images)}
+    classes = {name: (_said(name),) for name in (_labels(images) if named else target.names)}
     setting.say(f"{subject.name}: segmenting {len(images)} images")
     scores = attribute(seen, space, classes, samples=20, seed=setting.seed).table()
     try:
@@ -183,7 +186,8 @@ def segmentations(setting: Setting, subject: Subject) -> list[Row]:
     except SelectionError:  # too few images to tell any from chance
         heads = None
     mapper = Mapper(plan, heads)
-    found = segment(model, images, target, mapper=mapper, shown=0)
+    # ImageNet-Segmentation names no classes: there the map is of the class that the model itself sees, as usual.
+    found = segment(model, images, target, mapper=mapper, label="label" if named else None, shown=0)
     return [
         {
             "method": own.method,
@@ -207,6 +211,7 @@ def heatmaps(setting: Setting, subject: Subject) -> list[Row]:
     images = open_images(data, limit=min(setting.limit or _DRAWN, _DRAWN))
     model = setting.model(subject)
     target = _target(setting, subject, model, images)
+    _labels(images)
     mapper = Mapper(unweave.plan(model))
     setting.say(f"{subject.name}: mapping {len(images)} images")
     rows, seconds, plain, inside = list[MapRow](), list[float](), list[float](), list[float]()
@@ -255,6 +260,13 @@ def _target(setting: Setting, subject: Subject, model: Model, images: ImageSet) 
 
 
 def _labels(images: ImageSet) -> list[str]:
+    """The classes of images.
+
+    Raises:
+        ImageError: They name none.
+    """
+    if "label" not in images.fields:
+        raise ImageError("These images name no classes.", where=images.origin, cure="use images with a label")
     return sorted({str(value) for value in images.table["label"].to_pylist() if value is not None})
 
 
