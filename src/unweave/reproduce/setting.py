@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from unweave import __version__
+import unweave
 from unweave.align import Recipe, align
 from unweave.errors import UnweaveError
 from unweave.extraction import Settings, extract
@@ -168,7 +168,7 @@ class Setting:
         """Rows of a table, made once."""
         known = {key: str(value) for key, value in asdict(self).items() if key not in ("say", "work", "device")}
         key = hashlib.sha256(
-            json.dumps([__version__, table, asdict(subject), known], sort_keys=True).encode()
+            json.dumps([unweave.__version__, table, asdict(subject), known], sort_keys=True).encode()
         ).hexdigest()[:16]
         path = self.work / "results" / f"{table}-{_plain(subject.name)}-{key}.json"
         if path.exists():
