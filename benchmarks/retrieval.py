@@ -29,38 +29,22 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import normalize
+from zoo import JUDGED, LEARNED, SCORED, aligner_of, codes, store_of, usual
 
 import unweave
-from unweave.align import Aligned, Aligner, align
+from unweave.align import Aligned
 from unweave.attribute import attribute
 from unweave.errors import SelectionError
 from unweave.pocket.measure import markdown
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted
-from unweave.pocket.scenes import NAMES
 from unweave.store import Store
 from unweave.tasks.index import Index
 from unweave.tasks.retrieval import By, Chosen, Precision, agreement, choose, choose_best, precision
 
 app = typer.Typer(add_completion=False)
-LEARNED, JUDGED = "pocket/world/5/4000", "pocket/evaluation"
-SCORED, DRAWS = ("colour", "pattern", "location", "category"), 5
+DRAWS = 5
 BY: tuple[By, ...] = ("margin", "score")
-
-
-def store_of(work: Path, name: str, data: str) -> Store:
-    return unweave.extract(f"pocket/{name}", data, work / f"{name}-{data.split('/')[1]}")
-
-
-def aligner_of(work: Path, store: Store, space: unweave.TextSpace) -> Aligner:
-    place = work / f"{Path(str(store.place)).name}-aligner"
-    if not place.exists():
-        align(store, space, random_images=0).save(place)
-    return Aligner.load(place)
-
-
-def codes(store: Store, factor: str) -> np.ndarray:
-    return np.array([NAMES[factor].index(own) if own is not None else -1 for own in store.field(factor)])
 
 
 def summed(store: Store, places: tuple[int, ...]) -> np.ndarray:
@@ -80,8 +64,7 @@ class Judge:
         self.name, self.learned, self.judged = name, store_of(work, name, LEARNED), store_of(work, name, JUDGED)
         self.seen = Aligned(self.learned, aligner_of(work, self.learned, space))
         self.found = attribute(self.seen, space, {one: space.features()[one] for one in SCORED})
-        styles = self.judged.field("style")
-        self.rows = np.flatnonzero([own == styles[0] for own in styles])
+        self.rows = usual(self.judged)
         self.indices: dict[Any, Index] = {}
         ours = self.learned.representation().numpy()
         self.heads = [self._head(ours, codes(self.learned, one)) for one in SCORED]

@@ -25,39 +25,18 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import cosine_similarity, normalize
+from zoo import LEARNED, SCORED, aligner_of, codes, store_of, usual
 
 import unweave
-from unweave.align import Aligned, Aligner, align, embeddings
+from unweave.align import Aligned, embeddings
 from unweave.attribute import Attribution, attribute
-from unweave.extraction import Settings
 from unweave.pocket.measure import markdown, prompts
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted
 from unweave.pocket.scenes import NAMES
 from unweave.store import Store
 
-LEARNED, TOPS, DRAWS = "pocket/world/5/4000", (1, 3), 8
-SCORED = ("colour", "pattern", "location", "category")
-
-
-def store_of(work: Path, name: str, data: str, *, random: bool = False) -> Store:
-    place = work / f"{name}-{data.split('/')[1]}{'-random' if random else ''}"
-    return unweave.extract(f"pocket/{name}", data, place, Settings(loading={"random_weights": random}))
-
-
-def aligner_of(work: Path, store: Store, space: unweave.TextSpace) -> Aligner:
-    place = work / f"{Path(str(store.place)).name}-aligner"
-    if not place.exists():
-        align(store, space, random_images=0).save(place)
-    return Aligner.load(place)
-
-
-def codes(store: Store, factor: str) -> np.ndarray:
-    return np.array([NAMES[factor].index(own) if own is not None else -1 for own in store.field(factor)])
-
-
-def usual(store: Store) -> np.ndarray:
-    return np.flatnonzero([own == store.field("style")[0] for own in store.field("style")])
+TOPS, DRAWS = (1, 3), 8
 
 
 def named(images: torch.Tensor, space: unweave.TextSpace, factor: str) -> np.ndarray:

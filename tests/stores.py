@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from tiny import SIZE, WIDTH, Vit, ready
-from unweave.extraction import Settings, job
+from unweave.extraction import Settings, extractor, job
 from unweave.models import Model
 from unweave.store import Manifest, Place, Store, writer
 from unweave.store.manifest import Listing
@@ -50,6 +53,16 @@ def remembered(own: Model, levels: Any, select: Any, **options: Any) -> Any:
     if key not in _plans:
         _plans[key] = _made(own, levels, select, **options)
     return _plans[key]
+
+
+@contextmanager
+def remembering(cache: Path) -> Iterator[None]:
+    """Plans are made once for each model, and embeddings are kept in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (job, extractor):
+            patch.setattr(module, "plans_of", remembered)
+        patch.setenv("UNWEAVE_CACHE", str(cache))
+        yield
 
 
 def draw(folder: Path, count: int, *, first: int = 0) -> Path:

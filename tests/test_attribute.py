@@ -76,8 +76,8 @@ def test_intervals_are_those_of_samples_that_are_drawn_with_replacement(tmp_path
                 pairs = ((whole[chosen] @ row, aligned[chosen, number] @ row) for row in rows)
                 draws.append(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]))
             low, high = np.quantile(draws, [0.025, 0.975])
-            assert float(found.low[number, column]) == pytest.approx(low, abs=0.04)
-            assert float(found.high[number, column]) == pytest.approx(high, abs=0.04)
+            assert float(found.low[number, column]) == pytest.approx(low, abs=0.02)
+            assert float(found.high[number, column]) == pytest.approx(high, abs=0.02)
 
 
 def test_chance_is_every_shift_of_a_component_against_the_rest(tmp_path):

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 import unweave
-from stores import remembered
+from stores import remembering
 from unweave.align import Recipe, align, solvers
-from unweave.extraction import extractor, job
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
@@ -20,10 +19,8 @@ QUICK = (*SPACE, "--rounds", 0, "--random-images", 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plans_are_made_once():
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (job, extractor):
-            patch.setattr(module, "plans_of", remembered)
+def once(tmp_path_factory):
+    with remembering(tmp_path_factory.mktemp("cache")):
         yield
 
 
@@ -33,13 +30,6 @@ def stores(tmp_path_factory):
     for name in ("deit", "clip"):
         unweave.extract(f"pocket/{name}", "pocket/evaluation", folder / name, limit=80)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNWEAVE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +56,9 @@ def test_align_says_how_good_it_is_and_beside_what(run, stores, tmp_path):
     measured = found["measured"]
     assert found["model"] == "pocket/deit" and found["space"] == "pocket/clip" and found["level"] == "head"
     assert set(measured["controls"]) == {"one map for all", "shuffled targets", "the mean target", "random model"}
-    assert measured["controls"]["random model"]["images"] >= 8
+    random = measured["controls"]["random model"]
+    assert random["images"] >= 8 and random["random weights"] > random["this model"]
+    assert measured["controls"]["shuffled targets"] > measured["objective"]["held out"]
     assert measured["objective"]["held out"] < measured["controls"]["one map for all"]
     assert measured["zero-shot"]["colour"]["classes"] >= 9
     assert 0 < measured["zero-shot"]["colour"]["aligned"] <= measured["zero-shot"]["colour"]["space"] <= 1

@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 import unweave
-from stores import remembered
+from stores import remembering
 from unweave.align import Recipe
 from unweave.errors import UnweaveError
-from unweave.extraction import extractor, job
 from unweave.reproduce import POCKET, PUBLISHED, TABLES, Setting, Subject, chosen, pocket_setting, published, reproduce
 
 pytestmark = pytest.mark.xdist_group("store verbs")
@@ -24,10 +23,7 @@ CLIP = Subject("tiny CLIP", "pocket/clip", "zero-shot")
 
 @pytest.fixture(scope="module", autouse=True)
 def once(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (job, extractor):
-            patch.setattr(module, "plans_of", remembered)
-        patch.setenv("UNWEAVE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with remembering(tmp_path_factory.mktemp("cache")):
         yield
 
 

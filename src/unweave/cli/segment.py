@@ -72,6 +72,7 @@ def segment(
         from unweave.tasks.heatmap import Mapper, best
         from unweave.tasks.segmentation import METHODS
         from unweave.tasks.segmentation import segment as measure
+        from unweave.text.phrases import spoken
 
         if (feature or select) and bool(select) == (scores is not None):
             raise UnweaveError("Components are chosen by --scores or by --select.", cure="give one of the two")
@@ -98,7 +99,7 @@ def segment(
             image_size=image_size,
         )
         classes = [] if predicted else sorted({str(value) for value in images.table[label].to_pylist()})
-        named = {name: (phrase.replace("{}", name.replace("_", " ")),) for name in classes}
+        named = {name: (phrase.replace("{}", spoken(name)),) for name in classes}
         target = target_of(loaded, named if texts else None, texts, aligner, text_space, templates, place)
         plan = unweave.plan(loaded)
         chosen: Any = select or None

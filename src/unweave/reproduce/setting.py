@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import unweave
 from unweave.align import Recipe, align
@@ -18,6 +18,7 @@ from unweave.extraction import Settings, extract
 from unweave.files import replacing
 from unweave.models import Model, load_model
 from unweave.store import Store
+from unweave.tasks.head import HeadKind
 from unweave.text import TextSpace, text_space
 
 Say = Callable[[str], None]
@@ -35,7 +36,7 @@ class Subject:
 
     name: str
     model: str
-    head: Literal["classifier", "zero-shot", "probe"]
+    head: HeadKind
 
 
 PUBLISHED = (

@@ -22,6 +22,7 @@ from unweave.reproduce.setting import Setting, Subject
 from unweave.store import Store
 from unweave.tasks import debias as debiasing
 from unweave.tasks.ablation import ablation, layers
+from unweave.tasks.head import HeadKind
 from unweave.tasks.heatmap import Mapper, as_pixels, best, viewed
 from unweave.tasks.index import Index
 from unweave.tasks.retrieval import agreement, choose, precision
@@ -67,6 +68,7 @@ class Kind:
 def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
     """Worst and average group before and after ten components are ablated, ranked on held-out and on test images."""
     stores: list[str | None]
+    head: HeadKind
     if setting.pocket:
         stores = [setting.store(subject, data).place.url for data in _POCKET_BIRDS]
         label, attribute_, head = "bird", "background", "probe"
@@ -80,7 +82,7 @@ def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
         found = debiasing.experiment(
             str(stores[0]),
             *stores[1:],
-            head=head,  # type: ignore[arg-type]
+            head=head,
             words=_BIRDS,
             label=label,
             softness=_SOFTNESS[setting.pocket],
@@ -148,8 +150,7 @@ def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
     """Mean average precision for each factor, by components that were chosen on other scenes, and by all."""
     learned, space = open_aligned(setting.store(subject, _POCKET_FIT), setting.aligner(subject))
     scores = attribute(learned, space, {name: space.features()[name] for name in FACTORS}, seed=setting.seed)
-    style = store.field("style")
-    usual = np.flatnonzero([own == style[0] for own in style])
+    usual = store.where("style", "noto")
     whole = Index.build(store, None, rows=usual)
     row: Row = {}
     for name in FACTORS:

@@ -61,17 +61,21 @@ class RawAttention:
         return laid_out(read.flatten(1), self.keys)
 
 
-class Rollout:
-    """The product over all layers of the heads' mean attention, half of it replaced by the identity.
-
-    Raises:
-        Unfit: The layers do not share one sequence of tokens.
-    """
+class _OverLayers:
+    """What multiplies the layers' attention over one sequence of tokens."""
 
     def __init__(self, attention: Attention) -> None:
         self.attention, self.layer = attention, _last(attention)
         self.keys = _known(self.layer.keys, self.layer)
         _one_sequence(attention)
+
+
+class Rollout(_OverLayers):
+    """The product over all layers of the heads' mean attention, half of it replaced by the identity.
+
+    Raises:
+        Unfit: The layers do not share one sequence of tokens.
+    """
 
     def __call__(
         self, images: Float[Tensor, "image channel height width"], directions: Float[Tensor, "image dim"]
@@ -82,7 +86,7 @@ class Rollout:
         return laid_out(_rolled(mixed, _rows(trace)[:, 0]), self.keys)
 
 
-class TransformerAttribution:
+class TransformerAttribution(_OverLayers):
     """Chefer, Gur and Wolf (CVPR 2021): relevance is propagated from the score down to every layer's attention (their
     equations 4 to 10), multiplied with the attention's gradient, and rolled out (equations 13 and 14).
 
@@ -91,11 +95,6 @@ class TransformerAttribution:
     Raises:
         Unfit: The layers do not share one sequence of tokens.
     """
-
-    def __init__(self, attention: Attention) -> None:
-        self.attention, self.layer = attention, _last(attention)
-        self.keys = _known(self.layer.keys, self.layer)
-        _one_sequence(attention)
 
     def __call__(
         self, images: Float[Tensor, "image channel height width"], directions: Float[Tensor, "image dim"]

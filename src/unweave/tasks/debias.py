@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,10 +33,10 @@ from unweave.images import batches
 from unweave.models import Model
 from unweave.store import Rows, Store, open_store
 from unweave.tasks.ablation import Accuracy, Sums, means
-from unweave.tasks.head import Head, classifier, probe, zero_shot
+from unweave.tasks.head import Head, HeadKind, head_of
 from unweave.tasks.surgery import Edit, mean_ablated
 from unweave.text import features as read_features
-from unweave.text.phrases import chosen, spoken
+from unweave.text.phrases import chosen
 
 K = 10
 """Components to ablate, as published."""
@@ -394,7 +394,7 @@ def experiment(
     test: str | Path | None = None,
     *,
     splits: Sequence[str] = ("train", "val", "test"),
-    head: Literal["probe", "zero-shot", "classifier"] = "probe",
+    head: HeadKind = "probe",
     label: str = "label",
     softness: float = 0.1,
     features: str | Path | None = None,
@@ -443,14 +443,7 @@ def experiment(
     seen, text = open_aligned(source.store, aligner, space, rows=source.rows, device=device)
     known = read_features(features) if features else text.features("birds")
     scores = attribute_to(seen, text, chosen(known, [spurious, core]), samples=20, seed=seed)
-    if head == "probe":
-        found = probe(stores[0], label, rows[0], softness=softness)
-    elif head == "classifier":
-        found = classifier(stores[0])
-    else:
-        values = sorted({str(value) for value in stores[0].field(label) if value is not None})
-        called = words or {value: (spoken(value),) for value in values}
-        found = zero_shot(text, called, seen.aligner)
+    found = head_of(head, stores[0], label, rows[0], words=(seen, text), called=words, softness=softness)
     own = seen.aligner.identity
     card = {
         "stores": [str(each.place) for each in stores],

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,12 +20,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import unweave
-from unweave.align import Aligner
+from unweave.align import Aligned, Aligner
 from unweave.errors import StoreError
 from unweave.models import Model
 from unweave.pocket import shelf
 from unweave.store import Rows, Store
 from unweave.text import TextSpace
+from unweave.text.phrases import spoken
+
+HeadKind = Literal["classifier", "zero-shot", "probe"]
 
 _IMAGENET = {1000: "imagenet-1k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog", 11821: "imagenet-12k"}
 
@@ -152,6 +156,41 @@ def probe(store: Store, field: str, rows: Rows = None, *, softness: float = 0.1)
         weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
     matrix, shift = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
     return Head("probe", tuple((name,) for name in names), lambda sums: sums @ matrix.T + shift)
+
+
+def head_of(
+    kind: HeadKind,
+    store: Store,
+    label: str,
+    rows: Rows = None,
+    *,
+    words: tuple[Aligned, TextSpace] | None = None,
+    called: Mapping[str, Sequence[str]] | None = None,
+    softness: float = 0.1,
+) -> Head:
+    """A head of one of the three kinds.
+
+    Args:
+        kind: Which.
+        store: Of the model.
+        label: The field that names the class of an image.
+        rows: The images that a probe is fitted to.
+        words: The store in a text space, and the space, for a zero-shot head.
+        called: What each class is called there; if not given, its value, spoken.
+        softness: Of a probe.
+
+    Raises:
+        StoreError: A zero-shot head has no text space; or see the heads.
+    """
+    if kind == "classifier":
+        return classifier(store)
+    if kind == "probe":
+        return probe(store, label, rows, softness=softness)
+    if words is None:
+        raise StoreError("A zero-shot head needs a text space.", cure="name an aligner, or the text space of a CLIP")
+    seen, space = words
+    values = sorted({str(value) for value in store.field(label) if value is not None})
+    return zero_shot(space, called or {value: (spoken(value),) for value in values}, seen.aligner)
 
 
 def class_names(model: Model, count: int) -> tuple[tuple[str, ...], ...]:

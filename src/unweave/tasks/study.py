@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,11 +13,8 @@ from unweave.components import Component
 from unweave.errors import StoreError
 from unweave.store import Store, open_store
 from unweave.tasks.ablation import split
-from unweave.tasks.head import Head, classifier, probe, zero_shot
+from unweave.tasks.head import Head, HeadKind, head_of
 from unweave.text import TextSpace
-from unweave.text.phrases import spoken
-
-Kind = Literal["classifier", "zero-shot", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +65,7 @@ class Study:
 
 def study(
     store: str | os.PathLike[str] | Store,
-    head: Kind,
+    head: HeadKind,
     label: str,
     *,
     aligner: str | os.PathLike[str] | None = None,
@@ -115,13 +111,6 @@ def study(
     seen, text = None, None
     if aligner is not None or space is not None:
         seen, text = open_aligned(opened, aligner, space, rows=learned, device=device)
-    if head == "classifier":
-        found = classifier(opened)
-    elif head == "probe":
-        found = probe(opened, label, learned, softness=softness)
-    elif seen is None or text is None:
-        raise StoreError("A zero-shot head needs a text space.", cure="name an aligner, or the text space of a CLIP")
-    else:
-        values = sorted({str(value) for value in opened.field(label) if value is not None})
-        found = zero_shot(text, {value: (spoken(value),) for value in values}, seen.aligner)
+    words = None if seen is None or text is None else (seen, text)
+    found = head_of(head, opened, label, learned, words=words, softness=softness)
     return Study(opened, learned, asked, found, seen, text)
