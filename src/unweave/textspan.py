@@ -89,9 +89,10 @@ def spanned(
     if total <= 0:
         return [], [], torch.zeros(len(directions), dtype=covariance.dtype)
     span = vectors[:, values > 1e-7 * values[-1]]
-    # In coordinates of the span: directions lose what lies outside of it.
-    texts, left = directions.to(covariance.dtype) @ span, span.T @ covariance @ span
-    variance = ((texts @ left) * texts).sum(1)
+    # In coordinates of the span: directions lose what lies outside of it. As all that is left of phrases is at a right
+    # angle to those that were chosen, the covariance need not lose what they explain.
+    texts, own = directions.to(covariance.dtype) @ span, span.T @ covariance @ span
+    variance = ((texts @ own) * texts).sum(1)
     alone = variance / total
     places, shares = list[int](), list[float]()
     for _ in range(min(count, span.shape[1])):
@@ -100,15 +101,13 @@ def spanned(
         if length < _GONE:
             break
         direction = texts[place] / length
-        share = float(direction @ left @ direction / total)
+        share = float(direction @ own @ direction / total)
         if share <= _NOTHING:
             break
         places.append(place)
         shares.append(share)
         texts = texts - torch.outer(texts @ direction, direction)
-        left = left - torch.outer(direction, direction @ left)
-        left = left - torch.outer(left @ direction, direction)
-        variance = ((texts @ left) * texts).sum(1)
+        variance = ((texts @ own) * texts).sum(1)
         variance[texts.norm(dim=1) < _GONE] = 0
     return places, shares, alone
 

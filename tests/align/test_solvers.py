@@ -53,6 +53,15 @@ def test_the_default_solver_recovers_planted_maps(tmp_path, dim):
     assert (scale * aligned - expected).norm() / expected.norm() < 0.1
 
 
+def test_the_default_solver_goes_from_one_map_over_blocks_to_descent(tmp_path):
+    values, _, targets = planted(noise=0.3)
+    found = ranged(*sides(tmp_path, values, targets), Recipe(rounds=2))
+    steps = ["one map", "blocks 1", "blocks 2", "descent 1", "descent 2"]
+    assert [point.step for point in found.path] == steps
+    seconds = [point.seconds for point in found.path]
+    assert seconds == sorted(seconds)
+
+
 def test_noise_is_what_is_left(tmp_path):
     values, _, targets = planted(noise=0.3)
     _, _, clean = planted()
