@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from unweave.errors import UnweaveError
+from unweave.errors import StoreError, UnweaveError
 
 
 @contextlib.contextmanager
@@ -35,6 +36,42 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def read_pair(
+    tensors: Path, card: Path, *, what: str, format: str, version: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A JSON card, and the tensors beside it, which carry its hash; they are mapped, and read when they are used.
+
+    Args:
+        tensors, card: The files.
+        what: What they are, for errors.
+        format, version: What the card has to say of itself.
+
+    Returns:
+        The card without these two, and the tensors by name.
+
+    Raises:
+        StoreError: The version is another.
+        ValueError, OSError, SafetensorError, KeyError: A file is missing or damaged, or they do not belong together.
+    """
+    from safetensors import safe_open
+
+    text = card.read_text("utf-8")
+    known = json.loads(text)
+    if known.pop("format") != format:
+        raise ValueError("it has another format")
+    found = known.pop("version")
+    if found != version:
+        raise StoreError(
+            f"The {what} has version {found}; this version of unweave reads {version}.",
+            where=str(card),
+            cure=f"use a newer version of unweave, or make the {what} again",
+        )
+    with safe_open(tensors, "pt") as file:
+        if (file.metadata() or {}).get("card") != hashlib.sha256(text.encode()).hexdigest():
+            raise ValueError("the card and the tensors do not belong together")
+        return known, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def write_table(table: pa.Table, card: Mapping[str, Any], folder: Path, name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from unweave.align.objective import defect
 from unweave.components import Component
 from unweave.contributions import Contributions, Origin
 from unweave.errors import StoreError
+from unweave.files import read_pair
 
 FORMAT, VERSION = "unweave aligner", 1
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
@@ -141,21 +142,8 @@ class Aligner:
         """
         folder = Path(path)
         try:
-            text = (folder / CARD).read_text()
-            known = json.loads(text)
-            if known.pop("format") != FORMAT:
-                raise ValueError("it has another format")
-            version = known.pop("version")
-            if version != VERSION:
-                raise StoreError(
-                    f"The aligner has version {version}; this version of unweave reads {VERSION}.",
-                    where=str(folder / CARD),
-                    cure="use a newer version of unweave, or align again",
-                )
-            with safe_open(folder / TENSORS, "pt") as file:
-                if (file.metadata() or {}).get("card") != hashlib.sha256(text.encode()).hexdigest():
-                    raise ValueError("the card and the tensors do not belong together")
-                maps, bias = file.get_tensor("maps"), file.get_tensor("bias")
+            known, tensors = read_pair(folder / TENSORS, folder / CARD, what="aligner", format=FORMAT, version=VERSION)
+            maps, bias = tensors["maps"], tensors["bias"]
             lacking = [name for name in IDENTITY if name not in known]
             if lacking:
                 raise ValueError(f"the card lacks {', '.join(lacking)}")

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unweave.align import Aligned
 from unweave.components import Component
 from unweave.errors import StoreError
-from unweave.files import replacing
+from unweave.files import read_pair, replacing
 from unweave.saving import check_room
 from unweave.store import Rows, Store
 
@@ -237,22 +237,8 @@ class Index:
         """
         folder = Path(path)
         try:
-            text = (folder / CARD).read_text("utf-8")
-            known = json.loads(text)
-            if known.pop("format") != FORMAT:
-                raise ValueError("it has another format")
-            version = known.pop("version")
-            if version != VERSION:
-                raise StoreError(
-                    f"The index has version {version}; this version of unweave reads {VERSION}.",
-                    where=str(folder / CARD),
-                    cure="use a newer version of unweave, or build it again",
-                )
-            ids = tuple(known.pop("ids"))
-            with safe_open(folder / TENSORS, "pt") as file:
-                if (file.metadata() or {}).get("card") != hashlib.sha256(text.encode()).hexdigest():
-                    raise ValueError("the card and the rows do not belong together")
-                rows, mean = file.get_tensor("rows"), file.get_tensor("mean")
+            known, tensors = read_pair(folder / TENSORS, folder / CARD, what="index", format=FORMAT, version=VERSION)
+            ids, rows, mean = tuple(known.pop("ids")), tensors["rows"], tensors["mean"]
             if rows.shape != (len(ids), len(mean)):
                 raise ValueError(f"{len(ids)} images have rows of the shape {list(rows.shape)}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
