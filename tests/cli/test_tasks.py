@@ -117,6 +117,12 @@ def test_the_edit_is_written_into_a_checkpoint_that_is_measured_again(run, store
         assert result.exit_code == 2 and what in result.stderr, result.output
 
 
+def test_a_zero_shot_head_goes_by_what_classes_are_called(run, stores):
+    call = ("--call", "land=an owl", "--call", "land=a parrot", "--call", "water=a duck", "--call", "water=a swan")
+    found = said(run(*birds(stores, "--head", "zero-shot", *call, "-k", 1, "--no-figure", "--json")))
+    assert found["head"] == "zero-shot" and found["rows"][0]["average"] > 0.6
+
+
 def test_debias_of_one_store_with_splits(run, stores, tmp_path):
     (tmp_path / "images").mkdir()
     lines = ["id,path,label,background,split"]
@@ -142,6 +148,8 @@ def test_debias_of_one_store_with_splits(run, stores, tmp_path):
         (("-k", "many"), "no number of components"),
         (("-k", "900"), "900 components cannot be ablated"),
         (("--spurious", "sea"), "no feature 'sea'"),
+        (("--call", "land"), "calls nothing by a name"),
+        (("--head", "zero-shot", "--call", "land=an owl"), "none of the 1 classes"),
         (("--features", "no.toml"), "cannot be read"),
         (("--label", "kind"), "no field 'kind'"),
         (("--attribute", "kind"), "no field 'kind'"),

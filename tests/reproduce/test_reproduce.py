@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -90,17 +91,37 @@ def test_segmentation_with_masks_in_a_folder(tmp_path):
     assert {row["method"] for row in rows} >= {"raw attention", "rollout", "transformer attribution", "gradcam"}
 
 
-def test_images_that_name_no_classes(tmp_path, monkeypatch):
-    """As ImageNet-Segmentation: the map is of the class that the model itself sees."""
-    found = unweave.open_images("pocket/evaluation", limit=12)
-    bare = replace(found, table=found.table.select(["id"]))
-    monkeypatch.setattr("unweave.reproduce.tables.open_images", lambda data, limit=None: bare)
-    own = setting(tmp_path, data="gtsegs_ijcv.mat")
+def test_imagenet_segmentation_in_the_published_form(tmp_path):
+    """It names no classes: the map is of the class that the model itself sees."""
+    with h5py.File(tmp_path / "gtsegs_ijcv.mat", "w") as file:
+        refs = {"img": [], "gt": []}
+        for number, picture in enumerate(unweave.open_images("pocket/evaluation", limit=12)):
+            pixels = np.asarray(picture.read()).transpose(2, 1, 0)
+            image = file.create_dataset(f"a{number}", data=pixels)
+            mask = file.create_dataset(f"b{number}", data=picture.mask().astype(np.uint8).T)
+            cell = file.create_dataset(f"c{number}", data=np.array([[mask.ref]], h5py.ref_dtype))
+            refs["img"].append([image.ref])
+            refs["gt"].append([cell.ref])
+        for name, own in refs.items():
+            file.create_dataset(f"value/{name}", data=np.array(own, h5py.ref_dtype))
+    own = setting(tmp_path, data=str(tmp_path / "gtsegs_ijcv.mat"))
     rows = reproduce("segmentation", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).to_pylist()
     assert rows[0]["images"] == 12 and rows[0]["map"] > 0.3
     assert rows[-1]["model"] == "tiny DINO" and "no classifier of its own" in rows[-1]["why not"]
     with pytest.raises(UnweaveError, match="name no classes"):
         reproduce("heatmaps", own, [DEIT])
+
+
+def test_a_table_of_other_images_is_made_anew(tmp_path, monkeypatch):
+    made = []
+    entry = type(TABLES["ablation"])("ablation", "", "", lambda setting, subject: made.append(1) or [{"x": len(made)}])
+    monkeypatch.setitem(TABLES, "ablation", entry)
+    (tmp_path / "images").mkdir()
+    for count in (1, 2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"images/{count}.png")
+        for _ in range(2):
+            (row,) = reproduce("ablation", setting(tmp_path, data=str(tmp_path / "images")), [DEIT]).to_pylist()
+            assert row["x"] == count
 
 
 def test_heatmaps_are_drawn_and_timed(tmp_path):

@@ -51,6 +51,14 @@ def debias(
         Literal["probe", "zero-shot", "classifier"],
         typer.Option(help="A linear probe that is fitted, ...", rich_help_panel=_HEAD),
     ] = "probe",
+    call: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS=PHRASE",
+            help="What a class is called in words, for `zero-shot`; may be given several times.",
+            rich_help_panel=_HEAD,
+        ),
+    ] = None,
     softness: Annotated[
         float, typer.Option(min=1e-6, help="Of the probe (scikit-learn's C).", rich_help_panel=_HEAD)
     ] = 0.1,
@@ -88,6 +96,14 @@ def debias(
     """Rank components by what misleads a classifier, and ablate the first; groups before and after, beside controls."""
     if k != "auto" and not k.isdecimal():
         raise UnweaveError(f"{k!r} is no number of components.", cure="use a number, or `auto`")
+    called: dict[str, list[str]] = {}
+    for one in call or []:
+        name, equals, phrase = one.partition("=")
+        if not equals or not phrase:
+            raise UnweaveError(
+                f"{one!r} calls nothing by a name.", cure="write CLASS=PHRASE, such as 'land=a landbird'"
+            )
+        called.setdefault(name, []).append(phrase)
     with working(f"Reading {store}"):
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
@@ -104,6 +120,7 @@ def debias(
             features=features,
             spurious=spurious,
             core=core,
+            words=called or None,
             aligner=aligner,
             space=text_space,
             published=published,

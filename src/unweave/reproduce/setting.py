@@ -16,6 +16,7 @@ from unweave.align import Recipe, align
 from unweave.errors import UnweaveError
 from unweave.extraction import Settings, extract
 from unweave.files import replacing
+from unweave.images import open_images
 from unweave.models import Model, load_model
 from unweave.store import Store
 from unweave.tasks.head import HeadKind
@@ -126,6 +127,10 @@ class Setting:
         random = self.random_weights and not self.space.startswith("pocket/")
         return text_space(self.space, random_weights=random, seed=self.seed, device=self._device)
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return open_images(self.images).fingerprint
+
     @property
     def _device(self) -> str:
         from unweave.extraction.extractor import device_of
@@ -166,10 +171,11 @@ class Setting:
         return place
 
     def result(self, table: str, subject: Subject, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Rows of a table, made once."""
+        """Rows of a table, made once for these images."""
+        images = None if self.data is None else self._fingerprint
         known = {key: str(value) for key, value in asdict(self).items() if key not in ("say", "work", "device")}
         key = hashlib.sha256(
-            json.dumps([unweave.__version__, table, asdict(subject), known], sort_keys=True).encode()
+            json.dumps([unweave.__version__, table, asdict(subject), known, images], sort_keys=True).encode()
         ).hexdigest()[:16]
         path = self.work / "results" / f"{table}-{_plain(subject.name)}-{key}.json"
         if path.exists():
