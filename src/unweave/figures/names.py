@@ -49,22 +49,22 @@ def names_figure(rows: Sequence[NamedComponent], *, title: str) -> Figure:
     most, least = len(rows[0].most), len(rows[0].least)
     height = 1.12
     figure = Figure(
-        figsize=(5.2 + 0.98 * (most + least), 0.95 + height * len(rows)),
+        figsize=(4.4 + 0.98 * (most + least), 1.1 + height * len(rows)),
         dpi=150,
         layout="constrained",
         facecolor="white",
     )
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(len(rows), 2 + most + least, width_ratios=[5.0, *[1] * most, 0.18, *[1] * least])
+    grid = figure.add_gridspec(len(rows), 2 + most + least, width_ratios=[4.0, *[1] * most, 0.18, *[1] * least])
     largest = max((share for row in rows for _, share in row.phrases), default=1.0) or 1.0
     for number, row in enumerate(rows):
         axes = figure.add_subplot(grid[number, 0])
-        axes.set(xlim=(0, 1.9 * largest), ylim=(len(row.phrases) - 0.4, -1.35))
+        axes.set(xlim=(0, 1.6 * largest), ylim=(len(row.phrases) - 0.4, -1.35))
         axes.text(0, -0.95, row.component, fontsize=9.5, fontweight="bold", color=_INK, va="center")
         for place, (phrase, share) in enumerate(row.phrases):
             axes.barh(place, share, 0.74, color=_BAR, alpha=0.28, linewidth=0)
             axes.text(0.01 * largest, place, phrase, fontsize=8.2, color=_INK, va="center")
-            axes.text(1.88 * largest, place, f"{100 * share:.0f} %", fontsize=8, color=_FAINT, va="center", ha="right")
+            axes.text(1.58 * largest, place, f"{100 * share:.0f} %", fontsize=8, color=_FAINT, va="center", ha="right")
         axes.axvline(row.usual, ymax=len(row.phrases) / (len(row.phrases) + 0.95), color=_FAINT, linewidth=0.8)
         axes.set_axis_off()
         for column, image in enumerate([*row.most, None, *row.least], 1):
@@ -75,7 +75,7 @@ def names_figure(rows: Sequence[NamedComponent], *, title: str) -> Figure:
             cell.set_axis_off()
             if number == 0 and column in (1, len(row.most) + 2):
                 cell.set_title("most" if column == 1 else "least", fontsize=8.5, color=_FAINT, loc="left")
-    figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    figure.suptitle(f"{title}\n\n", fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
     below = 1 - 0.44 / figure.get_figheight()
     says = "bars: share of the component's variance along the phrase; the line: along a usual phrase of the vocabulary"
     figure.text(0.01, below, says, fontsize=8.5, color=_FAINT, va="top")
