@@ -1,5 +1,6 @@
 """Segmentation: the measures against plain loops, the other methods against what their papers say, bad input."""
 
+import sys
 from functools import cache
 
 import numpy as np
@@ -138,8 +139,17 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
     assert all(parameter.grad is None for parameter in own.parameters())
 
 
+def test_without_a_library_the_other_methods_are_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    rows = measured(images_of(2), methods=None).table().to_pylist()
+    said = {row["method"]: row["reason"] for row in rows}
+    assert "unweave[gradcam]" in said["gradcam"] and said["components"] is None
+    with pytest.raises(ModelError, match="GradCAM needs a library"):
+        measured(images_of(2), methods=["gradcam"])
+
+
 def test_gradcam_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pytorch_grad_cam", None)
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(ModelError, match=r"unweave\[gradcam\]"):
         GradCam(attention(), vit())
 

@@ -70,7 +70,6 @@ def segment(
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
         from unweave.tasks.heatmap import Mapper, best
-        from unweave.tasks.segmentation import METHODS
         from unweave.tasks.segmentation import segment as measure
         from unweave.text.phrases import spoken
 
@@ -114,7 +113,7 @@ def segment(
             target,
             mapper=mapper,
             label=None if predicted else label,
-            methods=method or METHODS,
+            methods=method,
             batch=batch_size,
             shown=0 if no_figure else shown,
             on_image=counted(advance),

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unweave.decomposition import plan as plan_for
-from unweave.errors import ImageError, TextError
+from unweave.errors import ImageError, ModelError, TextError
 from unweave.images import ImageSet, Picture
 from unweave.models import Model
 from unweave.tasks.attention import Attention
@@ -161,7 +161,7 @@ def segment(
     *,
     mapper: Mapper | None = None,
     label: str | None = "label",
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     batch: int = 16,
     shown: int = 4,
     on_image: Callable[[int], None] = lambda count: None,
@@ -178,7 +178,7 @@ def segment(
         target: All classes.
         mapper: Which components are summed; all heads if not given.
         label: The field that names each image's class; None for the class that the model itself says.
-        methods: Some of `METHODS`.
+        methods: Some of `METHODS`; all if not given, but for one whose library is not installed, which the table says.
         batch: Images at a time.
         shown: How many of the first images to keep for a figure.
         on_image: Called with the number of images that are done.
@@ -187,8 +187,10 @@ def segment(
         ImageError: The images have no masks or no such field, a mask has another size than its image, or no image is
             left.
         TextError: An image's class is none of the target's, or there is no such method.
-        ModelError: GradCAM's library is missing.
+        ModelError: GradCAM was asked for by name, and its library is missing.
     """
+    passed_over = Unfit if methods is not None else ModelError
+    methods = METHODS if methods is None else methods
     unknown = next((name for name in methods if name not in METHODS), None)
     if unknown is not None or not methods:
         raise TextError(f"There is no method {unknown!r}.", cure=f"use some of {', '.join(METHODS)}")
@@ -205,7 +207,7 @@ def segment(
         classes = _predicted(model, mapper, images, target, batch)
     else:
         classes = [_class(target, picture, label) for picture in images]
-    makers, reasons = _makers(model, mapper, methods)
+    makers, reasons = _makers(model, mapper, methods, passed_over)
     directions = _directions(model, mapper, images, target, batch) if makers else None
     skipped: list[tuple[str, str]] = []
     tallies = {name: _Tally() for name in methods if name not in reasons}
@@ -271,8 +273,10 @@ def _read(model: Model, picture: Picture, skipped: list[tuple[str, str]]) -> tup
     return model.preprocess(image), seen
 
 
-def _makers(model: Model, mapper: Mapper, methods: Sequence[str]) -> tuple[dict[str, Method], dict[str, str]]:
-    """The baselines, and why some have no meaning for the model."""
+def _makers(
+    model: Model, mapper: Mapper, methods: Sequence[str], passed_over: type[ModelError]
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The baselines, and why some cannot be made or have no meaning for the model."""
     if set(methods) <= {OURS, EVIDENCE}:
         return {}, {}
     attention = Attention(model.readout, model.example())
@@ -288,8 +292,8 @@ def _makers(model: Model, mapper: Mapper, methods: Sequence[str]) -> tuple[dict[
         if name not in (OURS, EVIDENCE):
             try:
                 found[name] = known[name]()
-            except Unfit as error:
-                reasons[name] = error.what
+            except passed_over as error:
+                reasons[name] = f"{error.what} ({error.cure})" if error.cure else error.what
     return found, reasons
 
 
