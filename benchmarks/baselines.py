@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from unweave.decomposition.walk import Site, Walk
 from unweave.errors import UnweaveError
 from unweave.graph.capture import arguments, extents_of, operation
-from unweave.rules.registry import find
+from unweave.operations.table import find
 
 Values: TypeAlias = Mapping[fx.Node, Any]
 Weighted: TypeAlias = dict[fx.Node, Tensor]
@@ -188,7 +188,7 @@ class Pushing:
     def _projection(self, attention: fx.Node) -> fx.Node:
         """The linear layer that reads the heads of an attention."""
         node = attention
-        while node is attention or ((rule := find(node)) is not None and rule.movement):
+        while node is attention or ((rule := find(node)) is not None and rule.relayout):
             node = next(user for user in node.users if user in self.path)
         if operation(node) != "aten.linear":
             raise self._stuck(node, operation(node))

@@ -3,7 +3,7 @@
     python benchmarks/surgery.py [--models pocket/deit,pocket/swin] [--draws 5]
 
 Components are drawn at random; means are over 300 scenes, distances over 300 others, in shares of the representation's
-norm. `readout` and `tokens` are the two ways to average over tokens (see `unweave.tasks.surgery`).
+norm. `readout` and `tokens` are the two ways to average over tokens (see `unweave.surgery.edit`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 import unweave
 from unweave.images import batches, open_images
 from unweave.pocket.measure import markdown
-from unweave.tasks.surgery import mean_ablated
+from unweave.surgery.edit import mean_ablated
 
 
 def inputs(model: unweave.Model, data: str, count: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
 from unweave.decomposition.contraction import EXACT, Contractions, Network, Value, arranged, best_order, multiplied
-from unweave.decomposition.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
 
 IMAGES = 3
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unweave.decomposition.merge import merged
-from unweave.decomposition.pending import BATCH, Axis, Constant, Index, Irregular, Operand, Term, fresh, reading
+from unweave.adjoint.merge import merged
+from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Irregular, Operand, Term, fresh, reading
 from unweave.graph.capture import Extent
 
 IMAGES = 2

@@ -22,7 +22,7 @@ from unweave.errors import (
     SelectionError,
     UnweaveError,
 )
-from unweave.rules import TABLE, rule, source
+from unweave.operations import TABLE, rule, source
 
 pytestmark = pytest.mark.xdist_group("tiny plan")
 
@@ -358,7 +358,7 @@ def test_a_rule_makes_an_operation_known(monkeypatch: pytest.MonkeyPatch) -> Non
 
     @rule("unweave_tests.doubled", kind="linear")
     def twice(step, term):
-        yield step["x"], term.times(scale=2.0).unanchored()
+        yield step["x"], term.times(scale=2.0)
 
     plan = unweave.plan(module, pictures(2), strict=True)
     adds_up(plan.run(pictures()))

@@ -18,7 +18,7 @@ from tiny import WIDTH, Attention, Mlp, Vit, pictures, ready
 from unweave.components import Component
 from unweave.errors import NonFiniteError, SelectionError, UnweaveError
 from unweave.models.weights import fingerprint, randomise
-from unweave.tasks.surgery import mean_ablated
+from unweave.surgery.edit import mean_ablated
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}

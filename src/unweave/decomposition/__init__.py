@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import unweave.rules  # noqa: F401  (registers the rules)
+import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
 from unweave.contributions import Contributions, Scores
 from unweave.decomposition.planning import Plan, make_plan

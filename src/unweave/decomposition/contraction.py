@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from unweave.decomposition.pending import BATCH, Constant, Index, Indices, Operand
+from unweave.adjoint.pending import BATCH, Constant, Index, Indices, Operand
 
 NOMINAL_BATCH = 8
 TRAFFIC = 8.0

@@ -16,10 +16,10 @@ from itertools import product
 import numpy as np
 from torch import fx
 
+from unweave.adjoint.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
 from unweave.components import Component, Grid, Kind, Level
-from unweave.decomposition.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
 from unweave.decomposition.walk import Branch, Site, Walk, convolves
-from unweave.graph.grid import cells
+from unweave.structure.labels import cells
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unweave.adjoint.merge import read_positions
+from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
 from unweave.decomposition.contraction import NOMINAL_BATCH, Contractions, Value, arranged, multiplied
-from unweave.decomposition.merge import read_positions
-from unweave.decomposition.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
 from unweave.decomposition.pieces import Reading
 from unweave.graph.capture import Graph, arguments, extents_of, operation
 

@@ -27,19 +27,14 @@ from typing import Literal
 
 from torch import Tensor, fx
 
-from unweave.decomposition.merge import merged
-from unweave.decomposition.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.merge import merged
+from unweave.adjoint.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
 from unweave.graph.capture import Graph, arguments, extents_of, line_of, operation
-from unweave.graph.path import Paths, Residual, Traits
-from unweave.rules.registry import TABLE, Rule, Step, find, missing
+from unweave.operations.table import Row, Step, find, missing, row
+from unweave.structure.residual import Paths, Residual
 
 TERM_LIMIT = 64
 """Summands of one node's pending map beyond which the walk stops there."""
-
-_WEIGHTED = frozenset(
-    f"aten.{name}"
-    for name in ["linear", "conv1d", "conv2d", "convolution", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"]
-)
 
 Role = Literal["attention", "tokens", "source", "read", "embed", "lumped", "bias"]
 
@@ -128,18 +123,7 @@ class Walk:
     paths: Paths
     branches: tuple[Branch, ...]
     lumps: tuple[Lump, ...]
-    fired: tuple[tuple[fx.Node, Rule], ...]
-
-
-def traits(node: fx.Node) -> Traits:
-    """The traits of a node's rule."""
-    if node.op != "call_function":
-        return Traits(linear=False)
-    rule = find(node)
-    if rule is None:
-        return Traits(linear=False)
-    product = rule.product is not None or operation(node) == "aten.einsum"
-    return Traits(rule.kind != "source", product, rule.normalises, rule.movement)
+    fired: tuple[tuple[fx.Node, Row], ...]
 
 
 def walk(graph: Graph, *, passing: bool = True, freeze: bool = False) -> Walk:
@@ -155,11 +139,11 @@ def walk(graph: Graph, *, passing: bool = True, freeze: bool = False) -> Walk:
 
 class _Walker:
     def __init__(self, graph: Graph, passing: bool, freeze: bool) -> None:
-        self.graph, self.paths, self.passing, self.freeze = graph, Paths(graph, traits), passing, freeze
+        self.graph, self.paths, self.passing, self.freeze = graph, Paths(graph), passing, freeze
         self.root = Branch(None, None)
         self.branches = [self.root]
         self.lumps: list[Lump] = []
-        self.fired: dict[fx.Node, Rule] = {}
+        self.fired: dict[fx.Node, Row] = {}
         self.pending: dict[fx.Node, dict[Branch, list[Term]]] = defaultdict(lambda: defaultdict(list))
         self.queue: list[tuple[int, fx.Node]] = []
 
@@ -215,15 +199,9 @@ class _Walker:
 
     def _pass(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """Hands the map on to the inputs, or stops where there is no way on."""
-        rule = find(node) if node.op == "call_function" else None
+        rule = find(node)
         if rule is None or rule.kind == "source":
-            if (
-                rule
-                and self.freeze
-                and branch is self.root
-                and not rule.normalises
-                and len(self.paths.inputs(node)) == 1
-            ):
+            if rule and self.freeze and branch is self.root and not rule.softmax and len(self.paths.inputs(node)) == 1:
                 self._slope(node, branch, terms)
             else:
                 self._end(node, branch, terms, self._reason(node, rule))
@@ -234,7 +212,7 @@ class _Walker:
             if on is None:
                 return
             terms = on
-        elif traits(node).product and varying > 1 and live is None:
+        elif row(node).product and varying > 1 and live is None:
             self._end(node, branch, terms, "a product of two values that both vary; neither is a gate")
             return
         try:
@@ -243,25 +221,25 @@ class _Walker:
             self._end(node, branch, terms, str(reason), loud=True)
             return
         self.fired[node] = rule
-        if branch.projection is None and varying == 1 and operation(node) in _WEIGHTED:
+        if branch.projection is None and varying == 1 and rule.contracts:
             branch.projection = node
         branch.convolves |= convolves(node)
         for source, term in reads:
-            own = term if rule.movement else term.unanchored()
             if isinstance(source, Constant) or not self.graph.image_dependent(source):
-                self._constant(source, branch, own, node)
+                self._constant(source, branch, term, node)
             else:
-                self._push(source, *self._scoped(source, branch, own))
+                self._push(source, *self._scoped(source, branch, term))
 
     def _reads(
         self, node: fx.Node, terms: tuple[Term, ...], live: fx.Node | None
     ) -> Iterator[tuple[fx.Node | Constant, Term]]:
-        """The pending maps of a node's inputs, by its rule."""
-        rule = TABLE[operation(node)]
-        step = Step(node, self.graph, live, arguments(node))
-        for term in terms:
-            if rule.reads is not None:
-                yield from rule.reads(step, term)
+        """The pending maps of a node's inputs, by its rule. An earlier layout of the same numbers stands for them only
+        through operations that keep every entry.
+        """
+        reads, step = row(node).reads, Step(node, self.graph, live, arguments(node))
+        for term in terms if reads is not None else ():
+            for source, read in reads(step, term):  # type: ignore[misc]
+                yield source, read if row(node).relayout else read.unanchored()
 
     def _scoped(self, source: fx.Node, branch: Branch, term: Term) -> tuple[Branch, Term]:
         """The scope that a node belongs to: a value that is not computed from what the branch reads belongs to the
@@ -322,7 +300,7 @@ class _Walker:
         if residual is None or not self.paths.has_residual(residual.read):
             return False
         return all(
-            node.op == "call_function" and node not in self.paths.residuals and traits(node).linear
+            node.op == "call_function" and node not in self.paths.residuals and row(node).linear
             for node, _ in self._descent(branch)
         )
 
@@ -336,11 +314,11 @@ class _Walker:
             node = max(pending, key=self.graph.order.__getitem__)
             terms = pending.pop(node)
             yield node, terms
-            if not traits(node).linear:
+            if not row(node).linear:
                 continue
             for source, term in self._reads(node, tuple(terms), self.paths.live(node)):
                 if isinstance(source, fx.Node) and self.graph.image_dependent(source):
-                    pending.setdefault(source, []).append(term.unanchored())
+                    pending.setdefault(source, []).append(term)
 
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
@@ -380,11 +358,7 @@ class _Walker:
 
     def _end(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], reason: str, *, loud: bool = False) -> None:
         """No way on: inside a branch this is its nonlinearity, on the trunk a lump."""
-        known = (
-            node.op == "call_function"
-            and (rule := find(node)) is not None
-            and (rule.kind == "source" or traits(node).product)
-        )
+        known = (rule := find(node)) is not None and (rule.kind == "source" or bool(rule.product))
         if branch is self.root or loud or not known:
             self._lump(node, branch, reason)
         embeds = branch is self.root and not self.paths.has_residual(node)
@@ -404,7 +378,7 @@ class _Walker:
             )
         )
 
-    def _reason(self, node: fx.Node, rule: Rule | None) -> str:
+    def _reason(self, node: fx.Node, rule: Row | None) -> str:
         if node.op != "call_function":
             return "the walk reached the images"
         return "it has no rule" if rule is None else "it is not linear"
@@ -466,7 +440,6 @@ def _chain(branch: Branch | None) -> Iterator[Branch]:
 
 def convolves(node: fx.Node) -> bool:
     """Whether an operation mixes neighbouring positions."""
-    name = operation(node)
-    if name in ("aten.conv1d", "aten.conv2d", "aten.convolution"):
-        return any(extent.size > 1 for extent in extents_of(node.args[1])[2:])  # type: ignore[arg-type]
-    return name in ("aten.avg_pool2d", "aten.max_pool2d")
+    if row(node).mixes != "window":
+        return False
+    return not row(node).affine or any(extent.size > 1 for extent in extents_of(arguments(node)["weight"])[2:])

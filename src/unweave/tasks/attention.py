@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from unweave.components import Grid
 from unweave.decomposition.walk import walk
 from unweave.graph.capture import arguments, capture, extents_of, operation
-from unweave.graph.grid import cells
+from unweave.operations.table import row
+from unweave.structure.labels import cells
 
 _SOFTMAX = "aten.scaled_dot_product_attention"
-_NORMS = frozenset(f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "batch_norm"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ class Attention:
     def normed(self) -> fx.Node | None:
         """The last norm that the values of the last attention are computed from."""
         node: fx.Node | None = self.paths.live(self.layers[-1].node) if self.layers else None
-        while node is not None and operation(node) not in _NORMS:
+        while node is not None and not row(node).norm:
             below = self.paths.inputs(node)
             node = max(below, key=self.graph.order.__getitem__) if below and node is not self.graph.input else None
         return node

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from unweave.components import Grid
 from unweave.errors import ModelError
 from unweave.graph.capture import arguments, operation
+from unweave.operations.table import row
 from unweave.tasks.attention import Attention, Layer, Trace, probabilities
 
 _TINY = 1e-9
@@ -156,7 +157,7 @@ class TransformerAttribution(_OverLayers):
     def _handed_on(self, node: fx.Node, own: Tensor, values: Any) -> list[tuple[fx.Node, Tensor]]:
         """The relevance of an operation's inputs."""
         inputs = self.attention.paths.inputs(node)
-        traits, name = self.attention.paths.traits(node), operation(node)
+        known, name = row(node), operation(node)
         if name == "aten.linear" and len(inputs) == 1:
             weight = values[arguments(node)["weight"]]
             return [(inputs[0], _positive(values[inputs[0]], weight, own))]
@@ -165,12 +166,12 @@ class TransformerAttribution(_OverLayers):
             parts = _normalised(first * _over(own, values[node]), second * _over(own, values[node]), own)
             return [(one, _summed(part, values[one])) for one, part in zip(inputs, parts, strict=True)]
         same = len(inputs) == 1 and values[inputs[0]].shape == own.shape
-        if same and not traits.movement and (not traits.linear or "norm" in name or name in ("aten.add", "aten.sub")):
+        if same and not known.relayout and (not known.linear or known.norm or name in ("aten.add", "aten.sub")):
             return [(inputs[0], own)]
-        given = own if traits.movement else _over(own, values[node])
+        given = own if known.relayout else _over(own, values[node])
         pulled = _pulled(node, inputs, values, given)
         return [
-            (one, back if traits.movement else values[one] * back / (1 if len(inputs) == 1 else len(inputs)))
+            (one, back if known.relayout else values[one] * back / (1 if len(inputs) == 1 else len(inputs)))
             for one, back in zip(inputs, pulled, strict=True)
         ]
 

@@ -32,9 +32,9 @@ from unweave.extraction import pictures
 from unweave.images import batches
 from unweave.models import Model
 from unweave.store import Rows, Store, open_store
+from unweave.surgery.edit import Edit, mean_ablated
 from unweave.tasks.ablation import Accuracy, Sums, means
 from unweave.tasks.head import Head, HeadKind, head_of
-from unweave.tasks.surgery import Edit, mean_ablated
 from unweave.text import features as read_features
 from unweave.text.phrases import chosen
 

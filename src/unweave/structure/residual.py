@@ -15,23 +15,7 @@ from functools import cache, cached_property
 from torch import fx
 
 from unweave.graph.capture import Graph, operation
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What the graph needs to know of an operation's rule, without knowing the rule.
-
-    Attributes:
-        linear: Whether a pending map passes through it.
-        product: The names of its two tensor arguments, if it multiplies them.
-        normalises: Whether its output is a set of attention weights.
-        movement: Whether it only moves numbers.
-    """
-
-    linear: bool
-    product: bool = False
-    normalises: bool = False
-    movement: bool = False
+from unweave.operations.table import row
 
 
 @dataclass(frozen=True)
@@ -55,11 +39,10 @@ class Paths:
 
     Args:
         graph: The captured model.
-        traits: The traits of a node's operation.
     """
 
-    def __init__(self, graph: Graph, traits: Callable[[fx.Node], Traits]) -> None:
-        self.graph, self.traits = graph, cache(traits)
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """The image-dependent inputs of a node, each once."""
@@ -103,7 +86,7 @@ class Paths:
         if operation(node) == "aten.scaled_dot_product_attention":
             return True
         inputs = self.inputs(node)
-        if len(inputs) != 2 or not self.traits(node).product or operation(node) in _ELEMENTWISE:
+        if len(inputs) != 2 or not row(node).product or row(node).elementwise:
             return False
         return self._weights(inputs[0]) != self._weights(inputs[1])
 
@@ -112,15 +95,15 @@ class Paths:
         """Whether a node is attention weights: a softmax, seen through anything but another product, norm or
         nonlinearity.
         """
-        traits = self.traits(node)
-        if traits.normalises:
+        known = row(node)
+        if known.softmax:
             return True
         inputs = self.inputs(node)
-        if not traits.linear or not inputs or operation(node) in _NORMS:
+        if not known.linear or not inputs or known.norm:
             return False
-        if len(inputs) > 1 and (traits.product or operation(node) == "aten.scaled_dot_product_attention"):
+        if len(inputs) > 1 and (known.product or operation(node) == "aten.scaled_dot_product_attention"):
             # weights scaled by a gate, or renormalised, are weights still
-            return operation(node) in _ELEMENTWISE and any(self._weights(own) for own in inputs)
+            return known.elementwise and any(self._weights(own) for own in inputs)
         if len(inputs) == 2 and (self.graph.depends(*inputs) or self.graph.depends(*inputs[::-1])):
             return False  # the residual stream
         return any(self._weights(own) for own in inputs)
@@ -159,8 +142,8 @@ class Paths:
         if self.is_attention(node):
             return True
         inputs = self.inputs(node)
-        moves = self.traits(node).movement or operation(node) in _ELEMENTWISE
-        return moves and len(inputs) == 1 and self._attends(inputs[0])
+        moves = row(node).relayout or (row(node).product and row(node).elementwise)
+        return bool(moves) and len(inputs) == 1 and self._attends(inputs[0])
 
     def _mixes(self, node: fx.Node, inside: Callable[[fx.Node], bool]) -> bool:
         """Whether any operation on the way down to a value, over the nodes that are `inside`, is not elementwise."""
@@ -170,7 +153,7 @@ class Paths:
             if own in seen or not inside(own):
                 continue
             seen.add(own)
-            if operation(own) in _MIXES:
+            if row(own).mixes:
                 return True
             pending += self.inputs(own)
         return False
@@ -181,7 +164,7 @@ class Paths:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """What a value is a mere relayout of."""
-        while self.traits(node).movement and len(inputs := self.inputs(node)) == 1:
+        while row(node).relayout and len(inputs := self.inputs(node)) == 1:
             node = inputs[0]
         return node
 
@@ -203,10 +186,10 @@ class Paths:
             if own in seen or not self.graph.depends(own, residual.read):
                 continue
             seen.add(own)
-            if not self.traits(own).linear or self.is_attention(own):
+            if not row(own).linear or self.is_attention(own):
                 return False
-            live = self.live(own) if self.traits(own).product and len(self.inputs(own)) > 1 else None
-            if self.traits(own).product and len(self.inputs(own)) > 1 and live is None:
+            live = self.live(own) if row(own).product and len(self.inputs(own)) > 1 else None
+            if row(own).product and len(self.inputs(own)) > 1 and live is None:
                 return False
             pending += [live] if live is not None else self.inputs(own)
         return True
@@ -255,18 +238,12 @@ class Paths:
     def _works(self, read: fx.Node, branch: fx.Node) -> bool:
         """Whether anything between has weights or is not linear."""
         for node in self.between(read, branch):
-            traits = self.traits(node)
             held = any(
                 not self.graph.image_dependent(source) and source.meta["val"].is_floating_point()
                 for source in node.all_input_nodes
                 if hasattr(source.meta.get("val"), "is_floating_point")
             )
-            if (
-                held
-                or not traits.linear
-                or operation(node) in _NORMS
-                or (traits.product and len(self.inputs(node)) > 1)
-            ):
+            if held or not row(node).linear or row(node).norm or (row(node).product and len(self.inputs(node)) > 1):
                 return True
         return False
 
@@ -283,45 +260,8 @@ class Paths:
             if self.graph.depends(other, own):
                 reached.append(own)
                 continue
-            traits, inputs = self.traits(own), self.inputs(own)
-            if not traits.linear or not inputs or (len(inputs) > 1 and (traits.product or self.is_attention(own))):
+            inputs = self.inputs(own)
+            if not row(own).linear or not inputs or (len(inputs) > 1 and (row(own).product or self.is_attention(own))):
                 return None
             pending += inputs
         return max(reached, key=self.graph.order.__getitem__) if reached else None
-
-
-_ELEMENTWISE = frozenset(("aten.mul", "aten.div"))
-_NORMS = frozenset(f"aten.{name}" for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"))
-_MIXES = frozenset(
-    f"aten.{name}"
-    for name in [
-        "mean",
-        "sum",
-        "amax",
-        "max",
-        "linear",
-        "matmul",
-        "bmm",
-        "mm",
-        "einsum",
-        "addmm",
-        "conv1d",
-        "conv2d",
-        "convolution",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "max_pool2d",
-        "layer_norm",
-        "rms_norm",
-        "group_norm",
-        "instance_norm",
-        "batch_norm",
-        "softmax",
-        "scaled_dot_product_attention",
-        "var",
-        "std",
-        "linalg_vector_norm",
-        "norm",
-        "cumsum",
-    ]
-)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unweave.decomposition.pending import Axis, Constant, Index, Operand, Term, reading
+from unweave.adjoint.pending import Axis, Constant, Index, Operand, Term, reading
 
 
 def merged(terms: Sequence[Term]) -> tuple[Term, ...]:

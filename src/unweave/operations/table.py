@@ -1,4 +1,4 @@
-"""The rule table: how one operation hands a pending map on to its inputs.
+"""The table of operations: how one operation hands a pending map on to its inputs, and every fact about it.
 
 A rule says what an operation does *backwards*: given the pending map (`Term`) of its output, it yields, for every
 input that the output depends on linearly, the pending map of that input. It knows its operation and nothing of any
@@ -9,7 +9,9 @@ model. The set of kinds is closed:
 * `frozen`: linear once a statistic of the image is held (norms, attention, gates, winners of a maximum);
 * `source`: not linear; the walk stops at its output.
 
-An operation that is not in the table is treated like a source, and reported with the rule to write.
+A row also states what others need to know of the operation without running its rule: whether it moves entries, which
+entries it mixes, whether it contracts, and so on. All of them ask the row; there is no second list of operations
+anywhere. An operation that is not in the table is treated like a source, and reported with the rule to write.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from typing import Any, Literal, TypeAlias
 
 from torch import fx
 
-from unweave.decomposition.pending import Constant, Term
+from unweave.adjoint.pending import Constant, Term
 from unweave.errors import RuleError
 from unweave.graph.capture import Extent, Graph, arguments, extents_of, operation
 
 Kind = Literal["linear", "frozen", "source"]
+Entries = Literal["made", "same", "rearranged", "picked"]
+Mixing = Literal["", "last", "window", "grid", "axes"]
 Reads: TypeAlias = "Iterator[tuple[fx.Node | Constant, Term]]"
 
 
@@ -36,6 +40,7 @@ class Step:
         node: The operation's node.
         graph: The graph it belongs to.
         live: Of the two image-dependent operands of a product, the one to follow; the other is frozen at its value.
+        given: The operation's arguments by name.
     """
 
     node: fx.Node
@@ -68,33 +73,67 @@ Reader: TypeAlias = Callable[[Step, Term], Reads]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One row of the table.
+class Row:
+    """All that is known of one operation.
 
     Attributes:
         operation: `aten.linear`.
         kind: See `Kind`.
         reads: The pending maps of the inputs; None for a source.
-        movement: Whether the output holds the input's own numbers in another layout.
-        product: The names of the two tensor arguments, if the operation multiplies them.
-        normalises: Whether its output is a set of attention weights.
+        entries: Where the entries of the output come from: `made` new numbers; `same` the input's, in the same places;
+            `rearranged` the input's, each once; `picked` the inputs', some left out, repeated, joined or filled in.
+        mixes: Of operations that make entries, what one of them is made of: nothing beside what is at its own place
+            (elementwise, axes of length one repeated); the `last` axis; a `window` of places; places of another `grid`
+            (resampling); other `axes`.
+        product: The names of the two tensor arguments that it multiplies, if it does.
+        contracts: Whether it sums products over an axis, so that one operand can be a matrix of weights.
+        affine: The names of its input, weight and bias, where those are the operation's own parameters.
+        norm: Whether it divides by a statistic of its input.
+        softmax: Whether its output is a set of attention weights.
+        like: The tensor argument that only lends its shape or type.
     """
 
     operation: str
     kind: Kind
     reads: Reader | None = None
-    movement: bool = False
+    entries: Entries = "made"
+    mixes: Mixing = ""
     product: tuple[str, str] | None = None
-    normalises: bool = False
+    contracts: bool = False
+    affine: tuple[str, str, str] | None = None
+    norm: bool = False
+    softmax: bool = False
+    like: str = ""
+
+    @property
+    def linear(self) -> bool:
+        """Whether a pending map passes through it."""
+        return self.kind != "source"
+
+    @property
+    def moves(self) -> bool:
+        """Whether it only moves entries."""
+        return self.entries != "made"
+
+    @property
+    def relayout(self) -> bool:
+        """Whether its output holds each of the input's entries once."""
+        return self.entries in ("same", "rearranged")
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each entry is made of what is at its own place."""
+        return self.entries == "made" and not self.mixes
 
 
-TABLE: dict[str, Rule] = {}
+NOTHING = Row("", "source", mixes="axes")
+"""What is known of an operation that is not in the table: nothing."""
+
+TABLE: dict[str, Row] = {}
 
 
-def rule(
-    *operations: str, kind: Kind, movement: bool = False, product: tuple[str, str] | None = None
-) -> Callable[[Reader], Reader]:
-    """Registers a rule for operations (`aten.linear`).
+def rule(*operations: str, kind: Kind, **facts: Any) -> Callable[[Reader], Reader]:
+    """Registers a rule for operations (`aten.linear`), with the facts of its row (see `Row`).
 
     Raises:
         RuleError: One of them has a rule already.
@@ -102,35 +141,40 @@ def rule(
 
     def register(reads: Reader) -> Reader:
         for name in operations:
-            _add(Rule(name, kind, reads, movement, product))
+            _add(Row(name, kind, reads, **facts))
         return reads
 
     return register
 
 
-def source(*operations: str, normalises: bool = False) -> None:
+def source(*operations: str, **facts: Any) -> None:
     """Registers operations at which the walk stops because they are not linear.
 
     Raises:
         RuleError: One of them has a rule already.
     """
     for name in operations:
-        _add(Rule(name, "source", normalises=normalises))
+        _add(Row(name, "source", **facts))
 
 
-def _add(row: Rule) -> None:
+def _add(row: Row) -> None:
     if row.operation in TABLE:
         raise RuleError(
             f"{row.operation} already has a rule.",
-            where=getattr(TABLE[row.operation].reads, "__module__", "unweave.rules"),
+            where=getattr(TABLE[row.operation].reads, "__module__", "unweave.operations"),
             cure="change that rule instead of adding a second one",
         )
     TABLE[row.operation] = row
 
 
-def find(node: fx.Node) -> Rule | None:
-    """The rule of a node's operation, if there is one."""
-    return TABLE.get(operation(node))
+def find(node: fx.Node) -> Row | None:
+    """The row of a node's operation, if there is one."""
+    return TABLE.get(operation(node)) if node.op == "call_function" else None
+
+
+def row(node: fx.Node) -> Row:
+    """The row of a node's operation; `NOTHING` where it has none."""
+    return find(node) or NOTHING
 
 
 def missing(node: fx.Node) -> str:

@@ -1,11 +1,11 @@
 """How one operation acts on a pending map: one file for each family of operations, one table of them all."""
 
-from unweave.rules import affine, attention, convolution, nonlinear, norm, pooling, shape
-from unweave.rules.registry import TABLE, Rule, Step, find, missing, rule, source
+from unweave.operations import affine, attention, convolution, nonlinear, norm, pooling, shape
+from unweave.operations.table import TABLE, Row, Step, find, missing, row, rule, source
 
 __all__ = [
     "TABLE",
-    "Rule",
+    "Row",
     "Step",
     "affine",
     "attention",
@@ -15,6 +15,7 @@ __all__ = [
     "nonlinear",
     "norm",
     "pooling",
+    "row",
     "rule",
     "shape",
     "source",

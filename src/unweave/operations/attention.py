@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unweave.decomposition.pending import Axis, Operand, Runtime, Term, fresh
+from unweave.adjoint.pending import Axis, Operand, Runtime, Term, fresh
 from unweave.graph.capture import Extent
-from unweave.rules.registry import Reads, Step, rule
+from unweave.operations.table import Reads, Step, rule
 
 
-@rule("aten.scaled_dot_product_attention", kind="frozen")
+@rule("aten.scaled_dot_product_attention", kind="frozen", mixes="axes")
 def attention(step: Step, term: Term) -> Reads:
     """`softmax(Q K^T) V` with the probabilities held: linear in V."""
     out, keys = step.output, step.extents("value")
@@ -40,7 +40,7 @@ def attention(step: Step, term: Term) -> Reads:
         Axis() if extent == Extent(1) else axis
         for axis, extent in zip([*lead, *heads, tokens, split.axes[-1]], keys, strict=True)
     ]
-    yield step["value"], split.unanchored().times(factor).read(value)
+    yield step["value"], split.times(factor).read(value)
 
 
 def _probabilities(

@@ -10,9 +10,9 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from unweave.decomposition.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
 from unweave.graph.capture import Extent
-from unweave.rules.registry import Reads, Step, rule
+from unweave.operations.table import Reads, Step, rule
 
 
 def _centred(size: int, weight: fx.Node | None) -> Constant:
@@ -26,7 +26,7 @@ def _centred(size: int, weight: fx.Node | None) -> Constant:
     return Constant((size, size), (weight,) if weight is not None else (), make, ("centred", size, weight))
 
 
-@rule("aten.layer_norm", kind="frozen")
+@rule("aten.layer_norm", kind="frozen", mixes="last", norm=True, affine=("input", "weight", "bias"))
 def layer_norm(step: Step, term: Term) -> Reads:
     """`(x - mean) * rstd * weight + bias` over the last axes, with `rstd` held."""
     shape = [int(length) for length in step["normalized_shape"]]
@@ -45,10 +45,10 @@ def layer_norm(step: Step, term: Term) -> Reads:
     moved = flat.times(statistic, matrix).read([*flat.axes[:-1], Axis(centred)]).through(centred)
     yield step["input"], moved.regrouped(step.extents("input")) if count > 1 else moved
     if step["bias"] is not None:
-        yield step["bias"], flat.unanchored().read([flat.axes[-1]]).regrouped(step.extents("bias"))
+        yield step["bias"], flat.read([flat.axes[-1]]).regrouped(step.extents("bias"))
 
 
-@rule("aten.rms_norm", kind="frozen")
+@rule("aten.rms_norm", kind="frozen", mixes="last", norm=True)
 def rms_norm(step: Step, term: Term) -> Reads:
     """`x * rstd * weight` over the last axes, with `rstd` held."""
     count = len(step["normalized_shape"])
@@ -61,19 +61,19 @@ def rms_norm(step: Step, term: Term) -> Reads:
     factors = [Operand(Runtime("rstd", step.node, (step["input"],), rstd), term.axes[:-count])]
     if step["weight"] is not None:
         factors.append(Operand(Constant.of(step["weight"]), term.axes[-count:]))
-    yield step["input"], term.unanchored().times(*factors)
+    yield step["input"], term.times(*factors)
 
 
-@rule("aten.group_norm", kind="frozen")
+@rule("aten.group_norm", kind="frozen", mixes="axes", norm=True, affine=("input", "weight", "bias"))
 def group_norm(step: Step, term: Term) -> Reads:
     """`(x - mean) * rstd * weight + bias` over the channels of a group and all positions, with `rstd` held."""
     image, channels, *positions = step.output
     groups = int(step["num_groups"])
     inner = channels.size // groups
     eps = float(step["eps"])
-    split = term.unanchored().regrouped([image, Extent(groups), Extent(inner), *positions])
+    split = term.regrouped([image, Extent(groups), Extent(inner), *positions])
     if step["bias"] is not None:
-        yield step["bias"], term.unanchored().read([term.axes[1]])
+        yield step["bias"], term.read([term.axes[1]])
 
     def rstd(value: Tensor, _: Sequence[object]) -> Tensor:
         return (value.reshape(len(value), groups, -1).var(-1, correction=0) + eps).rsqrt()
@@ -94,7 +94,7 @@ def group_norm(step: Step, term: Term) -> Reads:
     yield step["input"], mean.read([*split.axes[:2], *members]).regrouped(step.output)
 
 
-@rule("aten.instance_norm", kind="frozen")
+@rule("aten.instance_norm", kind="frozen", mixes="axes", norm=True)
 def instance_norm(step: Step, term: Term) -> Reads:
     """A group norm with one channel to a group."""
     if not step["use_input_stats"]:
@@ -103,7 +103,7 @@ def instance_norm(step: Step, term: Term) -> Reads:
     yield from group_norm(Step(step.node, step.graph, step.live, given), term)
 
 
-@rule("aten.batch_norm", kind="linear")
+@rule("aten.batch_norm", kind="linear", norm=True, affine=("input", "weight", "bias"))
 def batch_norm(step: Step, term: Term) -> Reads:
     """In evaluation its statistics are weights: a scale and a shift for each channel."""
     if step["training"]:
@@ -124,5 +124,5 @@ def batch_norm(step: Step, term: Term) -> Reads:
     size = step.output[1].size
     scale = Constant((size,), inputs, lambda *tensors: values(*tensors)[0], ("bn scale", step.node))
     shift = Constant((size,), inputs, lambda *tensors: values(*tensors)[1], ("bn shift", step.node))
-    yield step["input"], term.unanchored().times(Operand(scale, (term.axes[1],)))
-    yield shift, term.unanchored().read([term.axes[1]])
+    yield step["input"], term.times(Operand(scale, (term.axes[1],)))
+    yield shift, term.read([term.axes[1]])

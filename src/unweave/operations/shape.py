@@ -8,9 +8,9 @@ from itertools import accumulate
 import numpy as np
 from torch import fx
 
-from unweave.decomposition.pending import Axis, Irregular, Term
+from unweave.adjoint.pending import Axis, Irregular, Term
 from unweave.graph.capture import Extent, extents_of
-from unweave.rules.registry import Reads, Step, rule
+from unweave.operations.table import Reads, Step, rule
 
 
 @rule(
@@ -20,14 +20,14 @@ from unweave.rules.registry import Reads, Step, rule
     "aten.alias",
     "aten.to",
     "aten._to_copy",
-    "aten.type_as",
     "aten.lift_fresh_copy",
     "aten.dropout",
     "aten.feature_dropout",
     "aten.positive",
     kind="linear",
-    movement=True,
+    entries="same",
 )
+@rule("aten.type_as", kind="linear", entries="same", like="other")
 def same(step: Step, term: Term) -> Reads:
     """Nothing changes (dropout is off in evaluation)."""
     yield step["input"], term
@@ -42,11 +42,10 @@ def same(step: Step, term: Term) -> Reads:
     "aten.unflatten",
     "aten.squeeze",
     "aten.unsqueeze",
-    "aten.view_as",
-    "aten.reshape_as",
     kind="linear",
-    movement=True,
+    entries="rearranged",
 )
+@rule("aten.view_as", "aten.reshape_as", kind="linear", entries="rearranged", like="other")
 def view(step: Step, term: Term) -> Reads:
     """The same entries in row-major order, grouped otherwise."""
     yield step["input"], term.regrouped(step.extents("input"))
@@ -59,13 +58,13 @@ def _permuted(step: Step, term: Term, order: Sequence[int]) -> Reads:
     yield step["input"], term.read(axes)
 
 
-@rule("aten.permute", kind="linear", movement=True)
+@rule("aten.permute", kind="linear", entries="rearranged")
 def permute(step: Step, term: Term) -> Reads:
     """Axes in another order."""
     yield from _permuted(step, term, step["dims"])
 
 
-@rule("aten.transpose", "aten.swapaxes", "aten.swapdims", kind="linear", movement=True)
+@rule("aten.transpose", "aten.swapaxes", "aten.swapdims", kind="linear", entries="rearranged")
 def transpose(step: Step, term: Term) -> Reads:
     """Two axes exchanged."""
     order = list(range(len(term.axes)))
@@ -75,14 +74,14 @@ def transpose(step: Step, term: Term) -> Reads:
     yield from _permuted(step, term, order)
 
 
-@rule("aten.t", "aten.numpy_T", "aten.matrix_H", "aten.mT", kind="linear", movement=True)
+@rule("aten.t", "aten.numpy_T", "aten.matrix_H", "aten.mT", kind="linear", entries="rearranged")
 def reverse(step: Step, term: Term) -> Reads:
     """The last two axes exchanged (all of them, for numpy_T)."""
     order = list(range(len(term.axes)))
     yield from _permuted(step, term, order[::-1] if len(order) < 3 else [*order[:-2], order[-1], order[-2]])
 
 
-@rule("aten.movedim", kind="linear", movement=True)
+@rule("aten.movedim", kind="linear", entries="rearranged")
 def movedim(step: Step, term: Term) -> Reads:
     """Some axes moved to other places."""
     rank = len(term.axes)
@@ -95,13 +94,14 @@ def movedim(step: Step, term: Term) -> Reads:
     yield from _permuted(step, term, [moved[place] if place in moved else next(rest) for place in range(rank)])
 
 
-@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", kind="linear")
+@rule("aten.expand", "aten.broadcast_to", kind="linear", entries="picked")
+@rule("aten.expand_as", kind="linear", entries="picked", like="other")
 def expand(step: Step, term: Term) -> Reads:
     """One entry shared by many: the map is summed over them (never over images)."""
     yield step["input"], term.broadcast(step.extents("input"))
 
 
-@rule("aten.repeat", "aten.tile", kind="linear")
+@rule("aten.repeat", "aten.tile", kind="linear", entries="picked")
 def repeat(step: Step, term: Term) -> Reads:
     """An axis laid out several times."""
     own = step.extents("input")
@@ -111,10 +111,10 @@ def repeat(step: Step, term: Term) -> Reads:
         times = Extent(outer.size // inner.size, outer.batch and not inner.batch)
         split += [times, inner]
     pairs = term.regrouped(split)
-    yield step["input"], pairs.unanchored().read(pairs.axes[1::2][len(padded) - len(own) :])
+    yield step["input"], pairs.read(pairs.axes[1::2][len(padded) - len(own) :])
 
 
-@rule("aten.select", kind="linear")
+@rule("aten.select", kind="linear", entries="picked")
 def select(step: Step, term: Term) -> Reads:
     """One position of an axis, as the class token is read."""
     extents = step.extents("input")
@@ -125,7 +125,7 @@ def select(step: Step, term: Term) -> Reads:
     axes = [*term.axes[:dim], Axis((), (int(step["index"]) % length,), length), *term.axes[dim:]]
     if length == 1:
         axes[dim] = Axis()
-    yield step["input"], term.unanchored().read(axes)
+    yield step["input"], term.read(axes)
 
 
 def _taken(source: fx.Node, term: Term, dim: int, places: Sequence[int | None]) -> Reads:
@@ -134,7 +134,7 @@ def _taken(source: fx.Node, term: Term, dim: int, places: Sequence[int | None]) 
         yield source, moved
 
 
-@rule("aten.slice", "aten.slice_copy", "aten.narrow", kind="linear")
+@rule("aten.slice", "aten.slice_copy", "aten.narrow", kind="linear", entries="picked")
 def slices(step: Step, term: Term) -> Reads:
     """A range of an axis."""
     dim = step.dim()
@@ -150,7 +150,7 @@ def slices(step: Step, term: Term) -> Reads:
         yield from _taken(step["input"], term, dim, range(first, first + stride * step.output[dim].size, stride))
 
 
-@rule("aten.flip", kind="linear")
+@rule("aten.flip", kind="linear", entries="rearranged")
 def flip(step: Step, term: Term) -> Reads:
     """Axes reversed."""
     moved: Term | None = term
@@ -161,7 +161,7 @@ def flip(step: Step, term: Term) -> Reads:
         yield step["input"], moved
 
 
-@rule("aten.roll", kind="linear")
+@rule("aten.roll", kind="linear", entries="rearranged")
 def roll(step: Step, term: Term) -> Reads:
     """Axes shifted in a circle, as between Swin's windows."""
     if not step["dims"]:
@@ -175,7 +175,7 @@ def roll(step: Step, term: Term) -> Reads:
         yield step["input"], moved
 
 
-@rule("aten.constant_pad_nd", "aten.pad", kind="linear")
+@rule("aten.constant_pad_nd", "aten.pad", kind="linear", entries="picked")
 def pad(step: Step, term: Term) -> Reads:
     """A border of zeros (what is read there comes from nowhere), or of repeated, mirrored or wrapped entries."""
     mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(step.given.get("mode") or "constant")
@@ -200,7 +200,7 @@ def pad(step: Step, term: Term) -> Reads:
         yield step["input"], moved
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate", kind="linear")
+@rule("aten.cat", "aten.concat", "aten.concatenate", kind="linear", entries="picked")
 def cat(step: Step, term: Term) -> Reads:
     """Tensors one after the other along an axis."""
     dim = step.dim()
@@ -212,7 +212,7 @@ def cat(step: Step, term: Term) -> Reads:
         yield from _taken(part, term, dim, places)
 
 
-@rule("aten.stack", kind="linear")
+@rule("aten.stack", kind="linear", entries="picked")
 def stack(step: Step, term: Term) -> Reads:
     """Tensors side by side along a new axis."""
     dim = step.dim()
@@ -222,13 +222,13 @@ def stack(step: Step, term: Term) -> Reads:
             yield part, moved.read([*moved.axes[:dim], *moved.axes[dim + 1 :]])
 
 
-@rule("aten.index_select", kind="linear")
+@rule("aten.index_select", kind="linear", entries="picked")
 def index_select(step: Step, term: Term) -> Reads:
     """Positions named by a constant."""
     yield from _taken(step["input"], term, step.dim(), _places(step, step["index"], step.extents("input")[step.dim()]))
 
 
-@rule("aten.index", kind="linear")
+@rule("aten.index", kind="linear", entries="picked")
 def index(step: Step, term: Term) -> Reads:
     """Positions of one axis named by a constant."""
     used = [dim for dim, chosen in enumerate(step["indices"]) if chosen is not None]
@@ -253,7 +253,7 @@ def _places(step: Step, chosen: fx.Node, extent: Extent) -> list[int]:
     return [int(place) % extent.size for place in values.tolist()]
 
 
-@rule("aten.pixel_unshuffle", kind="linear", movement=True)
+@rule("aten.pixel_unshuffle", kind="linear", entries="rearranged")
 def pixel_unshuffle(step: Step, term: Term) -> Reads:
     """Blocks of pixels become channels: `[b, c, h*r, w*r] -> [b, c*r*r, h, w]`."""
     image, channels, height, width = step.extents("input")
@@ -264,7 +264,7 @@ def pixel_unshuffle(step: Step, term: Term) -> Reads:
     yield step["input"], split.read([b, c, row, down, column, across]).regrouped(step.extents("input"))
 
 
-@rule("aten.pixel_shuffle", kind="linear", movement=True)
+@rule("aten.pixel_shuffle", kind="linear", entries="rearranged")
 def pixel_shuffle(step: Step, term: Term) -> Reads:
     """Channels become blocks of pixels: `[b, c*r*r, h, w] -> [b, c, h*r, w*r]`."""
     image, _, h, w = step.extents("input")

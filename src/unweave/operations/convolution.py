@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from unweave.decomposition.pending import Axis, Constant, Irregular, Operand, Term, fresh, reading
+from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Term, fresh, reading
 from unweave.graph.capture import Extent
-from unweave.rules.registry import Reads, Step, rule
+from unweave.operations.table import Reads, Step, rule
 
 
 def windows(
@@ -48,13 +48,13 @@ def windows(
     return term.times(Operand(Constant.array(one_hot.reshape(shape)), tuple(sides))).read(axes), offsets
 
 
-@rule("aten.im2col", kind="linear")
+@rule("aten.im2col", kind="linear", entries="picked")
 def unfold(step: Step, term: Term) -> Reads:
     """Windows laid out as channels: `[b, c, h, w] -> [b, c*kh*kw, windows]`."""
     image, channels, *positions = step.extents("input")
     tilings = [_tiling(step, number, extent.size) for number, extent in enumerate(positions)]
     shape = [Extent(size) for tiling in tilings for size in tiling.shape]
-    split = term.unanchored().regrouped([image, channels, shape[1], shape[4], shape[0], shape[3]])
+    split = term.regrouped([image, channels, shape[1], shape[4], shape[0], shape[3]])
     axes = list(split.axes[:2])
     for number, tiling in enumerate(tilings):
         offset, start = split.axes[2 + number], split.axes[4 + number]
@@ -64,12 +64,12 @@ def unfold(step: Step, term: Term) -> Reads:
     yield step["input"], split.read(axes)
 
 
-@rule("aten.col2im", kind="linear")
+@rule("aten.col2im", kind="linear", mixes="axes")
 def fold(step: Step, term: Term) -> Reads:
     """Windows laid back over each other and summed: `[b, c*kh*kw, windows] -> [b, c, h, w]`."""
     _image, _channels, *positions = step.output
     tilings = [_tiling(step, number, extent.size) for number, extent in enumerate(positions)]
-    moved, starts, offsets = term.unanchored(), [], []
+    moved, starts, offsets = term, [], []
     for number, tiling in enumerate(tilings):
         start, offset = Axis(fresh(tiling.shape[0])), Axis(fresh(tiling.shape[1]))
         moved = moved.times(Operand(Constant.array(tiling), (start, offset, term.axes[2 + number])))
@@ -93,7 +93,15 @@ def _tiling(step: Step, number: int, length: int) -> np.ndarray:
     return tiling
 
 
-@rule("aten.conv1d", "aten.conv2d", "aten.convolution", kind="linear")
+@rule(
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.convolution",
+    kind="linear",
+    mixes="window",
+    contracts=True,
+    affine=("input", "weight", "bias"),
+)
 def convolution(step: Step, term: Term) -> Reads:
     """`y[b, o, p] = sum_{c, k} w[o, c, k] x[b, c, p * stride + k] + bias[o]`, in groups."""
     if step.given.get("transposed") or step.moves(step["weight"]):
@@ -102,7 +110,7 @@ def convolution(step: Step, term: Term) -> Reads:
     kernel = [extent.size for extent in step.extents("weight")[2:]]
     groups = int(step["groups"])
     stride, padding, dilation = (_spread(step[name], kernel, step) for name in ("stride", "padding", "dilation"))
-    moved = term.unanchored()
+    moved = term
     if groups > 1:
         moved = moved.regrouped([image, Extent(groups), Extent(channels.size // groups), *positions])
         own, lead = _flat(moved.axes[1], moved.axes[2]), moved.axes[1]
@@ -129,7 +137,7 @@ def convolution(step: Step, term: Term) -> Reads:
         moved.times(weight).read([moved.axes[0], contracted, *moved.axes[2:]]).through(contracted.indices),
     )
     if step["bias"] is not None:
-        yield step["bias"], term.unanchored().read([term.axes[1]])
+        yield step["bias"], term.read([term.axes[1]])
 
 
 def _flat(outer: Axis, inner: Axis) -> Axis:

@@ -36,13 +36,14 @@ from torch import Tensor, fx, nn
 
 import unweave
 from unweave.components import Component, Selection, select
-from unweave.decomposition.outlets import Average, Outlet, Refused, known, outlets, readings
 from unweave.decomposition.program import Job, Program
 from unweave.decomposition.walk import Walk, walk
 from unweave.errors import NonFiniteError, UnweaveError
 from unweave.files import replacing
 from unweave.graph.capture import capture, operation
 from unweave.models import Model
+from unweave.surgery.means import Average, readings
+from unweave.surgery.outlets import Outlet, Refused, known, outlets
 
 FORMAT, VERSION = "unweave edit", 1
 

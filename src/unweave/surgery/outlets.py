@@ -15,44 +15,23 @@ What has no such operation is refused, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, fx
 
+from unweave.adjoint.pending import BATCH, Index, Term, size_of
 from unweave.components import Component
-from unweave.decomposition.merge import merged
-from unweave.decomposition.pending import BATCH, Axis, Index, Operand, Runtime, Term, fresh, size_of
-from unweave.decomposition.pieces import Piece, Reading, pieces_of
+from unweave.decomposition.pieces import Piece, pieces_of
 from unweave.decomposition.walk import Branch, Site, Walk
-from unweave.graph.capture import Extent, Graph, arguments, extents_of, operation
-from unweave.rules import shape
-from unweave.rules.registry import TABLE, Step, find
+from unweave.graph.capture import Extent, arguments, extents_of, operation
+from unweave.operations.table import row
+from unweave.structure.labels import sent
 
-Average = Literal["readout", "tokens"]
-
-_AFFINE = {
-    "aten.linear": ("input", "weight", "bias"),
-    "aten.addmm": ("mat1", "mat2", "input"),
-    **dict.fromkeys(
-        (f"aten.{name}" for name in ("conv1d", "conv2d", "convolution", "layer_norm", "group_norm", "batch_norm")),
-        ("input", "weight", "bias"),
-    ),
-}
-"""Affine operations, and what their input, weight and bias are called."""
-
-_MIXING = frozenset(("aten.linear", "aten.addmm", "aten.conv1d", "aten.conv2d", "aten.convolution"))
-"""Those with a matrix, whose input channels can be taken apart."""
-
-_LIKE = frozenset(f"aten.{name}" for name in ("view_as", "reshape_as", "expand_as", "type_as"))
-"""Operations whose second tensor only says what the first is to be like."""
-
-_CASTS = frozenset(("aten.to", "aten._to_copy", "aten.type_as"))
 _IMAGES = 2
-"""Images that numbers are sent through for; any number would do, but one would hide which axes are theirs."""
+"""Images that head numbers are sent through for; any number would do, but one would hide which axes are theirs."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +204,7 @@ class _Finder:
         starts = [user for own in sources for user in _users(own) if own is not read or user in region]
         reasons: list[str] = []
         for node in sorted(region, key=self.graph.order.__getitem__, reverse=True):
-            if operation(node) not in _AFFINE or not any(self.graph.depends(node, own) for own in sources):
+            if not row(node).affine or not any(self.graph.depends(node, own) for own in sources):
                 continue
             if node in sources or self.graph.output in _reached(starts, _users, {node}):
                 continue
@@ -249,26 +228,26 @@ class _Finder:
         numbers = [_numbers(term, own) for term, own in zip(site.terms, site.heads, strict=True)]
         if any(not torch.equal(own, numbers[0]) for own in numbers):
             raise _Inexpressible("its heads are read in more than one layout")
-        moved, readers = _sent(graph, attention, numbers[0] + 1, scaled=True)
+        moved, readers = sent(graph, attention, numbers[0] + 1, _IMAGES, scaled=True)
         if len(readers) != 1:
             where = " and ".join(f"{operation(node)} in {graph.module(node)}" for node in readers)
             raise _Inexpressible(f"its output is read in {len(readers)} places ({where})")
         (node,) = readers
-        if operation(node) not in _MIXING:
+        if not (row(node).affine and row(node).contracts):
             raise _Inexpressible(
                 f"its output goes through {operation(node)} in {graph.module(node) or 'the model'} before any linear "
                 "layer, where heads are no longer apart"
             )
-        source = arguments(node)[_AFFINE[operation(node)][0]]
+        source = arguments(node)[_affine(node)[0]]
         if source not in moved:
             raise _Inexpressible(f"{graph.module(node)} reads it as a weight")
         self._ungated(node, branch)
-        channel = 1 if "conv" in operation(node) else moved[source].dim() - 1
+        channel = 1 if row(node).mixes == "window" else moved[source].dim() - 1
         by_channel = moved[source].movedim(channel, 0).flatten(1)
         if not bool((by_channel == by_channel[:, :1]).all()):
             raise _Inexpressible(f"heads are mixed among the channels of {graph.module(node)}")
         own = torch.isin(by_channel[:, 0] - 1, torch.tensor(sorted(heads)))
-        if "conv" in operation(node) and not _pointwise(node):
+        if row(node).mixes == "window" and not _pointwise(node):
             raise _Inexpressible(f"{graph.module(node)} is a convolution over several positions")
         return self._made(node, own, branch, components)
 
@@ -276,7 +255,7 @@ class _Finder:
         """Refuses what is multiplied, behind an operation, by something else that depends on the image."""
         region, paths = self._region(branch), self.walk.paths
         for own in _reached([node], lambda one: [user for user in _users(one) if user in region]) - {node}:
-            if not paths.traits(own).product or paths.varying(own) < 2:
+            if not row(own).product or paths.varying(own) < 2:
                 continue
             held = [source for source in paths.inputs(own) if source is not paths.live(own)]
             if self.graph.input in _reached(held, _inputs, {node}):
@@ -292,7 +271,7 @@ class _Finder:
 
     def _made(self, node: fx.Node, inputs: Tensor | None, branch: Branch, components: Sequence[Component]) -> Outlet:
         given, graph = arguments(node), self.graph
-        names = _AFFINE[operation(node)]
+        names = _affine(node)
         module = graph.module(node)
         if given.get("transposed") or given.get("beta", 1) != 1 or given.get("alpha", 1) != 1:
             raise _Inexpressible(f"{module} is a transposed convolution or a scaled product")
@@ -303,8 +282,7 @@ class _Finder:
         )
         if operation(node) == "aten.addmm":
             weight = replace(weight, entries=weight.entries.T)
-        last = operation(node) in ("aten.linear", "aten.addmm", "aten.layer_norm")
-        channel = len(extents_of(node)) - 1 if last else 1
+        channel = len(extents_of(node)) - 1 if row(node).mixes == "last" else 1
         return Outlet(
             node,
             module,
@@ -324,7 +302,7 @@ class _Finder:
         if given is None:
             raise _Inexpressible(f"{module} has no {kind}")
         origin = given
-        while origin not in self.graph.tensors and _moves(origin) and len(origin.all_input_nodes) == 1:
+        while origin not in self.graph.tensors and row(origin).moves and len(origin.all_input_nodes) == 1:
             origin = origin.all_input_nodes[0]
         if origin not in self.graph.tensors:
             raise _Inexpressible(f"the {kind} of {module} is computed from other weights by {operation(origin)}")
@@ -337,7 +315,9 @@ class _Finder:
         places = torch.zeros(0, dtype=torch.long)
         for own, held in self.graph.tensors.items():
             if held.data_ptr() == tensor.data_ptr():
-                moved, others = _sent(self.graph, own, torch.arange(1, tensor.numel() + 1).reshape(tensor.shape))
+                moved, others = sent(
+                    self.graph, own, torch.arange(1, tensor.numel() + 1).reshape(tensor.shape), _IMAGES
+                )
                 readers += others
                 places = moved.get(given, places)
         if readers != [node]:
@@ -352,6 +332,13 @@ _NO_BRANCH = {
     "embed": "it is what enters the residual stream, not what a branch writes into it",
     "lumped": "it is a part of the model that could not be told apart",
 }
+
+
+def _affine(node: fx.Node) -> tuple[str, str, str]:
+    """What the input, weight and bias of an affine operation are called."""
+    names = row(node).affine
+    assert names is not None
+    return names
 
 
 def _united(first: Outlet, second: Outlet) -> Outlet:
@@ -376,7 +363,7 @@ def _reached(
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes whose values a node is made of."""
-    return node.all_input_nodes[:1] if node.op == "call_function" and operation(node) in _LIKE else node.all_input_nodes
+    return node.all_input_nodes[:1] if row(node).like else node.all_input_nodes
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
@@ -391,7 +378,7 @@ def _pointwise(node: fx.Node) -> bool:
     return all(one == 1 for one in ones) and given["padding"] in ("valid", "same", [0], [0, 0])
 
 
-# -- numbers sent through the graph ------------------------------------------------------------------------------------
+# -- the heads of an attention -----------------------------------------------------------------------------------------
 
 
 def _count(site: Site) -> int:
@@ -421,156 +408,3 @@ def _numbers(term: Term, heads: Sequence[Index]) -> Tensor:
 
 def _extents(term: Term) -> list[Extent]:
     return [axis.extent for axis in term.axes]
-
-
-def _sent(
-    graph: Graph, start: fx.Node, numbers: Tensor, *, scaled: bool = False
-) -> tuple[dict[fx.Node, Tensor], list[fx.Node]]:
-    """Sends numbers from a node through all that merely moves its entries.
-
-    Args:
-        graph: The captured model.
-        start: Where they begin.
-        numbers: For each of its entries, one above zero, for `_IMAGES` images; zero comes to mean any other entry.
-        scaled: Whether to go on where entries are multiplied by weights.
-
-    Returns:
-        The numbers wherever they come, and the operations that read them and do not merely move.
-    """
-    moved, readers = {start: numbers}, []
-    for node in graph.nodes:
-        sources = [source for source in _inputs(node) if source in moved]
-        if not sources or not isinstance(node.meta.get("val"), Tensor):
-            continue
-        if _moves(node):
-            try:
-                moved[node] = _applied(graph, node, moved)
-            except (RuntimeError, TypeError, IndexError):  # an operation that does not take whole numbers
-                readers.append(node)
-        elif (
-            scaled
-            and operation(node) in ("aten.mul", "aten.div")
-            and not graph.image_dependent(_other(node, sources[0]))
-        ):
-            moved[node] = moved[sources[0]].expand(_lengths(node)).contiguous()
-        else:
-            readers.append(node)
-    return moved, readers
-
-
-def _other(node: fx.Node, first: fx.Node) -> fx.Node:
-    """The other operand of a product; the same, where a number is."""
-    return next((source for source in node.all_input_nodes if source is not first), first)
-
-
-def _moves(node: fx.Node) -> bool:
-    """Whether an operation only moves entries: whether its rule is one of those."""
-    rule = find(node) if node.op == "call_function" else None
-    return rule is not None and rule.reads is not None and rule.reads.__module__ == shape.__name__
-
-
-def _applied(graph: Graph, node: fx.Node, moved: Mapping[fx.Node, Tensor]) -> Tensor:
-    """An operation on numbers."""
-
-    def given(source: fx.Node) -> Any:
-        value = source.meta.get("val")
-        if source in moved:
-            return moved[source]
-        if not isinstance(value, Tensor):
-            return _length(value)
-        if not graph.image_dependent(source) and not value.is_floating_point():
-            return graph.value(source).cpu()
-        return torch.zeros(_lengths(source), dtype=torch.long)
-
-    mapped: Any = fx.map_arg((node.args, dict(node.kwargs)), given)
-    args, kwargs = mapped
-    if operation(node) in _CASTS:
-        return args[0]
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _lengths(node: fx.Node) -> list[int]:
-    return [extent.size * (_IMAGES if extent.batch else 1) for extent in extents_of(node)]
-
-
-def _length(value: Any) -> Any:
-    if not isinstance(value, torch.SymInt):
-        return value
-    expression = value.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, _IMAGES)))
-
-
-# -- means -------------------------------------------------------------------------------------------------------------
-
-
-def readings(walk: Walk, outlet: Outlet, average: Average) -> tuple[tuple[Reading, ...], tuple[Reading, ...]]:
-    """How to average what is written at an outlet over its tokens.
-
-    Args:
-        walk: Of the model.
-        outlet: The outlet.
-        average: `readout`: a token counts as much as the representation reads of it, directly, on each image: the
-            factors of the pending map that differ from token to token (which are read, how a pooling weighs them, their
-            1/std in norms, attention that is passed through), without the matrices that are the same for all. `tokens`:
-            all tokens of the residual stream count alike.
-
-    Returns:
-        Readings of the weighted sum, with the outlet's channels kept, and of the weights' sum.
-    """
-    values, shares = [], []
-    for term in _terms_at(walk, outlet, average):
-        channels = fresh(outlet.width)
-        axes = list(term.axes)
-        positions = {index for place, axis in enumerate(axes) if place != outlet.channel for index in axis.indices}
-        factors = _weighing(term, {*axes[outlet.channel].indices}, positions)
-        if average == "tokens":
-            factors = tuple(factor for factor in factors if factor.constant)
-        axes[outlet.channel] = Axis(channels)
-        source = outlet.node if outlet.inputs is None else outlet.input
-        values.append(Reading((Operand(source, tuple(axes)), *factors), channels, (), abs(term.scale)))
-        unread = positions - {BATCH} - {index for factor in factors for index in factor.indices}
-        shares.append(Reading(factors, (), (), abs(term.scale) * size_of(tuple(unread))))
-    return tuple(values), tuple(shares)
-
-
-def _terms_at(walk: Walk, outlet: Outlet, average: Average) -> tuple[Term, ...]:
-    """The pending map of an outlet's output: of the representation, or of the residual stream."""
-    graph, branch = walk.graph, outlet.branch
-    start = branch.residual.branch if branch.residual else graph.output
-    if average == "readout" and branch.residual:
-        terms = list(branch.entry)
-    else:
-        axes = tuple(Axis(((BATCH,) if extent.batch else ()) + fresh(extent.size)) for extent in extents_of(start))
-        terms = [Term(axes, (), axes[-1].indices)]
-    pending: dict[fx.Node, list[Term]] = {start: terms}
-    while pending:
-        node = max(pending, key=graph.order.__getitem__)
-        here = merged(pending.pop(node))
-        if node is outlet.node:
-            return tuple(here)
-        step = Step(node, graph, walk.paths.live(node), arguments(node))
-        rule = TABLE.get(operation(node))
-        for term in here if rule is not None and rule.reads is not None else ():
-            assert rule is not None and rule.reads is not None
-            for source, read in rule.reads(step, term):
-                if isinstance(source, fx.Node) and graph.depends(source, outlet.node):
-                    pending.setdefault(source, []).append(read.unanchored())
-    return ()
-
-
-def _weighing(term: Term, channels: set[Index], positions: set[Index]) -> tuple[Operand, ...]:
-    """The factors that weigh tokens: those that no chain of matrices ties to the channels or to the representation."""
-    matrix = {*term.out, *channels}
-    held = positions | {
-        index for factor in term.factors if isinstance(factor.source, Runtime) for index in factor.indices
-    }
-    grown = True
-    while grown:
-        tied = (
-            {index for factor in term.factors if matrix & {*factor.indices} for index in factor.indices}
-            - held
-            - {BATCH}
-        )
-        grown = not tied <= matrix
-        matrix |= tied
-    return tuple(factor for factor in term.factors if not matrix & {*factor.indices})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unweave
-from unweave.rules import TABLE
+from unweave.operations import TABLE
 
 aten = torch.ops.aten
 TOLERANCE = 1e-10

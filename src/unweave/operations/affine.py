@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from unweave.decomposition.pending import Axis, Constant, Irregular, Operand, Runtime, Source, Term, fresh
+from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Source, Term, fresh
 from unweave.graph.capture import Extent, extents_of
-from unweave.rules.registry import Reads, Step, rule
+from unweave.operations.table import Reads, Step, rule
 
 
 def _number(value: float) -> Constant:
@@ -77,7 +77,7 @@ def contraction(
     moved = term.times(Operand(factor, tuple(axes_of(held, held_extents)))).read(axes_of(live, live_extents))
     new = {index for letter, axis in summed.items() if letter in live for index in axis.indices}
     if isinstance(factor, Constant):
-        return moved.through(tuple(new)) if new else moved.unanchored()
+        return moved.through(tuple(new)) if new else moved
     # channels attending to channels: what is contracted with a channel axis is a channel axis
     mixed = {index for letter in held if letter in out for index in axes[letter].indices} & term.channel
     only = {index for letter in held if letter in out and letter not in live for index in axes[letter].indices}
@@ -124,7 +124,7 @@ def _sum(step: Step, term: Term, first: str, second: str, one: float, two: float
         operand = step[name]
         if isinstance(operand, fx.Node):
             moved = term.broadcast(extents_of(operand)) if "val" in operand.meta else term
-            yield operand, moved if sign == 1 else moved.times(scale=sign).unanchored()
+            yield operand, moved if sign == 1 else moved.times(scale=sign)
         elif operand:
             yield _number(float(operand)), term.times(scale=sign).broadcast(())
 
@@ -132,7 +132,7 @@ def _sum(step: Step, term: Term, first: str, second: str, one: float, two: float
 @rule("aten.neg", kind="linear")
 def neg(step: Step, term: Term) -> Reads:
     """The opposite."""
-    yield step["input"], term.times(scale=-1.0).unanchored()
+    yield step["input"], term.times(scale=-1.0)
 
 
 @rule("aten.mul", kind="frozen", product=("input", "other"))
@@ -158,7 +158,7 @@ def _elementwise(step: Step, term: Term, *, inverse: bool) -> Reads:
         if not step.moves(node) and step.moves(other):
             continue
         if not isinstance(other, fx.Node):
-            yield node, term.times(scale=1 / float(other) if inverse else float(other)).unanchored()
+            yield node, term.times(scale=1 / float(other) if inverse else float(other))
             return
         letters = "abcdefghijklmnop"[: len(term.axes)]
         mine, held = (letters[len(letters) - len(extents_of(part)) :] for part in (node, other))
@@ -170,14 +170,14 @@ def _elementwise(step: Step, term: Term, *, inverse: bool) -> Reads:
             )
         )
         if not held:
-            moved = term.times(Operand(frozen(other, step, inverse=inverse), ())).unanchored()
+            moved = term.times(Operand(frozen(other, step, inverse=inverse), ()))
         yield node, moved
         return
     if inverse and step.moves(step["other"]):
         raise Irregular("a value is divided by the image's own")
 
 
-@rule("aten.linear", kind="linear")
+@rule("aten.linear", kind="linear", mixes="last", contracts=True, affine=("input", "weight", "bias"))
 def linear(step: Step, term: Term) -> Reads:
     """`y = x W^T + b`."""
     letters = "abcdefghijklmnop"[: len(term.axes) - 1]
@@ -196,19 +196,20 @@ def linear(step: Step, term: Term) -> Reads:
         ),
     )
     if step["bias"] is not None:
-        yield step["bias"], term.broadcast(step.extents("bias")).unanchored()
+        yield step["bias"], term.broadcast(step.extents("bias"))
 
 
-@rule("aten.addmm", "aten.baddbmm", kind="frozen")
+@rule("aten.addmm", kind="frozen", mixes="last", contracts=True, affine=("mat1", "mat2", "input"))
+@rule("aten.baddbmm", kind="frozen", mixes="axes", contracts=True)
 def addmm(step: Step, term: Term) -> Reads:
     """`beta * bias + alpha * (a @ b)`."""
     first, second = ("mat1", "mat2") if "mat1" in step.given else ("batch1", "batch2")
     batch = "n" if first == "batch1" else ""
-    scaled = term.times(scale=float(step.given.get("alpha", 1))).unanchored()
+    scaled = term.times(scale=float(step.given.get("alpha", 1)))
     yield from _operands(step, first, second, (batch + "ik", batch + "kj", batch + "ij"), scaled)
     beta = float(step.given.get("beta", 1))
     if beta:
-        yield step["input"], term.times(scale=beta).broadcast(step.extents("input")).unanchored()
+        yield step["input"], term.times(scale=beta).broadcast(step.extents("input"))
 
 
 @rule("aten.addcmul", kind="frozen")
@@ -218,12 +219,12 @@ def addcmul(step: Step, term: Term) -> Reads:
     one, two = (letters[len(letters) - len(step.extents(name)) :] for name in ("tensor1", "tensor2"))
     if step.moves(step["tensor1"]) and step.moves(step["tensor2"]):
         raise Irregular("a product of two values that both vary")
-    scaled = term.times(scale=float(step.given.get("value", 1))).unanchored()
+    scaled = term.times(scale=float(step.given.get("value", 1)))
     yield from _operands(step, "tensor1", "tensor2", (one, two, letters), scaled)
-    yield step["input"], term.broadcast(step.extents("input")).unanchored()
+    yield step["input"], term.broadcast(step.extents("input"))
 
 
-@rule("aten.matmul", kind="frozen", product=("input", "other"))
+@rule("aten.matmul", kind="frozen", product=("input", "other"), mixes="axes", contracts=True)
 def matmul(step: Step, term: Term) -> Reads:
     """A matrix product, with any batch axes."""
     left, right = len(step.extents("input")), len(step.extents("other"))
@@ -234,14 +235,15 @@ def matmul(step: Step, term: Term) -> Reads:
     yield from _operands(step, "input", "other", (one, two, out), term)
 
 
-@rule("aten.mm", "aten.bmm", kind="frozen", product=("input", "mat2"))
+@rule("aten.mm", kind="frozen", product=("input", "mat2"), mixes="last", contracts=True)
+@rule("aten.bmm", kind="frozen", product=("input", "mat2"), mixes="axes", contracts=True)
 def mm(step: Step, term: Term) -> Reads:
     """A matrix product, batched or not."""
     batch = "n" if len(term.axes) == 3 else ""
     yield from _operands(step, "input", "mat2", (batch + "ik", batch + "kj", batch + "ij"), term)
 
 
-@rule("aten.einsum", kind="frozen")
+@rule("aten.einsum", kind="frozen", product=("tensors", "tensors"), mixes="axes", contracts=True)
 def einsum(step: Step, term: Term) -> Reads:
     """Any contraction of two operands."""
     equation = step["equation"].replace(" ", "")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unweave.decomposition.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
-from unweave.rules.convolution import windows
-from unweave.rules.registry import Reads, Step, rule
+from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.operations.convolution import windows
+from unweave.operations.table import Reads, Step, rule
 
 
 def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
@@ -29,10 +29,10 @@ def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
         axes[dim:dim] = [new]
         if step.given.get("keepdim"):
             del axes[dim + 1]
-    return reduced, term.unanchored(), axes
+    return reduced, term, axes
 
 
-@rule("aten.mean", kind="linear")
+@rule("aten.mean", kind="linear", mixes="axes")
 def mean(step: Step, term: Term) -> Reads:
     """A mean over axes, as tokens are pooled."""
     reduced, term, axes = _reduced(step, term)
@@ -40,14 +40,14 @@ def mean(step: Step, term: Term) -> Reads:
     yield step["input"], term.times(scale=1 / count).read(axes)
 
 
-@rule("aten.sum", kind="linear")
+@rule("aten.sum", kind="linear", mixes="axes")
 def total(step: Step, term: Term) -> Reads:
     """A sum over axes."""
     _, term, axes = _reduced(step, term)
     yield step["input"], term.read(axes)
 
 
-@rule("aten.amax", kind="frozen")
+@rule("aten.amax", kind="frozen", mixes="axes")
 def amax(step: Step, term: Term) -> Reads:
     """A maximum over one axis: the winners are held."""
     reduced, term, axes = _reduced(step, term)
@@ -68,14 +68,14 @@ def _pair(value: object) -> tuple[int, int]:
     return (values[0], values[-1])
 
 
-@rule("aten.avg_pool2d", kind="linear")
+@rule("aten.avg_pool2d", kind="linear", mixes="window")
 def avg_pool2d(step: Step, term: Term) -> Reads:
     """A mean over windows."""
     kernel, padding = _pair(step["kernel_size"]), _pair(step["padding"])
     stride = _pair(step["stride"]) if step["stride"] else kernel
     if step["divisor_override"] is not None:
         raise Irregular("a pooling with a divisor of its own")
-    moved = term.unanchored()
+    moved = term
     for number, dim in enumerate((len(term.axes) - 2, len(term.axes) - 1)):
         size, length, border = kernel[number], step.extents("input")[dim].size, padding[number]
         matrix = np.zeros((step.output[dim].size, length))
@@ -88,10 +88,10 @@ def avg_pool2d(step: Step, term: Term) -> Reads:
     yield step["input"], moved
 
 
-@rule("aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool1d", kind="linear")
+@rule("aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool1d", kind="linear", mixes="grid")
 def adaptive_avg_pool(step: Step, term: Term) -> Reads:
     """A mean over regions that divide the axis evenly."""
-    moved = term.unanchored()
+    moved = term
     count = 2 if step.node.target.__name__.startswith("adaptive_avg_pool2d") else 1  # type: ignore[union-attr]
     for dim in range(len(term.axes) - count, len(term.axes)):
         out, length = step.output[dim].size, step.extents("input")[dim].size
@@ -133,11 +133,12 @@ def _precise(matrix: np.ndarray) -> Constant:
     "aten._upsample_bicubic2d_aa",
     "aten._upsample_nearest_exact2d",
     kind="linear",
+    mixes="grid",
 )
 def upsample(step: Step, term: Term) -> Reads:
     """Resampling: one fixed matrix for each axis, read off the operation itself."""
     operation: Callable[..., Tensor] = step.node.target  # type: ignore[assignment]
-    moved = term.unanchored()
+    moved = term
     for dim in (2, 3):
         length, out = step.extents("input")[dim].size, step.output[dim].size
         # Two columns, not one: torch's antialiased kernels leave an image of one column as it is.
@@ -154,7 +155,7 @@ def upsample(step: Step, term: Term) -> Reads:
     yield step["input"], moved
 
 
-@rule("aten.max_pool2d", kind="frozen")
+@rule("aten.max_pool2d", kind="frozen", mixes="window")
 def max_pool2d(step: Step, term: Term) -> Reads:
     """A maximum over windows: the winners are held."""
     kernel, padding, dilation = _pair(step["kernel_size"]), _pair(step["padding"]), _pair(step["dilation"])
@@ -172,7 +173,7 @@ def max_pool2d(step: Step, term: Term) -> Reads:
         mask = torch.zeros_like(flat).scatter_(4, flat.argmax(4, keepdim=True), 1.0)
         return mask.view(patches.shape)
 
-    moved, inner = term.unanchored(), []
+    moved, inner = term, []
     for number, dim in enumerate((2, 3)):
         moved, offsets = windows(
             moved, dim, step.extents("input")[dim], kernel[number], stride[number], padding[number], dilation[number]

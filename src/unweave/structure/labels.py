@@ -1,0 +1,226 @@
+"""Labels sent through a graph in place of values: where the tokens of a layer lie in the image, and where entries go.
+
+An operation that only moves entries is run on labels as it is on values (views, permutations, window partitions,
+rolls, concatenations), so nothing is assumed about layouts. What else is known of an operation stands in its row: one
+that is elementwise, or normalises, or mixes the last axis leaves every place where it was; one that reads windows lays
+out a grid, whose places are numbered row by row.
+
+A label is a whole number above zero; `OTHER` marks an entry that comes from elsewhere (a class token), `PADDING` one
+that was filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx
+
+from unweave.components import Grid
+from unweave.graph.capture import Graph, arguments, extents_of, operation
+from unweave.operations.table import row
+
+OTHER, PADDING = -1, 0
+
+
+# -- one operation -----------------------------------------------------------------------------------------------------
+
+
+def lengths(node: fx.Node, images: int) -> list[int]:
+    """The shape of a node for so many images."""
+    return [extent.size * (images if extent.batch else 1) for extent in extents_of(node)]
+
+
+def moved(graph: Graph, node: fx.Node, labels: Mapping[fx.Node, Tensor | None], images: int, other: int) -> Tensor:
+    """An operation that only moves entries, applied to labels.
+
+    Args:
+        graph: The captured model.
+        node: The operation.
+        labels: The labels of its inputs, where they are known.
+        images: For how many images there are labels.
+        other: The label of entries of all other inputs.
+
+    Raises:
+        RuntimeError, TypeError, IndexError: The operation does not take such numbers.
+    """
+
+    def given(source: fx.Node) -> Any:
+        value = source.meta.get("val")
+        label = labels.get(source)
+        if label is not None:
+            return label.contiguous()  # as a view of the values may need
+        if isinstance(value, torch.SymInt):
+            expression = value.node.expr
+            return int(expression.subs(dict.fromkeys(expression.free_symbols, images)))
+        if not isinstance(value, Tensor):
+            return value
+        if not graph.image_dependent(source) and not value.is_floating_point():
+            return graph.value(source).cpu()
+        return torch.full(lengths(source, images), float(other), dtype=torch.float64)
+
+    bound = arguments(node)
+    if row(node).entries == "same":
+        return given(bound["input"])
+    schema = node.target._schema  # type: ignore[union-attr]
+    args, kwargs = [], {}
+    for argument, (name, value) in zip(schema.arguments, bound.items(), strict=True):
+        filled = PADDING if name == "value" and isinstance(value, (int, float)) else fx.map_arg(value, given)
+        if argument.kwarg_only:
+            kwargs[argument.name] = filled
+        else:
+            args.append(filled)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def sent(
+    graph: Graph, start: fx.Node, labels: Tensor, images: int, *, scaled: bool = False
+) -> tuple[dict[fx.Node, Tensor], list[fx.Node]]:
+    """Sends labels from a node through all that merely moves its entries.
+
+    Args:
+        graph: The captured model.
+        start: Where they begin.
+        labels: For each of its entries, for so many images; zero comes to mean any other entry.
+        images: For how many.
+        scaled: Whether to go on where entries are multiplied by weights.
+
+    Returns:
+        The labels wherever they come, and the operations that read them and do not merely move.
+    """
+    reached: dict[fx.Node, Tensor] = {start: labels.double()}
+    readers: list[fx.Node] = []
+    for node in graph.nodes:
+        like = arguments(node).get(row(node).like) if row(node).like else None
+        sources = [source for source in node.all_input_nodes if source in reached and source is not like]
+        if not sources or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        others = [source for source in node.all_input_nodes if source is not sources[0]]
+        if row(node).moves:
+            try:
+                reached[node] = moved(graph, node, reached, images, PADDING)
+            except (RuntimeError, TypeError, IndexError):  # an operation that does not take such numbers
+                readers.append(node)
+        elif (
+            scaled
+            and row(node).product
+            and row(node).elementwise
+            and not any(graph.image_dependent(source) for source in others)
+        ):
+            reached[node] = reached[sources[0]].expand(lengths(node, images)).contiguous()
+        else:
+            readers.append(node)
+    return {node: labels.long() for node, labels in reached.items()}, readers
+
+
+# -- places in the image -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Places:
+    """For every entry of a node (of one image) the number of its place on a grid of this size, counted from one."""
+
+    numbers: Tensor
+    height: int
+    width: int
+
+
+_placed: WeakKeyDictionary[Graph, dict[fx.Node, _Places | None]] = WeakKeyDictionary()
+
+
+def cells(graph: Graph, node: fx.Node, channels: Sequence[int]) -> Grid | None:
+    """The grid that the positions of a node lie on.
+
+    Args:
+        graph: The captured model.
+        node: A node with token axes.
+        channels: Its axes that are not positions (beside the images).
+
+    Returns:
+        The grid, with one cell for each flat position (axes in order), or None where it cannot be told.
+    """
+    try:
+        places = _places(graph, node)
+    except (RuntimeError, IndexError, TypeError, ValueError):  # an operation that does not take such numbers
+        return None
+    if places is None:
+        return None
+    index = tuple(
+        0 if dim in channels or (extent.batch and extent.size == 1) else slice(None)
+        for dim, extent in enumerate(extents_of(node))
+    )
+    numbers, prefix = [], 0
+    for number in places.numbers[index].flatten().long().tolist():
+        prefix += number <= 0
+        numbers.append(number - 1 if number > 0 else -prefix)
+    return Grid(places.height, places.width, tuple(numbers)) if max(numbers, default=-1) >= 0 else None
+
+
+def _places(graph: Graph, node: fx.Node) -> _Places | None:
+    """Numbers the entries of a node, and of what they come from, without recursion (graphs are deep)."""
+    placed = _placed.setdefault(graph, {})
+    stack = [node]
+    while stack:
+        current = stack[-1]
+        missing = [source for source in _origins(graph, current) if source not in placed]
+        if current in placed or not missing:
+            stack.pop()
+            if current not in placed:
+                placed[current] = _numbered(graph, current, placed)
+        stack += [] if current in placed else missing
+    return placed[node]
+
+
+def _origins(graph: Graph, node: fx.Node) -> list[fx.Node]:
+    """The inputs whose places the node's places follow: of several the one that is computed first (the trunk of a sum,
+    the queries of an attention).
+    """
+    known = row(node)
+    inputs = [source for source in node.all_input_nodes if graph.image_dependent(source)]
+    if known.moves:
+        return inputs
+    if operation(node) == "aten.scaled_dot_product_attention":
+        return [node.args[0]]  # type: ignore[list-item]
+    if known.mixes in ("window", "grid", "last") or known.norm:
+        return inputs[:1]
+    return [min(inputs, key=graph.order.__getitem__)] if known.elementwise and inputs else []
+
+
+def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | None]) -> _Places | None:
+    if not isinstance(node.meta.get("val"), Tensor):
+        return None
+    known, shape = row(node), lengths(node, 1)
+    located = [placed[source] for source in _origins(graph, node) if placed.get(source) is not None]
+    before = located[0] if located else None
+    if known.mixes in ("window", "grid") and len(shape) == 4:
+        height, width = shape[-2:]
+        if before is not None and (before.height, before.width) == (height, width):
+            return _Places(before.numbers[:, :1].expand(shape), height, width)
+        return _Places(
+            torch.arange(1.0, height * width + 1).double().view(1, 1, height, width).expand(shape), height, width
+        )
+    if before is None:
+        return None
+    if known.moves:
+        labels = {source: places.numbers for source, places in placed.items() if places is not None}
+        return _Places(moved(graph, node, labels, 1, OTHER), before.height, before.width)
+    if known.mixes == "last":
+        return _merged(before, shape)
+    if operation(node) == "aten.scaled_dot_product_attention":
+        return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
+    return _Places(before.numbers.expand(shape), before.height, before.width)
+
+
+def _merged(before: _Places, shape: list[int]) -> _Places:
+    """Places after a layer that mixes the last axis: tokens merged into its channels make a coarser grid."""
+    first = before.numbers[..., :1].long()
+    if bool((before.numbers == first).all()):
+        return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
+    rows, columns = (first - 1).clamp_min(0) // before.width, (first - 1).clamp_min(0) % before.width
+    coarse_rows, down = torch.unique(rows, return_inverse=True)
+    coarse_columns, across = torch.unique(columns, return_inverse=True)
+    merged = torch.where(first <= 0, first, down * len(coarse_columns) + across + 1).double()
+    return _Places(merged.expand(shape), len(coarse_rows), len(coarse_columns))

@@ -1,0 +1,1 @@
+"""Mean ablation written into a model's own weights."""
