@@ -336,6 +336,11 @@ class Term:
             term, full[place] = term._retaken(axis, [other for other in full if other is not axis])
         return replace(term, axes=tuple(full))
 
+    def untaken(self, dim: int) -> Term:
+        """The map with one axis of the node read whole: the positions that are read become a one-hot factor."""
+        term, axis = self._untaken(self.axes[dim])
+        return replace(term, axes=(*term.axes[:dim], axis, *term.axes[dim + 1 :]))
+
     def _untaken(self, axis: Axis) -> tuple[Term, Axis]:
         """An axis of which positions are read, as one that is read whole: the positions become a one-hot factor."""
         if axis.take is None:

@@ -18,7 +18,8 @@ from torch import fx
 
 from unweave.adjoint.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
 from unweave.components import Component, Grid, Kind, Level
-from unweave.decomposition.walk import Branch, Site, Walk, convolves
+from unweave.decomposition.branches import Branch, Site, Walk
+from unweave.decomposition.walk import convolves
 from unweave.structure.labels import cells
 
 

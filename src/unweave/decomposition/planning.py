@@ -19,12 +19,12 @@ from torch import Tensor, fx, nn
 
 from unweave.components import LEVELS, Component, Grid, Level, Selection, select
 from unweave.contributions import Contributions, Scores
+from unweave.decomposition.branches import Branch, Lump, Walk
 from unweave.decomposition.pieces import Piece, Reading, pieces_of, reading_of
 from unweave.decomposition.program import Job, Program
-from unweave.decomposition.walk import Branch, Lump, Walk, walk
+from unweave.decomposition.walk import walk
 from unweave.errors import ConservationError, NonFiniteError, RuleError, SelectionError, UnweaveError
 from unweave.graph.capture import Graph, capture, extents_of, operation
-from unweave.operations.table import row
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """The largest relative error of the sum, by the dtype that the model computes in."""
@@ -488,7 +488,7 @@ def _coverage(found: Walk) -> Coverage:
 
 def _held(found: Walk, node: fx.Node) -> list[fx.Node]:
     """The image-dependent factors of a product that are held at their values."""
-    live = found.paths.live(node) if row(node).product else None
+    live = found.paths.live(node) if found.paths.row(node).product else None
     return [own for own in found.paths.inputs(node) if own is not live] if live is not None else []
 
 

@@ -66,6 +66,14 @@ class Graph:
         return {node: place for place, node in enumerate(self.graph.nodes)}
 
     @cached_property
+    def _positions(self) -> dict[fx.Node, int]:
+        return {node: place for place, node in enumerate(self.nodes)}
+
+    def position(self, node: fx.Node) -> int:
+        """The place among `nodes` of a node, or of the first operation if it is none."""
+        return self._positions.get(node, 0)
+
+    @cached_property
     def ancestors(self) -> dict[fx.Node, int]:
         """For every node, the set of nodes it is computed from (itself included), as a bit mask over `order`."""
         masks: dict[fx.Node, int] = {}

@@ -8,13 +8,15 @@ graph before any rule runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from string import ascii_lowercase as _LETTERS
 
 import torch
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Source, Term, fresh
+from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
 from unweave.graph.capture import Extent, extents_of
-from unweave.operations.table import Reads, Step, rule
+from unweave.operations.table import Reads, Step, row, rule
 
 
 def _number(value: float) -> Constant:
@@ -29,7 +31,7 @@ def _inverse(value: Tensor, _: Sequence[object]) -> Tensor:
     return value.reciprocal()
 
 
-def frozen(node: fx.Node, step: Step, *, inverse: bool = False) -> Source:
+def frozen(node: fx.Node, step: Step, *, inverse: bool = False) -> Constant | Runtime:
     """An operand held at its value."""
     if step.moves(node):
         return Runtime("inverse" if inverse else "value", node, (node,), _inverse if inverse else _value)
@@ -40,65 +42,74 @@ def frozen(node: fx.Node, step: Step, *, inverse: bool = False) -> Source:
     )
 
 
-def contraction(
-    term: Term,
-    out: str,
-    live: str,
-    held: str,
-    factor: Source,
-    live_extents: Sequence[Extent],
-    held_extents: Sequence[Extent],
-) -> Term:
-    """The pending map of the live operand of `einsum("live,held->out")`.
+@dataclass(frozen=True)
+class Factor:
+    """An operand of a product.
+
+    Attributes:
+        node: The operand, or what it is held as.
+        letters: One for each of its axes; an axis of length one is broadcast.
+        extents: Its shape.
+    """
+
+    node: fx.Node | Constant | Runtime
+    letters: str
+    extents: tuple[Extent, ...]
+
+
+def contraction(term: Term, out: str, live: Factor, held: Sequence[Factor]) -> Term:
+    """The pending map of the live operand of `einsum("live,held,...->out")`, the others held.
 
     Args:
         term: The pending map of the output.
-        out, live, held: One letter for each axis; an axis of length one is broadcast.
-        factor: The other operand.
-        live_extents, held_extents: Their shapes.
+        out: One letter for each axis of the output.
+        live, held: The operands.
     """
     axes = dict(zip(out, term.axes, strict=True))
     summed: dict[str, Axis] = {}
-    if isinstance(factor, Constant):  # a constant is the same for every image
-        held_extents = [Extent(extent.size) for extent in held_extents]
-    for letters, extents in ((live, live_extents), (held, held_extents)):
-        for letter, extent in zip(letters, extents, strict=True):
+    held = [
+        replace(factor, extents=tuple(Extent(extent.size) for extent in factor.extents))
+        if isinstance(factor.node, Constant)  # the same for every image
+        else factor
+        for factor in held
+    ]
+    for factor in (live, *held):
+        for letter, extent in zip(factor.letters, factor.extents, strict=True):
             if letter not in axes or (letter in summed and extent.size > 1):
                 if extent.batch:
                     raise Irregular("a contraction runs over the images")
                 axes[letter] = summed[letter] = summed.get(letter) or Axis(fresh(extent.size))
 
-    def axes_of(letters: str, extents: Sequence[Extent]) -> list[Axis]:
-        return [
+    def read(factor: Factor) -> tuple[Axis, ...]:
+        return tuple(
             Axis() if extent == Extent(1) and axes[letter].extent != Extent(1) else axes[letter]
-            for letter, extent in zip(letters, extents, strict=True)
-        ]
+            for letter, extent in zip(factor.letters, factor.extents, strict=True)
+        )
 
-    moved = term.times(Operand(factor, tuple(axes_of(held, held_extents)))).read(axes_of(live, live_extents))
-    new = {index for letter, axis in summed.items() if letter in live for index in axis.indices}
-    if isinstance(factor, Constant):
+    moved = term.times(*(Operand(factor.node, read(factor)) for factor in held)).read(read(live))
+    new = {index for letter, axis in summed.items() if letter in live.letters for index in axis.indices}
+    if all(isinstance(factor.node, Constant) for factor in held):
         return moved.through(tuple(new)) if new else moved
     # channels attending to channels: what is contracted with a channel axis is a channel axis
-    mixed = {index for letter in held if letter in out for index in axes[letter].indices} & term.channel
-    only = {index for letter in held if letter in out and letter not in live for index in axes[letter].indices}
+    letters = {letter for factor in held for letter in factor.letters if letter in out}
+    mixed = {index for letter in letters for index in axes[letter].indices} & term.channel
+    only = {index for letter in letters if letter not in live.letters for index in axes[letter].indices}
     channel = term.channel - only | new if mixed & only else term.channel
     return Term(moved.axes, moved.factors, moved.out, moved.scale, frozenset(channel), moved.kept)
 
 
-def _operands(step: Step, first: str, second: str, spec: tuple[str, str, str], term: Term) -> Reads:
-    """Reads of `einsum("a,b->out")` for whichever operand is followed."""
-    left, right, out = spec
-    pairs = {first: (left, second, right), second: (right, first, left)}
-    for name, (own, other, held) in pairs.items():
-        node, partner = step[name], step[other]
-        follow = step.moves(node) and (step.live is node or not step.moves(partner))
-        if follow or (not step.moves(node) and not step.moves(partner) and name == first):
-            yield (
-                node,
-                contraction(term, out, own, held, frozen(partner, step), extents_of(node), extents_of(partner)),
-            )
-            return
-    raise Irregular("a product of two values that both vary; neither is a gate")
+def product(step: Step, term: Term, out: str, operands: Sequence[tuple[fx.Node, str]]) -> Reads:
+    """Reads of `einsum("a,b,...->out")` for the operand that is followed; each comes with its letters."""
+    varying = [node for node, _ in operands if step.moves(node)]
+    live = varying[0] if len(varying) == 1 else step.live if varying else operands[0][0]
+    place = next((place for place, (node, _) in enumerate(operands) if node is live), None)
+    if place is None or sum(node is live for node in varying) > 1:
+        raise Irregular("a product of values that all vary; none is a gate")
+    factors = [
+        Factor(node if at == place else frozen(node, step), letters, extents_of(node))
+        for at, (node, letters) in enumerate(operands)
+    ]
+    yield operands[place][0], contraction(term, out, factors[place], factors[:place] + factors[place + 1 :])
 
 
 @rule("aten.add", kind="linear")
@@ -138,7 +149,7 @@ def neg(step: Step, term: Term) -> Reads:
 @rule("aten.mul", kind="frozen", product=("input", "other"))
 def mul(step: Step, term: Term) -> Reads:
     """A scale: by a number, a weight (LayerScale), or a gate held at its value."""
-    yield from _elementwise(step, term, inverse=False)
+    yield from _scaled(step, term, "input", "other")
 
 
 @rule("aten.div", kind="frozen", product=("input", "other"))
@@ -146,81 +157,130 @@ def div(step: Step, term: Term) -> Reads:
     """A scale by one over a number, a weight, or a value held; only the numerator is followed."""
     if step.given.get("rounding_mode"):
         raise Irregular("a rounded division")
-    yield from _elementwise(step, term, inverse=True)
-
-
-def _elementwise(step: Step, term: Term, *, inverse: bool) -> Reads:
-    names = [("input", "other")] if inverse else [("input", "other"), ("other", "input")]
-    for own, partner in names:
-        node, other = step[own], step[partner]
-        if not isinstance(node, fx.Node) or (isinstance(other, fx.Node) and step.live is other):
-            continue
-        if not step.moves(node) and step.moves(other):
-            continue
-        if not isinstance(other, fx.Node):
-            yield node, term.times(scale=1 / float(other) if inverse else float(other))
-            return
-        letters = "abcdefghijklmnop"[: len(term.axes)]
-        mine, held = (letters[len(letters) - len(extents_of(part)) :] for part in (node, other))
-        moved = (
-            term.broadcast(extents_of(node))
-            if not held
-            else contraction(
-                term, letters, mine, held, frozen(other, step, inverse=inverse), extents_of(node), extents_of(other)
-            )
-        )
-        if not held:
-            moved = term.times(Operand(frozen(other, step, inverse=inverse), ()))
-        yield node, moved
-        return
-    if inverse and step.moves(step["other"]):
+    if step.moves(step["other"]) and step.live is not step["input"]:
         raise Irregular("a value is divided by the image's own")
+    node, other = step["input"], step["other"]
+    if not isinstance(other, fx.Node):
+        yield node, term.times(scale=1 / float(other))
+    else:
+        yield node, _gated(step, term, node, other, frozen(other, step, inverse=True))
+
+
+def _scaled(step: Step, term: Term, *names: str) -> Reads:
+    """Reads of an elementwise product of tensors, one of which may be a number."""
+    first, second = (step[name] for name in names)
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+        node, number = (first, second) if isinstance(first, fx.Node) else (second, first)
+        yield node, term.times(scale=float(number)).broadcast(extents_of(node))
+    else:
+        yield from product(
+            step, term, _LETTERS[: len(term.axes)], [(node, _right(term, node)) for node in (first, second)]
+        )
+
+
+def _gated(step: Step, term: Term, node: fx.Node, other: fx.Node, factor: Constant | Runtime) -> Term:
+    """The map of a value that is multiplied by a factor, elementwise."""
+    held = Factor(factor, _right(term, other), extents_of(other))
+    return contraction(term, _LETTERS[: len(term.axes)], Factor(node, _right(term, node), extents_of(node)), [held])
+
+
+def _right(term: Term, node: fx.Node) -> str:
+    """The letters of a tensor that is broadcast to the output, aligned to the right."""
+    return _LETTERS[len(term.axes) - len(extents_of(node)) : len(term.axes)]
+
+
+@rule("aten.lerp", kind="frozen", held=("weight",))
+def lerp(step: Step, term: Term) -> Reads:
+    """`input + weight * (end - input)`, the weight held."""
+    start, end, weight = step["input"], step["end"], step["weight"]
+    if not isinstance(weight, fx.Node):
+        yield start, term.times(scale=1 - float(weight)).broadcast(extents_of(start))
+        yield end, term.times(scale=float(weight)).broadcast(extents_of(end))
+        return
+    other = Runtime("rest", weight, (weight,), _rest) if step.moves(weight) else _complement(weight)
+    yield start, _gated(step, term, start, weight, other)
+    yield end, _gated(step, term, end, weight, frozen(weight, step))
+
+
+def _rest(value: Tensor, _: Sequence[object]) -> Tensor:
+    return 1 - value
+
+
+def _complement(weight: fx.Node) -> Constant:
+    return Constant(Constant.of(weight).shape, (weight,), lambda value: 1 - value, ("rest", weight))
+
+
+@rule("aten.where", kind="linear", entries="picked", fixed=("condition",))
+def where(step: Step, term: Term) -> Reads:
+    """Entries of one tensor or of another, as a mask that is the same for every image says."""
+    condition = step["condition"]
+    for name, chosen in (("input", Constant.of(condition)), ("other", _negated(condition))):
+        source = step[name]
+        if isinstance(source, fx.Node):
+            yield source, _gated(step, term, source, condition, chosen)
+        elif source:
+            moved = term.times(Operand(chosen, tuple(_read(term, condition))))
+            yield _number(float(source)), moved.broadcast(())
+
+
+@rule("aten.masked_fill", kind="linear", entries="picked", fixed=("mask", "value"))
+def masked_fill(step: Step, term: Term) -> Reads:
+    """Entries replaced by a number where a mask that is the same for every image says so."""
+    mask, value = step["mask"], step["value"]
+    yield step["input"], _gated(step, term, step["input"], mask, _negated(mask))
+    if isinstance(value, fx.Node) or value:
+        number = Constant.of(value) if isinstance(value, fx.Node) else _number(float(value))
+        yield number, term.times(Operand(Constant.of(mask), tuple(_read(term, mask)))).broadcast(())
+
+
+def _read(term: Term, node: fx.Node) -> list[Axis]:
+    """How a tensor that is broadcast to the output and the same for every image is read."""
+    offset = len(term.axes) - len(extents_of(node))
+    return [
+        Axis() if extent == Extent(1) or axis.extent.batch else axis
+        for axis, extent in zip(term.axes[offset:], extents_of(node), strict=True)
+    ]
+
+
+def _negated(mask: fx.Node) -> Constant:
+    return Constant(Constant.of(mask).shape, (mask,), lambda value: 1 - value, ("rest", mask))
 
 
 @rule("aten.linear", kind="linear", mixes="last", contracts=True, affine=("input", "weight", "bias"))
 def linear(step: Step, term: Term) -> Reads:
     """`y = x W^T + b`."""
-    letters = "abcdefghijklmnop"[: len(term.axes) - 1]
     if not step.moves(step["input"]) or step.moves(step["weight"]):
         raise Irregular("a linear layer whose weight depends on the image")
-    yield (
-        step["input"],
-        contraction(
-            term,
-            letters + "y",
-            letters + "x",
-            "yx",
-            Constant.of(step["weight"]),
-            step.extents("input"),
-            step.extents("weight"),
-        ),
-    )
+    letters = _LETTERS[: len(term.axes) - 1]
+    yield from product(step, term, letters + "y", [(step["input"], letters + "x"), (step["weight"], "yx")])
     if step["bias"] is not None:
         yield step["bias"], term.broadcast(step.extents("bias"))
 
 
-@rule("aten.addmm", kind="frozen", mixes="last", contracts=True, affine=("mat1", "mat2", "input"))
-@rule("aten.baddbmm", kind="frozen", mixes="axes", contracts=True)
+@rule(
+    "aten.addmm",
+    kind="frozen",
+    product=("mat1", "mat2"),
+    mixes="last",
+    contracts=True,
+    affine=("mat1", "mat2", "input"),
+)
+@rule("aten.baddbmm", kind="frozen", product=("batch1", "batch2"), mixes="axes", contracts=True)
 def addmm(step: Step, term: Term) -> Reads:
     """`beta * bias + alpha * (a @ b)`."""
-    first, second = ("mat1", "mat2") if "mat1" in step.given else ("batch1", "batch2")
+    first, second = row(step.node).product
     batch = "n" if first == "batch1" else ""
     scaled = term.times(scale=float(step.given.get("alpha", 1)))
-    yield from _operands(step, first, second, (batch + "ik", batch + "kj", batch + "ij"), scaled)
+    yield from product(step, scaled, batch + "ij", [(step[first], batch + "ik"), (step[second], batch + "kj")])
     beta = float(step.given.get("beta", 1))
     if beta:
         yield step["input"], term.times(scale=beta).broadcast(step.extents("input"))
 
 
-@rule("aten.addcmul", kind="frozen")
+@rule("aten.addcmul", kind="frozen", product=("tensor1", "tensor2"))
 def addcmul(step: Step, term: Term) -> Reads:
-    """`input + value * tensor1 * tensor2`, one of the two a weight."""
-    letters = "abcdefghijklmnop"[: len(term.axes)]
-    one, two = (letters[len(letters) - len(step.extents(name)) :] for name in ("tensor1", "tensor2"))
-    if step.moves(step["tensor1"]) and step.moves(step["tensor2"]):
-        raise Irregular("a product of two values that both vary")
-    scaled = term.times(scale=float(step.given.get("value", 1)))
-    yield from _operands(step, "tensor1", "tensor2", (one, two, letters), scaled)
+    """`input + value * tensor1 * tensor2`."""
+    yield from _scaled(step, term.times(scale=float(step.given.get("value", 1))), "tensor1", "tensor2")
     yield step["input"], term.broadcast(step.extents("input"))
 
 
@@ -232,7 +292,7 @@ def matmul(step: Step, term: Term) -> Reads:
     one = batch[len(batch) - max(left - 2, 0) :] + ("ik" if left > 1 else "k")
     two = batch[len(batch) - max(right - 2, 0) :] + ("kj" if right > 1 else "k")
     out = batch + ("i" if left > 1 else "") + ("j" if right > 1 else "")
-    yield from _operands(step, "input", "other", (one, two, out), term)
+    yield from product(step, term, out, [(step["input"], one), (step["other"], two)])
 
 
 @rule("aten.mm", kind="frozen", product=("input", "mat2"), mixes="last", contracts=True)
@@ -240,15 +300,27 @@ def matmul(step: Step, term: Term) -> Reads:
 def mm(step: Step, term: Term) -> Reads:
     """A matrix product, batched or not."""
     batch = "n" if len(term.axes) == 3 else ""
-    yield from _operands(step, "input", "mat2", (batch + "ik", batch + "kj", batch + "ij"), term)
+    yield from product(step, term, batch + "ij", [(step["input"], batch + "ik"), (step["mat2"], batch + "kj")])
 
 
-@rule("aten.einsum", kind="frozen", product=("tensors", "tensors"), mixes="axes", contracts=True)
+@rule("aten.einsum", kind="frozen", product=("tensors",), mixes="axes", contracts=True)
 def einsum(step: Step, term: Term) -> Reads:
-    """Any contraction of two operands."""
-    equation = step["equation"].replace(" ", "")
-    if len(step["tensors"]) != 2 or "." in equation or "->" not in equation:
-        raise Irregular(f"the contraction {equation!r} of {len(step['tensors'])} operands")
-    (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
-    pair = Step(step.node, step.graph, step.live, dict(zip("lr", step["tensors"], strict=True)))
-    yield from _operands(pair, "l", "r", (left, right, out), term)
+    """Any contraction of any number of operands, all but one of them held."""
+    operands, out = _equation(step["equation"], [len(extents_of(tensor)) for tensor in step["tensors"]])
+    yield from product(step, term, out, list(zip(step["tensors"], operands, strict=True)))
+
+
+def _equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of each operand of an einsum and of its output, with ellipses and an output left out spelled out."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    if not arrow:
+        plain = left.replace(",", "").replace("...", "")
+        out = "..." * ("..." in left) + "".join(sorted(letter for letter in set(plain) if plain.count(letter) == 1))
+    free = [letter for letter in _LETTERS + _LETTERS.upper() if letter not in equation]
+    counts = [rank - len(letters.replace("...", "")) for letters, rank in zip(operands, ranks, strict=True)]
+    widest = "".join(free[: max(counts)])
+    operands = [
+        letters.replace("...", widest[len(widest) - count :]) for letters, count in zip(operands, counts, strict=True)
+    ]
+    return operands, out.replace("...", widest)

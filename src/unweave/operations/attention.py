@@ -12,7 +12,7 @@ from unweave.graph.capture import Extent
 from unweave.operations.table import Reads, Step, rule
 
 
-@rule("aten.scaled_dot_product_attention", kind="frozen", mixes="axes")
+@rule("aten.scaled_dot_product_attention", kind="frozen", mixes="axes", held=("query", "key", "attn_mask"))
 def attention(step: Step, term: Term) -> Reads:
     """`softmax(Q K^T) V` with the probabilities held: linear in V."""
     out, keys = step.output, step.extents("value")

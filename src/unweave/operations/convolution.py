@@ -96,6 +96,7 @@ def _tiling(step: Step, number: int, length: int) -> np.ndarray:
 @rule(
     "aten.conv1d",
     "aten.conv2d",
+    "aten.conv3d",
     "aten.convolution",
     kind="linear",
     mixes="window",

@@ -49,34 +49,57 @@ def total(step: Step, term: Term) -> Reads:
 
 @rule("aten.amax", kind="frozen", mixes="axes")
 def amax(step: Step, term: Term) -> Reads:
-    """A maximum over one axis: the winners are held."""
+    """A maximum over axes: the winners are held."""
     reduced, term, axes = _reduced(step, term)
-    if len(reduced) != 1:
-        raise Irregular("a maximum over several axes")
-    dim = reduced[0]
+    yield step["input"], term.times(_winners(step, reduced, axes)).read(axes)
+
+
+@rule("aten.adaptive_max_pool2d", kind="frozen", mixes="grid")
+def adaptive_max_pool2d(step: Step, term: Term) -> Reads:
+    """A maximum over all places: the winners are held."""
+    if any(extent.size > 1 for extent in step.output[-2:]):
+        raise Irregular("a maximum over regions of a grid")
+    dims = [len(term.axes) - 2, len(term.axes) - 1]
+    axes = [*term.axes[:-2], *(Axis(fresh(step.extents("input")[dim].size)) for dim in dims)]
+    yield step["input"], term.times(_winners(step, dims, axes)).read(axes)
+
+
+def _winners(step: Step, dims: Sequence[int], axes: Sequence[Axis]) -> Operand:
+    """One where an entry is the (first) largest along some axes, else zero."""
 
     def winners(value: Tensor, _: Sequence[object]) -> Tensor:
-        mask = torch.zeros_like(value)
-        return mask.scatter_(dim, value.argmax(dim, keepdim=True), 1.0)
+        last = value.movedim(list(dims), list(range(-len(dims), 0)))
+        flat = last.flatten(-len(dims))
+        mask = torch.zeros_like(flat).scatter_(-1, flat.argmax(-1, keepdim=True), 1.0)
+        return mask.reshape(last.shape).movedim(list(range(-len(dims), 0)), list(dims))
 
-    factor = Operand(Runtime("winners", step.node, (step["input"],), winners), tuple(axes))
-    yield step["input"], term.times(factor).read(axes)
-
-
-def _pair(value: object) -> tuple[int, int]:
-    values = [int(value)] * 2 if isinstance(value, (int, float)) else [int(part) for part in value]  # type: ignore[attr-defined]
-    return (values[0], values[-1])
+    return Operand(Runtime("winners", step.node, (step["input"],), winners), tuple(axes))
 
 
-@rule("aten.avg_pool2d", kind="linear", mixes="window")
-def avg_pool2d(step: Step, term: Term) -> Reads:
+@rule("aten.cumsum", kind="linear", mixes="axes")
+def cumsum(step: Step, term: Term) -> Reads:
+    """Sums of all positions so far."""
+    dim = step.dim()
+    if step.output[dim].batch:
+        raise Irregular("a sum runs over the images")
+    yield step["input"], mixed(term, dim, np.tril(np.ones((step.output[dim].size, step.output[dim].size))))
+
+
+def _spread(value: object, count: int) -> tuple[int, ...]:
+    values = [int(value)] if isinstance(value, (int, float)) else [int(part) for part in value]  # type: ignore[attr-defined]
+    return tuple(values * count if len(values) == 1 else values)
+
+
+@rule("aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", kind="linear", mixes="window")
+def avg_pool(step: Step, term: Term) -> Reads:
     """A mean over windows."""
-    kernel, padding = _pair(step["kernel_size"]), _pair(step["padding"])
-    stride = _pair(step["stride"]) if step["stride"] else kernel
-    if step["divisor_override"] is not None:
+    rank = int(step.node.target.__name__.partition(".")[0][-2])  # type: ignore[union-attr]
+    kernel, padding = _spread(step["kernel_size"], rank), _spread(step["padding"], rank)
+    stride = _spread(step["stride"], rank) if step["stride"] else kernel
+    if step.given.get("divisor_override") is not None:
         raise Irregular("a pooling with a divisor of its own")
     moved = term
-    for number, dim in enumerate((len(term.axes) - 2, len(term.axes) - 1)):
+    for number, dim in enumerate(range(len(term.axes) - rank, len(term.axes))):
         size, length, border = kernel[number], step.extents("input")[dim].size, padding[number]
         matrix = np.zeros((step.output[dim].size, length))
         for place in range(len(matrix)):
@@ -158,8 +181,8 @@ def upsample(step: Step, term: Term) -> Reads:
 @rule("aten.max_pool2d", kind="frozen", mixes="window")
 def max_pool2d(step: Step, term: Term) -> Reads:
     """A maximum over windows: the winners are held."""
-    kernel, padding, dilation = _pair(step["kernel_size"]), _pair(step["padding"]), _pair(step["dilation"])
-    stride = _pair(step["stride"]) if step["stride"] else kernel
+    kernel, padding, dilation = (_spread(step[name], 2) for name in ("kernel_size", "padding", "dilation"))
+    stride = _spread(step["stride"], 2) if step["stride"] else kernel
     if step["ceil_mode"]:
         raise Irregular("max pooling that rounds up")
 

@@ -150,6 +150,78 @@ def slices(step: Step, term: Term) -> Reads:
         yield from _taken(step["input"], term, dim, range(first, first + stride * step.output[dim].size, stride))
 
 
+@rule("aten.copy", kind="linear", entries="picked", like="input")
+def copy(step: Step, term: Term) -> Reads:
+    """One tensor written over another."""
+    yield step["src"], term.broadcast(step.extents("src"))
+
+
+@rule("aten.select_scatter", "aten.slice_scatter", kind="linear", entries="picked")
+def scatter(step: Step, term: Term) -> Reads:
+    """A position or range of an axis written over, as `x[:, 0] = y` does."""
+    dim, length = step.dim(), step.output[step.dim()].size
+    if step.output[dim].batch:
+        if step.extents("src") != step.output:
+            raise Irregular("some of the images are written over")
+        yield step["src"], term
+        return
+    if "index" in step.given:
+        inside = [int(step["index"]) % length]
+    else:
+        inside = list(range(length))[slice(step["start"], step["end"], step["step"])]
+    yield from _written(step, term, dim, inside, step["src"], squeezed="index" in step.given)
+
+
+@rule("aten.index_put", kind="linear", entries="picked")
+def index_put(step: Step, term: Term) -> Reads:
+    """Positions of one axis, named by a constant, written over."""
+    used = [dim for dim, chosen in enumerate(step["indices"]) if chosen is not None]
+    if len(used) != 1 or step["accumulate"] or len(extents_of(step["indices"][used[0]])) != 1:
+        raise Irregular("several axes are written at once, or added to")
+    inside = _places(step, step["indices"][used[0]], step.output[used[0]])
+    yield from _written(step, term, used[0], inside, step["values"])
+
+
+def _written(
+    step: Step, term: Term, dim: int, inside: Sequence[int], values: fx.Node, *, squeezed: bool = False
+) -> Reads:
+    """Reads of a tensor of which some positions of an axis are written over."""
+    length = step.output[dim].size
+    kept = term.taken(dim, [None if place in inside else place for place in range(length)], length)
+    if kept is not None:
+        yield step["input"], kept
+    last = {place: entry for entry, place in enumerate(inside)}
+    new = term.taken(dim, [last.get(place) for place in range(length)], len(inside))
+    if new is not None:
+        moved = new.read([*new.axes[:dim], *new.axes[dim + 1 :]]) if squeezed else new
+        yield values, moved.broadcast(extents_of(values))
+
+
+@rule("aten.repeat_interleave", kind="linear", entries="picked")
+def repeat_interleave(step: Step, term: Term) -> Reads:
+    """Each position of an axis repeated, as grouped queries share their keys and values."""
+    if step.given.get("dim") is None or not isinstance(step["repeats"], int):
+        raise Irregular("positions are repeated by numbers of their own, or along no axis")
+    dim = step.dim()
+    if step.output[dim].batch:
+        raise Irregular("images are repeated")
+    yield from _taken(step["input"], term, dim, [place // step["repeats"] for place in range(step.output[dim].size)])
+
+
+@rule("aten.unfold", kind="linear", entries="picked")
+def unfold(step: Step, term: Term) -> Reads:
+    """Windows of an axis, each laid out along a new last one."""
+    dim = int(step["dimension"]) % len(step.extents("input"))
+    starts, size = step.output[dim], int(step["size"])
+    places = [start * int(step["step"]) + offset for start in range(starts.size) for offset in range(size)]
+    order = list(range(len(step.output) - 1))
+    order.insert(dim + 1, len(step.output) - 1)
+    windows = term.read([term.axes[place] for place in order])
+    flat = [step.output[place] for place in order]
+    joined = windows.regrouped([*flat[:dim], Extent(starts.size * size), *flat[dim + 2 :]])
+    yield from _taken(step["input"], joined, dim, places)
+
+
 @rule("aten.flip", kind="linear", entries="rearranged")
 def flip(step: Step, term: Term) -> Reads:
     """Axes reversed."""

@@ -16,7 +16,7 @@ anywhere. An operation that is not in the table is treated like a source, and re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -85,7 +85,9 @@ class Row:
         mixes: Of operations that make entries, what one of them is made of: nothing beside what is at its own place
             (elementwise, axes of length one repeated); the `last` axis; a `window` of places; places of another `grid`
             (resampling); other `axes`.
-        product: The names of the two tensor arguments that it multiplies, if it does.
+        product: The names of the tensor arguments that it multiplies, if it does.
+        held: The names of arguments that are held at their values, whatever they are computed from.
+        fixed: The names of arguments that must be the same for every image; where one is not, it is a source.
         contracts: Whether it sums products over an axis, so that one operand can be a matrix of weights.
         affine: The names of its input, weight and bias, where those are the operation's own parameters.
         norm: Whether it divides by a statistic of its input.
@@ -98,12 +100,14 @@ class Row:
     reads: Reader | None = None
     entries: Entries = "made"
     mixes: Mixing = ""
-    product: tuple[str, str] | None = None
+    product: tuple[str, ...] = ()
     contracts: bool = False
     affine: tuple[str, str, str] | None = None
     norm: bool = False
     softmax: bool = False
     like: str = ""
+    held: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     @property
     def linear(self) -> bool:
@@ -186,3 +190,27 @@ def missing(node: fx.Node) -> str:
         f"def {name.rpartition('.')[2]}(step: Step, term: Term) -> Reads:  # tensor arguments: {tensors}\n"
         f'    yield step["input"], ...  # the pending map of the input, from that of the output'
     )
+
+
+def handed(
+    node: fx.Node, graph: Graph, live: fx.Node | None, terms: Iterable[Term]
+) -> Iterator[tuple[fx.Node | Constant, Term]]:
+    """The pending maps of a node's inputs, from those of its output, by its rule.
+
+    An earlier layout of the same numbers (a term's anchor) stands for them only through operations that keep every
+    entry.
+
+    Args:
+        node: An operation that has a rule.
+        graph: The graph it belongs to.
+        live: See `Step`.
+        terms: The pending map of its output.
+
+    Raises:
+        Irregular: The map cannot follow the operation.
+    """
+    known, step = row(node), Step(node, graph, live, arguments(node))
+    reader = known.reads or (lambda step, term: iter(()))
+    for term in terms:
+        for source, read in reader(step, term):
+            yield source, read if known.relayout else read.unanchored()

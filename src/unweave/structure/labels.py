@@ -11,7 +11,7 @@ that was filled in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from unweave.graph.capture import Graph, arguments, extents_of, operation
 from unweave.operations.table import row
 
 OTHER, PADDING = -1, 0
+_TINY = 1e-9
 
 
 # -- one operation -----------------------------------------------------------------------------------------------------
@@ -224,3 +225,133 @@ def _merged(before: _Places, shape: list[int]) -> _Places:
     coarse_columns, across = torch.unique(columns, return_inverse=True)
     merged = torch.where(first <= 0, first, down * len(coarse_columns) + across + 1).double()
     return _Places(merged.expand(shape), len(coarse_rows), len(coarse_columns))
+
+
+# -- channels and positions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the entries of a value (of one image) come from: two random numbers for each.
+
+    Attributes:
+        channels: Equal for entries that are the same channels of the last weights, or of the last norm.
+        positions: Equal for entries at the same place of what those were given.
+    """
+
+    channels: Tensor
+    positions: Tensor
+
+
+class Origins:
+    """Channels and positions of the values of a graph.
+
+    Random numbers go through the operations in place of values. A layer with weights gives its output new channels:
+    what differs where the weights are random and the input is all ones. What differs where it is the input that is
+    random are its positions. Attention reads all tokens alike, so what differs at its output are channels and windows.
+
+    Args:
+        graph: The captured model.
+        values: What a product weighs, if it is a product of weights with values.
+    """
+
+    def __init__(self, graph: Graph, values: Callable[[fx.Node], fx.Node | None]) -> None:
+        self.graph, self._values = graph, values
+        self._traced: dict[fx.Node, Origin | None] = {}
+
+    def of(self, node: fx.Node) -> Origin | None:
+        """Where the entries of a node come from; None where it cannot be told."""
+        chain = [node]
+        while chain[-1] not in self._traced and (below := self._below(chain[-1])) is not None:
+            chain.append(below)
+        for current in reversed(chain):
+            if current not in self._traced:
+                try:
+                    self._traced[current] = self._origin(current)
+                except (RuntimeError, TypeError, IndexError):  # an operation that does not take such numbers
+                    self._traced[current] = None
+        return self._traced[node]
+
+    def sums_positions(self, node: fx.Node, values: fx.Node) -> bool:
+        """Whether a product sums over positions of one of its operands (tokens, not channels or experts)."""
+        origin = self.of(values)
+        if origin is None:
+            return False
+        try:
+            total = self._uniform(node, values, torch.ones_like(origin.positions))
+            mean = self._uniform(node, values, origin.positions) / total
+            square = self._uniform(node, values, origin.positions.square()) / total
+        except (RuntimeError, TypeError, IndexError):
+            return False
+        return bool((square - mean.square() > _TINY).any())
+
+    def _below(self, node: fx.Node) -> fx.Node | None:
+        """The input that a node's origin follows, where it has no weights of its own."""
+        inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+        known = row(node)
+        values = self._values(node)
+        if values is not None or not inputs or not isinstance(node.meta.get("val"), Tensor):
+            return values
+        return (
+            min(inputs, key=self.graph.order.__getitem__) if known.moves or known.softmax or not known.mixes else None
+        )
+
+    def _origin(self, node: fx.Node) -> Origin | None:
+        below, known = self._below(node), row(node)
+        if below is None:
+            return self._made(node)
+        before = self._traced.get(below)
+        if before is None:
+            return None
+        pair = (before.channels, before.positions)
+        if self._values(node) is not None:
+            total = self._uniform(node, below, torch.ones_like(before.channels))
+            return Origin(*(self._uniform(node, below, labels) / total for labels in pair))
+        if known.moves:
+            inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+            traced = {source: self.of(source) for source in inputs}
+            channels = {source: origin.channels for source, origin in traced.items() if origin}
+            positions = {source: origin.positions for source, origin in traced.items() if origin}
+            return Origin(*(moved(self.graph, node, labels, 1, PADDING) for labels in (channels, positions)))
+        return Origin(*(labels.expand(lengths(node, 1)) for labels in pair))
+
+    def _made(self, node: fx.Node) -> Origin | None:
+        """New channels and positions: of a layer with weights, or of what normalises the last axis."""
+        known = row(node)
+        varying = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+        if not isinstance(node.meta.get("val"), Tensor) or not varying:
+            return None
+        generator = torch.Generator().manual_seed(self.graph.order[node])
+        shape = lengths(node, 1)
+
+        def random(sizes: Sequence[int]) -> Tensor:
+            return torch.rand(tuple(sizes), generator=generator, dtype=torch.float64)
+
+        axis = len(shape) - 1 if known.mixes == "last" else 1 if known.mixes in ("window", "grid") else None
+        if axis is not None and len(shape) > axis:
+            channels = random([shape[axis]]).reshape([-1 if dim == axis else 1 for dim in range(len(shape))])
+            positions = random([1 if dim == axis else size for dim, size in enumerate(shape)])
+            return Origin(channels.expand(shape), positions.expand(shape))
+        if not known.contracts or len(varying) > 1:
+            return None
+        weights = [source for source in node.all_input_nodes if source is not varying[0] and _floating(source)]
+        ones = {source: torch.ones(lengths(source, 1), dtype=torch.float64) for source in (varying[0], *weights)}
+        drawn = {source: random(lengths(source, 1)) for source in (varying[0], *weights)}
+        channels = moved(self.graph, node, {**drawn, varying[0]: ones[varying[0]]}, 1, PADDING)
+        return Origin(channels, moved(self.graph, node, {**ones, varying[0]: drawn[varying[0]]}, 1, PADDING))
+
+    def _uniform(self, node: fx.Node, values: fx.Node, labels: Tensor) -> Tensor:
+        """A product of labels with weights that are all alike."""
+        alike: dict[fx.Node, Tensor | None] = {}
+        if row(node).contracts:
+            alike = {
+                source: torch.ones(lengths(source, 1), dtype=torch.float64)
+                for source in node.all_input_nodes
+                if source is not values and _floating(source)
+            }
+        return moved(self.graph, node, {**alike, values: labels}, 1, PADDING)
+
+
+def _floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,30 +1,31 @@
-"""Trunk and branches, found from the graph alone.
+"""The residual stream, found from the graph alone: trunk and branches.
 
-At an addition of `a` and `b = f(a)`, `a` is the trunk (the residual stream) and `b` a branch that reads it. A
-shortcut that is itself a linear projection of what the branch reads is the trunk as well. A branch must do something:
-a sum with a fixed linear function of `a` without weights (subtracting a mean) is no branch. Which operand of a
-product is followed, and which held at its value, is decided here too: attention weights and gates are held.
+Where values are added (in any spelling: `a + b`, `a - b`, `lerp`, `addcmul`, a mean of a stack, a linear layer over a
+concatenation), one of them may be a branch of another: the trunk is a linear image of some node, and the branch is
+computed from that node by something with weights or a nonlinearity. So in `x + f(x)` and in `P x + f(x)`, and in
+`(x + f(x)) + g(x)`, where both are branches of `x`. Two values that are both trunk and branch to each other are two
+streams that meet; of these, one that reaches the node without weights is the trunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 from torch import fx
 
-from unweave.graph.capture import Graph, operation
-from unweave.operations.table import row
+from unweave.graph.capture import arguments, extents_of, operation
+from unweave.structure.products import Products
 
 
 @dataclass(frozen=True)
 class Residual:
-    """An addition of a branch to the trunk.
+    """A branch that is added to the trunk.
 
     Attributes:
-        node: The addition.
-        trunk, branch: Its operands.
+        node: Where it is added.
+        trunk, branch: What is added there.
         read: The node of the trunk that the branch is computed from.
     """
 
@@ -34,34 +35,14 @@ class Residual:
     read: fx.Node
 
 
-class Paths:
-    """The paths of a graph: which additions are residual, which operand of a product is followed.
-
-    Args:
-        graph: The captured model.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-
-    def inputs(self, node: fx.Node) -> list[fx.Node]:
-        """The image-dependent inputs of a node, each once."""
-        return [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
-
-    def varying(self, node: fx.Node) -> int:
-        """How many of a node's operands depend on the image; one that is given twice counts twice."""
-        given: list[fx.Node] = []
-        fx.map_arg((node.args, dict(node.kwargs)), lambda source: given.append(source))
-        return sum(self.graph.image_dependent(source) for source in given)
+class Paths(Products):
+    """The paths of a graph: where branches leave the trunk and come back, and what is followed on the way."""
 
     @cached_property
-    def residuals(self) -> dict[fx.Node, Residual]:
-        """Every residual addition of the graph."""
-        found = {}
-        for node in self.graph.nodes:
-            if operation(node) in ("aten.add", "aten.sub") and (residual := self._residual(node)):
-                found[node] = residual
-        return found
+    def residuals(self) -> dict[fx.Node, tuple[Residual, ...]]:
+        """Every node where branches are added to the trunk, with its branches."""
+        residuals = {node: tuple(self._branches(node)) for node in self.graph.nodes}
+        return {node: branches for node, branches in residuals.items() if branches}
 
     @cached_property
     def _residual_mask(self) -> int:
@@ -71,127 +52,31 @@ class Paths:
         return mask
 
     def has_residual(self, node: fx.Node) -> bool:
-        """Whether a residual addition lies at or below this node."""
+        """Whether a branch is added to the trunk at or below this node."""
         return bool(self.graph.ancestors[node] & self._residual_mask)
 
     @cached_property
-    def attention(self) -> tuple[fx.Node, ...]:
-        """The attention layers: every product of attention weights with values."""
-        return tuple(node for node in self.graph.nodes if self.is_attention(node))
-
-    def is_attention(self, node: fx.Node) -> bool:
-        """Whether a node is a product of attention weights with values: a sum over keys, not an elementwise choice
-        between streams.
-        """
-        if operation(node) == "aten.scaled_dot_product_attention":
-            return True
-        inputs = self.inputs(node)
-        if len(inputs) != 2 or not row(node).product or row(node).elementwise:
-            return False
-        return self._weights(inputs[0]) != self._weights(inputs[1])
-
-    @cache  # noqa: B019  (a Paths lives as long as its plan is made)
-    def _weights(self, node: fx.Node) -> bool:
-        """Whether a node is attention weights: a softmax, seen through anything but another product, norm or
-        nonlinearity.
-        """
-        known = row(node)
-        if known.softmax:
-            return True
-        inputs = self.inputs(node)
-        if not known.linear or not inputs or known.norm:
-            return False
-        if len(inputs) > 1 and (known.product or operation(node) == "aten.scaled_dot_product_attention"):
-            # weights scaled by a gate, or renormalised, are weights still
-            return known.elementwise and any(self._weights(own) for own in inputs)
-        if len(inputs) == 2 and (self.graph.depends(*inputs) or self.graph.depends(*inputs[::-1])):
-            return False  # the residual stream
-        return any(self._weights(own) for own in inputs)
-
-    def live(self, node: fx.Node) -> fx.Node | None:
-        """The operand of a product of two image-dependent values that is followed; None where neither may be held.
-
-        Attention weights are held beside the values they weigh; a gate that is computed from the other operand by
-        more than an elementwise function (squeeze-excite, a norm written out) is held beside it. `x * sigmoid(x)` and
-        `silu(g) * u` are not products of that sort.
-        """
-        if operation(node) == "aten.scaled_dot_product_attention":
-            return node.args[2]  # type: ignore[return-value]
-        inputs = self.inputs(node)
-        if len(inputs) != 2:
-            return inputs[0] if inputs and len(node.all_input_nodes) > 1 else None
-        first, second = inputs
-        if self._weights(first) != self._weights(second):
-            return second if self._weights(first) else first
-        inner = [self._attends(own) for own in inputs]
-        if inner[0] != inner[1]:  # linear attention: what weighs the tokens' sum is held, the sum is followed
-            return inputs[0] if inner[0] else inputs[1]
-        if operation(node) == "aten.div":
-            first, second = node.args[0], node.args[1]  # type: ignore[assignment]
-            return first if self._mixes(second, lambda own: not self.graph.depends(first, own)) else None
-        if operation(node) != "aten.mul":
-            return None
-        for own, gate in ((first, second), (second, first)):
-            if self._mixes(gate, self._above(self._origin(own))):
-                return own
-        return None
-
-    @cache  # noqa: B019
-    def _attends(self, node: fx.Node) -> bool:
-        """Whether a node is an attention's output, moved or scaled by a weight at most."""
-        if self.is_attention(node):
-            return True
-        inputs = self.inputs(node)
-        moves = row(node).relayout or (row(node).product and row(node).elementwise)
-        return bool(moves) and len(inputs) == 1 and self._attends(inputs[0])
-
-    def _mixes(self, node: fx.Node, inside: Callable[[fx.Node], bool]) -> bool:
-        """Whether any operation on the way down to a value, over the nodes that are `inside`, is not elementwise."""
-        pending, seen = [node], set()
-        while pending:
-            own = pending.pop()
-            if own in seen or not inside(own):
-                continue
-            seen.add(own)
-            if row(own).mixes:
-                return True
-            pending += self.inputs(own)
-        return False
-
-    def _above(self, origin: fx.Node) -> Callable[[fx.Node], bool]:
-        """Whether a node is computed from another."""
-        return lambda own: own is not origin and self.graph.depends(own, origin)
-
-    def _origin(self, node: fx.Node) -> fx.Node:
-        """What a value is a mere relayout of."""
-        while row(node).relayout and len(inputs := self.inputs(node)) == 1:
-            node = inputs[0]
-        return node
-
-    @cached_property
     def shortcuts(self) -> frozenset[fx.Node]:
-        """The nodes of projected shortcuts: between what a branch reads and the trunk's operand of its addition."""
+        """The nodes of projected shortcuts: between what a branch reads and the trunk that it is added to."""
         return frozenset(
             node
-            for residual in self.residuals.values()
+            for branches in self.residuals.values()
+            for residual in branches
             if residual.trunk is not residual.read
-            for node in self.between(residual.read, residual.trunk)
+            for node in self._linear_way(residual.trunk, residual.read)
         )
 
     def relays(self, residual: Residual) -> bool:
         """Whether a branch only relays what it reads: linear in it, gates and statistics held."""
         pending, seen = [residual.branch], {residual.read}
         while pending:
-            own = pending.pop()
-            if own in seen or not self.graph.depends(own, residual.read):
+            node = pending.pop()
+            if node in seen or not self.graph.depends(node, residual.read):
                 continue
-            seen.add(own)
-            if not row(own).linear or self.is_attention(own):
+            seen.add(node)
+            if not self.follows(node) or self.is_attention(node):
                 return False
-            live = self.live(own) if row(own).product and len(self.inputs(own)) > 1 else None
-            if row(own).product and len(self.inputs(own)) > 1 and live is None:
-                return False
-            pending += [live] if live is not None else self.inputs(own)
+            pending += self.follows(node)
         return True
 
     def between(self, read: fx.Node, branch: fx.Node) -> list[fx.Node]:
@@ -199,7 +84,7 @@ class Paths:
         mask = self.graph.ancestors[branch]
         return [
             node
-            for node in self.graph.nodes
+            for node in self.graph.nodes[self.graph.position(read) : self.graph.position(branch) + 1]
             if mask >> self.graph.order[node] & 1 and node is not read and self.graph.depends(node, read)
         ]
 
@@ -207,61 +92,173 @@ class Paths:
         """Whether a node depends on the image other than through these."""
         pending, seen = [node], set(reads)
         while pending:
-            own = pending.pop()
-            if own in seen:
+            value = pending.pop()
+            if value in seen:
                 continue
-            seen.add(own)
-            if own is self.graph.input:
+            seen.add(value)
+            if value is self.graph.input:
                 return True
-            pending += self.inputs(own)
+            pending += self.inputs(value)
         return False
 
-    def _residual(self, node: fx.Node) -> Residual | None:
-        given = [own for own in node.args[:2] if isinstance(own, fx.Node)]
-        operands = [own for own in given if self.graph.image_dependent(own)]
-        if len(given) == 2 and len(operands) == 1:  # a class token that is still a weight, and what is added to it
-            token = given[0] if given[1] is operands[0] else given[1]
-            reads = self.graph.depends(operands[0], token) and token.meta["val"].dim() > 1
-            return Residual(node, token, operands[0], token) if reads and self._works(token, operands[0]) else None
-        if len(operands) != 2 or operands[0] is operands[1]:
-            return None
-        for trunk, branch in (operands, operands[::-1]):
-            if self.graph.depends(branch, trunk):
-                return Residual(node, trunk, branch, trunk) if self._works(trunk, branch) else None
-        reads = [self._linear_read(own, other) for own, other in (operands, operands[::-1])]
-        if (reads[0] is None) == (reads[1] is None):
-            return None
-        place = 0 if reads[0] is not None else 1
-        trunk, branch, read = operands[place], operands[1 - place], reads[place]
-        return Residual(node, trunk, branch, read) if read is not None and self._works(read, branch) else None
+    # -- branches --------------------------------------------------------------------------------------------------
 
+    def _branches(self, node: fx.Node) -> Iterable[Residual]:
+        """The branches among what is added at a node."""
+        addends = self._addends(node)
+        for branch in addends:
+            best: Residual | None = None
+            for trunk in addends:
+                read = self._read(trunk, branch) if trunk is not branch else None
+                if read is not None and (best is None or self.graph.order[read] > self.graph.order[best.read]):
+                    best = Residual(node, trunk, branch, read)
+            if best is not None:
+                yield best
+
+    def _addends(self, node: fx.Node) -> Sequence[fx.Node]:
+        """What is added at a node; none where it adds nothing."""
+        known = self.row(node)
+        if not known.linear or known.norm:
+            return ()
+        if operation(node) in ("aten.add", "aten.sub") and len(node.all_input_nodes) == 2:
+            token = next((source for source in node.all_input_nodes if not self.graph.image_dependent(source)), None)
+            if token is not None and self._carries(token, node):
+                return node.all_input_nodes
+        following = self.follows(node)
+        if len(following) < 2 or (known.moves and not self._joins(node)):
+            return ()
+        return following
+
+    def _carries(self, token: fx.Node, node: fx.Node) -> bool:
+        """Whether an operand that is a weight is a token, and what is added to it is computed from it."""
+        other = next(source for source in node.all_input_nodes if source is not token)
+        return self.graph.depends(other, token) and token.meta["val"].dim() > 1
+
+    @cache  # noqa: B019
+    def _joins(self, node: fx.Node) -> bool:
+        """Whether tensors laid side by side are summed afterwards, over the very axis that they are laid along."""
+        if "dim" not in (given := arguments(node)) or "tensors" not in given:
+            return False
+        rank = len(extents_of(node))
+        dim = int(given["dim"]) % rank
+        pending, summed = list(node.users), 0
+        while pending:
+            user = pending.pop()
+            known = self.row(user)
+            if known.entries == "same" or (known.entries == "made" and not known.mixes) or known.norm:
+                if not known.linear or len(extents_of(user)) != rank:
+                    return False
+                pending += user.users
+            elif operation(user) in ("aten.sum", "aten.mean"):
+                reduced = arguments(user)["dim"]
+                reduced = [reduced] if isinstance(reduced, int) else reduced or []
+                if dim not in [int(axis) % rank for axis in reduced]:
+                    return False
+                summed += 1
+            elif known.contracts and known.affine and dim == (rank - 1 if known.mixes == "last" else 1):
+                summed += 1
+            else:
+                return False
+        return summed > 0
+
+    def _read(self, trunk: fx.Node, branch: fx.Node) -> fx.Node | None:
+        """The node that one addend is a linear image of, and another a branch from; None where it is not so."""
+        depends = self.graph.depends
+        if depends(branch, trunk):
+            return trunk if self._works(trunk, branch) else None
+        if depends(trunk, branch):
+            return None
+        ways = [self._reached(trunk, branch), self._reached(branch, trunk)]
+        if not ways[0]:
+            return None
+        if ways[1] and (any(ways[1].values()) or not any(ways[0].values())):
+            return None  # two streams meet, or the other is the trunk
+        read = max(ways[0], key=self.graph.order.__getitem__)
+        return read if self._works(read, branch) else None
+
+    @cache  # noqa: B019
+    def _reached(self, node: fx.Node, other: fx.Node) -> dict[fx.Node, bool]:
+        """The nodes that `other` is computed from, by something that works, and `node` is a linear image of; and
+        whether without any weights.
+        """
+        reached: dict[fx.Node, bool] = {}
+        pending, seen = [(node, True)], set()
+        while pending:
+            value, plain = pending.pop()
+            if (value, plain) in seen:
+                continue
+            seen.add((value, plain))
+            if self.graph.depends(other, value):
+                reached[value] = reached.get(value, False) or plain
+            elif not self.is_attention(value):
+                known = self.row(value)
+                weighs = known.contracts or known.norm
+                pending += [(source, plain and not weighs) for source in self.follows(value)]
+        return {value: plain for value, plain in reached.items() if self._works(value, other)}
+
+    def _linear_way(self, node: fx.Node, read: fx.Node) -> list[fx.Node]:
+        """The nodes by which a value is a linear image of another."""
+        pending, way = [node], [node]
+        while pending:
+            value = pending.pop()
+            if self.is_attention(value):
+                continue
+            following = [source for source in self.follows(value) if self.graph.depends(source, read)]
+            following = [source for source in following if source is not read and source not in way]
+            way += following
+            pending += following
+        return way
+
+    @cache  # noqa: B019
     def _works(self, read: fx.Node, branch: fx.Node) -> bool:
         """Whether anything between has weights or is not linear."""
         for node in self.between(read, branch):
-            held = any(
+            weighs = any(
                 not self.graph.image_dependent(source) and source.meta["val"].is_floating_point()
                 for source in node.all_input_nodes
                 if hasattr(source.meta.get("val"), "is_floating_point")
             )
-            if held or not row(node).linear or row(node).norm or (row(node).product and len(self.inputs(node)) > 1):
+            if weighs or not self.row(node).linear or self.row(node).norm or len(self.factors(node)) > 1:
                 return True
         return False
 
-    def _linear_read(self, node: fx.Node, other: fx.Node) -> fx.Node | None:
-        """The last node that `other` depends on from which `node` is computed by linear operations alone; None where
-        there is none.
+    # -- what enters -----------------------------------------------------------------------------------------------
+
+    def swallowed(self, entry: fx.Node) -> str:
+        """Why what enters the residual stream is more than a stem: an attention, an MLP, or a block that the walk does
+        not see; an empty text where it is a stem (patches, a chain of convolutions and activations, tokens).
         """
-        pending, reached, seen = [node], [], set()
+        attention = next((node for node in self.attention if self.graph.depends(entry, node)), None)
+        if attention is not None:
+            return (
+                f"what enters the residual stream holds an attention, in {self.graph.module(attention) or 'the model'}"
+            )
+        pending, seen = [(entry, False)], set()
         while pending:
-            own = pending.pop()
-            if own in seen:
+            node, weighted = pending.pop()
+            if (node, weighted) in seen:
                 continue
-            seen.add(own)
-            if self.graph.depends(other, own):
-                reached.append(own)
-                continue
-            inputs = self.inputs(own)
-            if not row(own).linear or not inputs or (len(inputs) > 1 and (row(own).product or self.is_attention(own))):
-                return None
-            pending += inputs
-        return max(reached, key=self.graph.order.__getitem__) if reached else None
+            seen.add((node, weighted))
+            following, known = self.follows(node), self.row(node)
+            if not following and node.op == "call_function":
+                inputs = self.inputs(node)
+                if (weighted and any(self._weighs(source) for source in inputs)) or self._meets(inputs):
+                    where = self.graph.module(node) or "the model"
+                    return f"what enters the residual stream holds a nonlinear block, at {operation(node)} in {where}"
+                following = tuple(inputs)
+            weighted = weighted or (known.contracts and known.mixes != "window")
+            pending += [(source, weighted) for source in following]
+        return ""
+
+    def _weighs(self, node: fx.Node, other: fx.Node | None = None) -> bool:
+        """Whether a value is made by weights that are no convolution (and that another is not made by)."""
+        return any(
+            self.row(source).contracts
+            and (self.row(source).mixes != "window" if other is None else not self.graph.depends(other, source))
+            for source in self.graph.nodes
+            if self.graph.depends(node, source) and self.graph.image_dependent(source)
+        )
+
+    def _meets(self, inputs: Sequence[fx.Node]) -> bool:
+        """Whether two values meet of which one is made by weights that the other is not made by."""
+        return any(self._weighs(first, second) for first in inputs for second in inputs if first is not second)

@@ -36,8 +36,9 @@ from torch import Tensor, fx, nn
 
 import unweave
 from unweave.components import Component, Selection, select
+from unweave.decomposition.branches import Walk
 from unweave.decomposition.program import Job, Program
-from unweave.decomposition.walk import Walk, walk
+from unweave.decomposition.walk import walk
 from unweave.errors import NonFiniteError, UnweaveError
 from unweave.files import replacing
 from unweave.graph.capture import capture, operation

@@ -8,10 +8,10 @@ from torch import fx
 
 from unweave.adjoint.merge import merged
 from unweave.adjoint.pending import BATCH, Axis, Index, Operand, Runtime, Term, fresh, size_of
+from unweave.decomposition.branches import Walk
 from unweave.decomposition.pieces import Reading
-from unweave.decomposition.walk import Walk
-from unweave.graph.capture import arguments, extents_of
-from unweave.operations.table import Step, row
+from unweave.graph.capture import extents_of
+from unweave.operations.table import handed
 from unweave.surgery.outlets import Outlet
 
 Average = Literal["readout", "tokens"]
@@ -62,12 +62,9 @@ def _terms_at(walk: Walk, outlet: Outlet, average: Average) -> tuple[Term, ...]:
         here = merged(pending.pop(node))
         if node is outlet.node:
             return tuple(here)
-        step = Step(node, graph, walk.paths.live(node), arguments(node))
-        reads = row(node).reads
-        for term in here if reads is not None else ():
-            for source, read in reads(step, term):  # type: ignore[misc]
-                if isinstance(source, fx.Node) and graph.depends(source, outlet.node):
-                    pending.setdefault(source, []).append(read.unanchored())
+        for source, read in handed(node, graph, walk.paths.live(node), here):
+            if isinstance(source, fx.Node) and graph.depends(source, outlet.node):
+                pending.setdefault(source, []).append(read)
     return ()
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, fx
 
 from unweave.adjoint.pending import BATCH, Index, Term, size_of
 from unweave.components import Component
+from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.pieces import Piece, pieces_of
-from unweave.decomposition.walk import Branch, Site, Walk
 from unweave.graph.capture import Extent, arguments, extents_of, operation
 from unweave.operations.table import row
 from unweave.structure.labels import sent
@@ -255,7 +255,7 @@ class _Finder:
         """Refuses what is multiplied, behind an operation, by something else that depends on the image."""
         region, paths = self._region(branch), self.walk.paths
         for own in _reached([node], lambda one: [user for user in _users(one) if user in region]) - {node}:
-            if not row(own).product or paths.varying(own) < 2:
+            if len(paths.factors(own)) < 2:
                 continue
             held = [source for source in paths.inputs(own) if source is not paths.live(own)]
             if self.graph.input in _reached(held, _inputs, {node}):
@@ -363,7 +363,8 @@ def _reached(
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes whose values a node is made of."""
-    return node.all_input_nodes[:1] if row(node).like else node.all_input_nodes
+    like = arguments(node)[row(node).like] if row(node).like else None
+    return [source for source in node.all_input_nodes if source is not like]
 
 
 def _users(node: fx.Node) -> list[fx.Node]:

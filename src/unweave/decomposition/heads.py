@@ -1,0 +1,95 @@
+"""The heads of an attention: which axes of its output they run along, told from what its values come from.
+
+A head is a set of channels of the values, the same at every place. So an axis that is shared with the weights (not
+summed over, not the values' own) is one of heads if the channels differ along it and the positions do not; windows are
+axes along which the positions differ. Where several heads share their values the queries tell them apart: an axis that
+the weights have and the values do not, beside the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx
+
+from unweave.adjoint.merge import read_positions
+from unweave.adjoint.pending import BATCH, Index, Indices, Runtime, Term
+from unweave.structure.products import Products
+
+_TINY = 1e-6
+
+
+def laid_apart(products: Products, node: fx.Node, terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The pending map of an attention's output, in which every term reads all heads.
+
+    Where heads went apart (a norm or a projection for each) a term reads only one of them; a one-hot operand makes it
+    read all.
+    """
+    origin = products.origins.of(node)
+    if origin is None:
+        return tuple(terms)
+    whole = []
+    for term in terms:
+        for dim, axis in enumerate(term.axes[:-1]):
+            if axis.take is not None and _differs(origin.channels, dim) and not _differs(origin.positions, dim):
+                term = term.untaken(dim)
+        whole.append(term)
+    return tuple(whole)
+
+
+def heads_of(products: Products, node: fx.Node, term: Term, value: Term | None) -> Indices:
+    """The indices of the heads, of those that run over an attention's output.
+
+    Args:
+        products: The model.
+        node: The attention.
+        term: The pending map of its output.
+        value: The pending map of its values; None where it is not known.
+    """
+    weights = {index for axis in term.axes[:-2] for index in axis.indices}
+    values = set(weights)
+    if value is not None:
+        held = next(factor for factor in reversed(value.factors) if isinstance(factor.source, Runtime))
+        weights, values = set(held.indices), set(value.indices)
+    origin = products.origins.of(node)
+    stacked = products.row(node).product != ("tensors",)  # rows and channels last, whatever comes before them
+
+    def is_head(index: Index) -> bool:
+        if index in values and origin is not None and term.indices.count(index) == 1:
+            return not _differs(_spread(origin.positions, term), term.indices.index(index))
+        if index in values or not stacked:
+            return index in term.channel
+        return index not in term.axes[-2].indices
+
+    shared = [index for index in dict.fromkeys(term.indices) if index in weights and index is not BATCH]
+    return tuple(index for index in shared if is_head(index))
+
+
+def keys_of(products: Products, node: fx.Node, term: Term, heads: Indices) -> tuple[object, ...]:
+    """What tells an attention's heads from those of others: the channels that each reads, and the weights behind them.
+
+    Two attentions over the same values whose outputs go the same way (differential attention) have the same heads.
+    """
+    origin = products.origins.of(node)
+    if origin is None:
+        return ()
+    labels = _spread(origin.channels, term)
+    places = [term.indices.index(index) for index in heads]
+    first = labels.movedim(places, list(range(len(places)))).flatten(len(places))[..., 0].flatten()
+    way = tuple(
+        (factor.source, tuple(axis.take for axis in factor.axes))
+        for factor in term.factors
+        if factor.constant and factor.indices
+    )
+    return (way, *(round(float(label), 9) for label in first))
+
+
+def _spread(labels: Tensor, term: Term) -> Tensor:
+    """Labels of one image with one axis for each index of a term."""
+    read = read_positions(labels, [axis.take for axis in term.axes])
+    return read.reshape([1 if index is BATCH else index.size for index in term.indices])
+
+
+def _differs(labels: Tensor, dim: int) -> bool:
+    """Whether labels differ along an axis."""
+    return labels.shape[dim] > 1 and bool((labels.amax(dim) - labels.amin(dim)).max() > _TINY)
