@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from unweave.decomposition.walk import Site, Walk
 from unweave.errors import UnweaveError
-from unweave.graph.capture import arguments, extents_of, operation
+from unweave.graph.graph import arguments, extents_of, operation
 from unweave.operations.table import find
 
 Values: TypeAlias = Mapping[fx.Node, Any]

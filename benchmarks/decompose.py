@@ -32,7 +32,7 @@ from torch import Tensor
 import unweave
 from unweave.decomposition.walk import Walk, walk
 from unweave.errors import UnweaveError
-from unweave.graph.capture import capture
+from unweave.graph.export import capture
 from unweave.models import Model
 
 MODELS = {

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
-from unweave.decomposition.contraction import EXACT, Contractions, Network, Value, arranged, best_order, multiplied
+from unweave.decomposition.contraction import Contractions, Value, arranged, multiplied
+from unweave.decomposition.order import EXACT, Network, best_order
 
 IMAGES = 3
 

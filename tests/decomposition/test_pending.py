@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unweave.adjoint.merge import merged
 from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Irregular, Operand, Term, fresh, reading
-from unweave.graph.capture import Extent
+from unweave.graph.graph import Extent
 
 IMAGES = 2
 SIZES = (1, 2, 3, 4, 6)

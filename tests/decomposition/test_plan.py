@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import unweave
 from tiny import HEADS, WIDTH, Attention, Mlp, Vit, pictures, ready
-from unweave.decomposition import planning
 from unweave.errors import (
     CaptureError,
     ConservationError,
@@ -111,7 +110,7 @@ def test_another_level_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise AssertionError("captured again")
 
-    monkeypatch.setattr(planning, "capture", refuse)
+    monkeypatch.setattr("unweave.decomposition.planning.capture", refuse)
     assert plan.at(level="layer").level == "layer"
     assert plan.at().components == plan.components
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from unweave.graph.capture import Extent, extents_of
+from unweave.graph.graph import Extent, extents_of
 
 _serial = count()
 RELATION_LIMIT = 2**24

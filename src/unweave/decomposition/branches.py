@@ -9,7 +9,7 @@ from typing import Literal
 from torch import fx
 
 from unweave.adjoint.pending import Constant, Indices, Term
-from unweave.graph.capture import Graph
+from unweave.graph.graph import Graph
 from unweave.operations.table import Row
 from unweave.structure.residual import Paths, Residual
 
@@ -30,6 +30,7 @@ class Site:
         attention: The attention layer of the site, if it belongs to one.
         heads: For each term, the indices of that attention's heads.
         keys: What tells these heads from those of another attention.
+        merged: Whether its heads could not be told apart.
     """
 
     role: Role
@@ -39,6 +40,7 @@ class Site:
     attention: fx.Node | None = None
     heads: tuple[Indices, ...] = ()
     keys: tuple[object, ...] = ()
+    merged: bool = False
 
 
 @dataclass(eq=False)

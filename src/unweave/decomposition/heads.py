@@ -65,6 +65,12 @@ def heads_of(products: Products, node: fx.Node, term: Term, value: Term | None) 
     return tuple(index for index in shared if is_head(index))
 
 
+def is_merged(products: Products, node: fx.Node, term: Term, heads: Indices) -> bool:
+    """Whether an attention's output has axes that may be heads or windows, which could not be told."""
+    leading = {index for axis in term.axes[:-2] for index in axis.indices if index is not BATCH}
+    return products.origins.of(node) is None and not leading <= set(heads)
+
+
 def keys_of(products: Products, node: fx.Node, term: Term, heads: Indices) -> tuple[object, ...]:
     """What tells an attention's heads from those of others: the channels that each reads, and the weights behind them.
 

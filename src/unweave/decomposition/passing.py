@@ -32,7 +32,7 @@ from torch import fx
 
 from unweave.adjoint.pending import Irregular, Term
 from unweave.decomposition.branches import Branch, chain
-from unweave.graph.capture import extents_of
+from unweave.graph.graph import extents_of
 from unweave.operations.table import handed
 from unweave.structure.residual import Paths
 

@@ -1,8 +1,8 @@
 """A plan: what a model's representation is made of, and how to compute it; made once, run on any batch.
 
 Making a plan captures the model, walks back from the representation, names the components and chooses what to
-compute; it touches no images.
-Running it is pure: the model's operations are interpreted over its own weights, and nothing is left in the model.
+compute; it touches no images. Running it is pure: the model's operations are interpreted over its own weights, and
+nothing is left in the model.
 """
 
 from __future__ import annotations
@@ -15,36 +15,22 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from unweave.components import LEVELS, Component, Grid, Level, Selection, select
 from unweave.contributions import Contributions, Scores
-from unweave.decomposition.branches import Branch, Lump, Walk
-from unweave.decomposition.pieces import Piece, Reading, pieces_of, reading_of
-from unweave.decomposition.program import Job, Program
+from unweave.decomposition.branches import Lump, Walk
+from unweave.decomposition.coverage import Coverage, coverage_of
+from unweave.decomposition.pieces import pieces_of
+from unweave.decomposition.program import Program
+from unweave.decomposition.selection import Request, chosen_and_rest, split_by_token
 from unweave.decomposition.walk import walk
 from unweave.errors import ConservationError, NonFiniteError, RuleError, SelectionError, UnweaveError
-from unweave.graph.capture import Graph, capture, extents_of, operation
+from unweave.graph.export import capture
+from unweave.graph.graph import extents_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """The largest relative error of the sum, by the dtype that the model computes in."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How far the attention of a model was resolved.
-
-    Attributes:
-        attention_layers: Attention layers that the representation depends on.
-        resolved: Those whose heads are components, or that were passed through to another stream.
-        passed: Those that were passed through.
-        unresolved: For each of the others, where it is and why.
-    """
-
-    attention_layers: int
-    resolved: int
-    passed: tuple[str, ...] = ()
-    unresolved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +53,7 @@ class Plan:
     coverage: Coverage
     lumps: tuple[Lump, ...]
     _walk: Walk = field(repr=False)
-    _jobs: tuple[Job, ...] = field(repr=False)
-    _subtractions: tuple[tuple[int, tuple[int, ...]], ...] = field(repr=False)
+    _request: Request = field(repr=False)
     _programs: dict[tuple[int | None, bool], Program] = field(default_factory=dict, repr=False)
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -188,12 +173,12 @@ class Plan:
         if (directions, apart) not in self._programs:
             place = {whole: number for number, whole in enumerate(self.wholes)}
             sets = [place[component.whole] for component in self.components] if apart else None
-            program = Program(self._walk.graph, self._jobs, len(self.components), directions, sets)
+            program = Program(self._walk.graph, self._request.jobs, len(self.components), directions, sets)
             self._programs[directions, apart] = program
         return self._programs[directions, apart]
 
     def _with_rest(self, values: Tensor) -> Tensor:
-        for column, chosen in self._subtractions:
+        for column, chosen in self._request.subtractions:
             values[:, column] -= values[:, list(chosen)].sum(1)
         return values
 
@@ -289,20 +274,14 @@ class Plan:
                 "unresolved": list(self.coverage.unresolved),
             },
             "lumps": [
-                {
-                    "operation": lump.operation,
-                    "module": lump.module,
-                    "line": lump.line,
-                    "reason": lump.reason,
-                    "rule": lump.rule,
-                }
+                {name: getattr(lump, name) for name in ("operation", "module", "line", "reason", "rule")}
                 for lump in self.lumps
             ],
             "dense": list(self.dense),
             "memory_per_image": self.memory_per_image,
             "constant_bytes": self.constant_bytes,
             "grids": {
-                path: {"height": grid.height, "width": grid.width, "prefix": grid.prefix}
+                path: {name: getattr(grid, name) for name in ("height", "width", "prefix")}
                 for path, grid in self.grids.items()
             },
         }
@@ -362,140 +341,23 @@ def make_plan(
     return _planned(name, found, level, selection)
 
 
-def _planned(name: str, found: Walk, level: Level, selection: Selection) -> Plan:
+def _planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:
     """A plan from a finished walk."""
     if level not in LEVELS:
         raise SelectionError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
-    pieces, grids = pieces_of(found, level)
-    everything = tuple(component for piece in pieces for component in piece.components)
-    chosen = select(everything, selection)
-    jobs, subtractions, components = _jobs(pieces, everything, chosen, found)
-    return Plan(name, components, level, grids, _coverage(found), found.lumps, found, jobs, subtractions)
+    pieces, grids = pieces_of(walk, level)
+    chosen = select([component for piece in pieces for component in piece.components], selection)
+    return _made(name, walk, level, grids, chosen_and_rest(pieces, chosen, walk.branches))
 
 
-def _split(name: str, found: Walk, selection: Selection) -> Plan:
+def _split(name: str, walk: Walk, selection: Selection) -> Plan:
     """A plan of which some components are split by token."""
-    whole, _ = pieces_of(found, "head")
-    tokens, grids = pieces_of(found, "token")
-    everything = [component for piece in whole for component in piece.components]
+    heads, _ = pieces_of(walk, "head")
+    tokens, grids = pieces_of(walk, "token")
+    everything = [component for piece in heads for component in piece.components]
     chosen = {everything[place] for place in select(everything, selection)}
-    jobs: list[Job] = []
-    components: list[Component] = []
-    both = [*((piece, False) for piece in whole), *((piece, True) for piece in tokens)]
-    for piece, finer in sorted(both, key=lambda own: own[0].order):
-        inside = tuple(n for n, own in enumerate(piece.components) if (own.whole in chosen) == finer)
-        if inside:
-            jobs.append(_chosen(piece, inside, tuple(range(len(components), len(components) + len(inside)))))
-            components += [piece.components[place] for place in inside]
-    return Plan(name, tuple(components), "token", grids, _coverage(found), found.lumps, found, tuple(jobs), ())
+    return _made(name, walk, "token", grids, split_by_token(heads, tokens, chosen))
 
 
-def _jobs(
-    pieces: Sequence[Piece], everything: Sequence[Component], chosen: Sequence[int], found: Walk
-) -> tuple[tuple[Job, ...], tuple[tuple[int, tuple[int, ...]], ...], tuple[Component, ...]]:
-    """What to compute for a selection: the chosen columns, and one `rest` column for everything else."""
-    column = {place: number for number, place in enumerate(chosen)}
-    rest = len(chosen)
-    components = tuple(everything[place] for place in chosen)
-    complete = len(chosen) == len(everything)
-    jobs: list[Job] = []
-    missing: dict[int, list[tuple[Piece, tuple[int, ...]]]] = {}
-    subtractions: list[tuple[int, tuple[int, ...]]] = []
-    start = 0
-    whole_branches: dict[int, bool] = {}
-    for piece in pieces:
-        places = range(start, start + len(piece.components))
-        start += len(piece.components)
-        own = [place for place in places if place in column]
-        columns = tuple(column[place] for place in own)
-        if own:
-            inside = tuple(place - places.start for place in own)
-            jobs.append(_chosen(piece, inside, columns))
-        if not complete:
-            missing.setdefault(id(piece.branch), []).append((piece, columns))
-            whole_branches.setdefault(id(piece.branch), True)
-            whole_branches[id(piece.branch)] &= not own
-    if complete:
-        return tuple(jobs), (), components
-    parents = {id(branch.parent) for branch in found.branches if branch.parent}
-    for identity, group in missing.items():
-        branch: Branch = group[0][0].branch
-        if branch.residual is not None and not branch.passed and identity not in parents:
-            taken = tuple(number for _, columns in group for number in columns)
-            if sum(len(piece.components) for piece, _ in group) == len(taken):
-                continue  # everything of this branch was chosen
-            jobs.append(Job(tuple(reading_of(term, branch.residual.branch) for term in branch.entry), (rest,)))
-            if taken:
-                subtractions.append((rest, taken))
-            continue
-        for piece, columns in group:
-            if len(columns) == len(piece.components):
-                continue
-            jobs.append(Job(tuple(reading.whole() for reading in piece.readings), (rest,)))
-            if columns:
-                subtractions.append((rest, columns))
-    return tuple(jobs), tuple(subtractions), (*components, Component("rest", "rest"))
-
-
-def _chosen(piece: Piece, inside: tuple[int, ...], columns: tuple[int, ...]) -> Job:
-    """The job of some columns of a piece; whole heads are left out of the products altogether."""
-    count = len(piece.components)
-    if len(inside) == count:
-        return Job(piece.readings, columns)
-    if piece.shape:
-        block = count // piece.shape[0]
-        first = sorted({place // block for place in inside})
-        if len(first) < piece.shape[0]:
-            narrowed = [_narrowed(reading, first) for reading in piece.readings]
-            if all(reading is not None for reading in narrowed):
-                at = {head: number for number, head in enumerate(first)}
-                left = tuple(at[place // block] * block + place % block for place in inside)
-                chosen = None if len(left) == len(first) * block else left
-                return Job(tuple(reading for reading in narrowed if reading is not None), columns, chosen)
-    return Job(piece.readings, columns, inside)
-
-
-def _narrowed(reading: Reading, inside: Sequence[int]) -> Reading | None:
-    return reading.only(0, inside) if reading.kept and len(inside) > 1 else None
-
-
-def _coverage(found: Walk) -> Coverage:
-    graph: Graph = found.graph
-    layers = found.paths.attention
-    heads = {site.attention for branch in found.branches for site in branch.sites if site.role == "attention"}
-    passed = {node for node, _ in found.fired if node in set(layers)}
-    held = {own: node for node, _ in found.fired for own in _held(found, node)}
-    stops = sorted({*_stops(found), *held}, key=graph.order.__getitem__)
-    unresolved = []
-    for node in layers:
-        if node in heads or node in passed:
-            continue
-        stop = next((own for own in stops if graph.depends(own, node)), None)
-        reason = "the representation does not depend on it"
-        if stop in held:
-            reason = f"it only makes a factor that is held, of {operation(held[stop])} in {graph.module(held[stop])}"
-        elif stop is not None:
-            through = "another attention" if stop in heads else operation(stop)
-            reason = f"it reaches the representation only through {through} in {graph.module(stop) or 'the model'}"
-        unresolved.append(f"{graph.module(node)} ({operation(node)}): {reason}")
-    return Coverage(
-        len(layers),
-        len(heads | passed),
-        tuple(graph.module(node) for node in layers if node in passed),
-        tuple(unresolved),
-    )
-
-
-def _held(found: Walk, node: fx.Node) -> list[fx.Node]:
-    """The image-dependent factors of a product that are held at their values."""
-    live = found.paths.live(node) if found.paths.row(node).product else None
-    return [own for own in found.paths.inputs(node) if own is not live] if live is not None else []
-
-
-def _stops(found: Walk) -> list[fx.Node]:
-    return [
-        site.source
-        for branch in found.branches
-        for site in branch.sites
-        if site.role in ("lumped", "source", "attention") and isinstance(site.source, fx.Node)
-    ]
+def _made(name: str, walk: Walk, level: Level, grids: dict[str, Grid], request: Request) -> Plan:
+    return Plan(name, request.components, level, grids, coverage_of(walk), walk.lumps, walk, request)

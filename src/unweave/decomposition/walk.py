@@ -26,12 +26,12 @@ from itertools import zip_longest
 
 from torch import Tensor, fx
 
-from unweave.adjoint.merge import merged
+from unweave.adjoint.merge import merged as merged_terms
 from unweave.adjoint.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
 from unweave.decomposition.branches import Branch, Lump, Role, Site, Walk, chain
-from unweave.decomposition.heads import heads_of, keys_of, laid_apart
+from unweave.decomposition.heads import heads_of, is_merged, keys_of, laid_apart
 from unweave.decomposition.passing import divided, passes
-from unweave.graph.capture import Graph, arguments, extents_of, line_of, operation
+from unweave.graph.graph import Graph, arguments, extents_of, line_of, operation
 from unweave.operations.table import Row, find, handed, missing, row
 from unweave.structure.residual import Paths, Residual
 
@@ -69,7 +69,7 @@ class _Walker:
             _, node = heapq.heappop(self.queue)
             scopes = self.pending.pop(node)
             for branch in sorted(scopes, key=_depth, reverse=True):
-                terms = merged(scopes[branch])
+                terms = merged_terms(scopes[branch])
                 if branch.passed and branch.residual and branch.residual.read is node and branch.parent in scopes:
                     # what a class attention reads of tokens that have no path of their own goes on with the trunk
                     terms, beyond = divided(terms, scopes[branch.parent])
@@ -195,7 +195,8 @@ class _Walker:
             # what of it reads the branch's own trunk stays split by head
             return tuple(replace(term, kept=heads) for term, heads in zip(terms, split, strict=True))
         keys = keys_of(self.paths, node, terms[0], split[0])
-        branch.sites.append(Site("attention", node, terms, node, node, split, keys))
+        merged = is_merged(self.paths, node, terms[0], split[0])
+        branch.sites.append(Site("attention", node, terms, node, node, split, keys, merged))
         if values:
             inner, tokens = self._values(node, live, values, split)
             heads = tuple(term.kept for term in tokens)

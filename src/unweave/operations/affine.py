@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
-from unweave.graph.capture import Extent, extents_of
+from unweave.graph.graph import Extent, extents_of
 from unweave.operations.table import Reads, Step, row, rule
 
 

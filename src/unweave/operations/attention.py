@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from unweave.adjoint.pending import Axis, Operand, Runtime, Term, fresh
-from unweave.graph.capture import Extent
+from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 
 
@@ -29,13 +31,15 @@ def attention(step: Step, term: Term) -> Reads:
     rows = split.axes[-2]
     given = step.given
 
-    def probabilities(*values: object) -> Tensor:
-        *tensors, positions = values
-        return _probabilities(tensors, positions, given)  # type: ignore[arg-type]
+    options = {name: given[name] for name in ("is_causal", "scale", "enable_gqa")}
+
+    def held(query: Tensor, key: Tensor, *others: Any) -> Tensor:
+        *mask, positions = others
+        return probabilities(query, key, mask[0] if mask else None, **options, rows=positions[-2])
 
     inputs = tuple(node for node in (given["query"], given["key"], given["attn_mask"]) if node is not None)
     leading = [*lead, query_heads] if len(out) > 2 else [*lead]
-    factor = Operand(Runtime("attention", step.node, inputs, probabilities, (-2,)), (*leading, rows, tokens))
+    factor = Operand(Runtime("attention", step.node, inputs, held, (-2,)), (*leading, rows, tokens))
     value = [
         Axis() if extent == Extent(1) else axis
         for axis, extent in zip([*lead, *heads, tokens, split.axes[-1]], keys, strict=True)
@@ -43,27 +47,34 @@ def attention(step: Step, term: Term) -> Reads:
     yield step["value"], split.times(factor).read(value)
 
 
-def _probabilities(
-    tensors: Sequence[Tensor], positions: Sequence[Sequence[int] | None], given: dict[str, object]
-) -> Tensor:
-    """Rows of the attention probabilities, `[..., row, key]`."""
-    query, key = tensors[:2]
-    rows = positions[-2]
-    whole = query.shape[-2]
-    if rows is not None:
-        query = query[..., list(rows), :]
-    if given["enable_gqa"]:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    scale = given["scale"]
-    logits = query @ key.transpose(-2, -1)
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else float(scale))  # type: ignore[arg-type]
+def probabilities(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    rows: Sequence[int] | None = None,
+    **_: Any,
+) -> Float[Tensor, "*lead query key"]:
+    """What fused attention multiplies its values by.
+
+    Args:
+        query, key, attn_mask, is_causal, scale, enable_gqa: As `scaled_dot_product_attention` takes them; its other
+            arguments are taken too, and not looked at.
+        rows: The queries whose probabilities are wanted; all if not given.
+    """
     chosen = slice(None) if rows is None else list(rows)
-    if given["is_causal"]:
-        causal = torch.ones(whole, key.shape[-2], dtype=torch.bool, device=query.device).tril()
-        logits = logits.masked_fill(~causal[chosen], float("-inf"))
-    if given["attn_mask"] is not None:
-        mask = tensors[2]
-        if mask.shape[-2] > 1:
-            mask = mask[..., chosen, :]
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    whole = query.shape[-2]
+    query = query[..., chosen, :]
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(whole, key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None:
+        if attn_mask.shape[-2] > 1:
+            attn_mask = attn_mask[..., chosen, :]
+        boolean = attn_mask.dtype == torch.bool
+        logits = logits.masked_fill(~attn_mask, float("-inf")) if boolean else logits + attn_mask
     return logits.softmax(-1)

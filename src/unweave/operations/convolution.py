@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Term, fresh, reading
-from unweave.graph.capture import Extent
+from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 
 

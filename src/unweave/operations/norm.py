@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
-from unweave.graph.capture import Extent
+from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 
 

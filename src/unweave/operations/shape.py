@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx
 
 from unweave.adjoint.pending import Axis, Irregular, Term
-from unweave.graph.capture import Extent, extents_of
+from unweave.graph.graph import Extent, extents_of
 from unweave.operations.table import Reads, Step, rule
 
 

@@ -24,7 +24,7 @@ from torch import fx
 
 from unweave.adjoint.pending import Constant, Term
 from unweave.errors import RuleError
-from unweave.graph.capture import Extent, Graph, arguments, extents_of, operation
+from unweave.graph.graph import Extent, Graph, arguments, extents_of, operation
 
 Kind = Literal["linear", "frozen", "source"]
 Entries = Literal["made", "same", "rearranged", "picked"]

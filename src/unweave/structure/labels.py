@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, fx
 
 from unweave.components import Grid
-from unweave.graph.capture import Graph, arguments, extents_of, operation
+from unweave.graph.graph import Graph, arguments, extents_of, operation
+from unweave.graph.interpret import length
 from unweave.operations.table import row
 
 OTHER, PADDING = -1, 0
@@ -54,11 +55,8 @@ def moved(graph: Graph, node: fx.Node, labels: Mapping[fx.Node, Tensor | None], 
         label = labels.get(source)
         if label is not None:
             return label.contiguous()  # as a view of the values may need
-        if isinstance(value, torch.SymInt):
-            expression = value.node.expr
-            return int(expression.subs(dict.fromkeys(expression.free_symbols, images)))
         if not isinstance(value, Tensor):
-            return value
+            return length(value, images)
         if not graph.image_dependent(source) and not value.is_floating_point():
             return graph.value(source).cpu()
         return torch.full(lengths(source, images), float(other), dtype=torch.float64)

@@ -16,7 +16,7 @@ from functools import cache, cached_property
 
 from torch import fx
 
-from unweave.graph.capture import Graph, arguments, operation
+from unweave.graph.graph import Graph, arguments, operation
 from unweave.operations.table import Row, row
 from unweave.structure.labels import Origins
 

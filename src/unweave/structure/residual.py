@@ -15,7 +15,7 @@ from functools import cache, cached_property
 
 from torch import fx
 
-from unweave.graph.capture import arguments, extents_of, operation
+from unweave.graph.graph import arguments, extents_of, operation
 from unweave.structure.products import Products
 
 

@@ -37,11 +37,14 @@ from torch import Tensor, fx, nn
 import unweave
 from unweave.components import Component, Selection, select
 from unweave.decomposition.branches import Walk
-from unweave.decomposition.program import Job, Program
+from unweave.decomposition.jobs import Job
+from unweave.decomposition.program import Program
 from unweave.decomposition.walk import walk
 from unweave.errors import NonFiniteError, UnweaveError
 from unweave.files import replacing
-from unweave.graph.capture import capture, operation
+from unweave.graph.export import capture
+from unweave.graph.graph import operation
+from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.models import Model
 from unweave.surgery.means import Average, readings
 from unweave.surgery.outlets import Outlet, Refused, known, outlets
@@ -148,23 +151,22 @@ class Edit:
         """
         graph = self._walk.graph
         cuts = {outlet.node: (outlet, cut.mean) for outlet, cut in zip(self._outlets, self.cuts, strict=True)}
-        values: dict[fx.Node, Any] = {**graph.tensors, graph.input: images}
-        for node in graph.nodes:
-            given: Any = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            args, kwargs = given
-            outlet, mean = cuts.get(node, (None, None))
-            if outlet is not None and mean is not None and outlet.inputs is not None:
-                place = node.args.index(outlet.input)
-                ablated = args[place].movedim(outlet.channel, -1).clone()
-                own = outlet.inputs.to(ablated.device)
-                ablated[..., own] = mean.to(ablated)[own]
-                args = (*args[:place], ablated.movedim(-1, outlet.channel), *args[place + 1 :])
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            if outlet is not None and mean is not None and outlet.inputs is None:
-                value = values[node]
+
+        def ablated(node: fx.Node, value_of: ValueOf) -> Any:
+            if node not in cuts:
+                return applied(node, value_of)
+            outlet, mean = cuts[node]
+            if outlet.inputs is None:
+                value = applied(node, value_of)
                 shape = [-1 if axis == outlet.channel else 1 for axis in range(value.dim())]
-                values[node] = mean.to(value).reshape(shape).expand_as(value)
-        return values[graph.output]
+                return mean.to(value).reshape(shape).expand_as(value)
+            read = value_of(outlet.input).movedim(outlet.channel, -1).clone()
+            channels = outlet.inputs.to(read.device)
+            read[..., channels] = mean.to(read)[channels]
+            replaced = read.movedim(-1, outlet.channel)
+            return applied(node, lambda source: replaced if source is outlet.input else value_of(source))
+
+        return interpret(graph.nodes, {**graph.tensors, graph.input: images}, ablated)[graph.output]
 
     def table(self) -> pa.Table:
         """One row for each component that was asked for."""

@@ -10,7 +10,7 @@ from unweave.adjoint.merge import merged
 from unweave.adjoint.pending import BATCH, Axis, Index, Operand, Runtime, Term, fresh, size_of
 from unweave.decomposition.branches import Walk
 from unweave.decomposition.pieces import Reading
-from unweave.graph.capture import extents_of
+from unweave.graph.graph import extents_of
 from unweave.operations.table import handed
 from unweave.surgery.outlets import Outlet
 

@@ -26,7 +26,7 @@ from unweave.adjoint.pending import BATCH, Index, Term, size_of
 from unweave.components import Component
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.pieces import Piece, pieces_of
-from unweave.graph.capture import Extent, arguments, extents_of, operation
+from unweave.graph.graph import Extent, arguments, extents_of, operation
 from unweave.operations.table import row
 from unweave.structure.labels import sent
 

@@ -18,7 +18,10 @@ from torch import Tensor, fx, nn
 
 from unweave.components import Grid
 from unweave.decomposition.walk import walk
-from unweave.graph.capture import arguments, capture, extents_of, operation
+from unweave.graph.export import capture
+from unweave.graph.graph import arguments, extents_of, operation
+from unweave.graph.interpret import ValueOf, applied, interpret
+from unweave.operations.attention import probabilities
 from unweave.operations.table import row
 from unweave.structure.labels import cells
 
@@ -127,24 +130,22 @@ class Attention:
     def _values(self, images: Tensor, weights: dict[fx.Node, Tensor]) -> dict[fx.Node, Any]:
         """The model, operation by operation; notes the weights of every attention."""
         attends = {layer.node for layer in self.layers}
-        values: dict[fx.Node, Any] = {node: own.detach() for node, own in self.graph.tensors.items()}
-        values[self.graph.input] = images
-        for node in self.graph.nodes:
-            if node in attends and operation(node) == _SOFTMAX:
-                given = {
-                    name: values[own] if isinstance(own, fx.Node) else own for name, own in arguments(node).items()
-                }
-                weights[node] = probabilities(**given)
-                value = given["value"]
-                repeats = weights[node].shape[-3] // value.shape[-3] if given["enable_gqa"] else 1
-                values[node] = weights[node] @ (value.repeat_interleave(repeats, -3) if repeats > 1 else value)
-                continue
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda own: values[own])
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            if node in attends:
+
+        def noted(node: fx.Node, value_of: ValueOf) -> Any:
+            if node not in attends:
+                return applied(node, value_of)
+            if operation(node) != _SOFTMAX:
                 live = self.paths.live(node)
-                weights[node] = values[next(own for own in self.paths.inputs(node) if own is not live)]
-        return values
+                weights[node] = value_of(next(factor for factor in self.paths.inputs(node) if factor is not live))
+                return applied(node, value_of)
+            given: dict[str, Any] = fx.map_arg(arguments(node), value_of)
+            weights[node] = probabilities(**given)
+            value = given["value"]
+            repeats = weights[node].shape[-3] // value.shape[-3] if given["enable_gqa"] else 1
+            return weights[node] @ (value.repeat_interleave(repeats, -3) if repeats > 1 else value)
+
+        tensors = {node: tensor.detach() for node, tensor in self.graph.tensors.items()}
+        return interpret(self.graph.nodes, {**tensors, self.graph.input: images}, noted)
 
     def _shaped(self, layer: Layer, tensor: Tensor, images: int) -> Tensor:
         """`[image, window, head, query, ...]`."""
@@ -167,24 +168,3 @@ class Attention:
     def module(self, node: fx.Node) -> str:
         """The path of an operation's module in the module that was captured."""
         return ".".join(part for part in (self.graph.prefix, self.graph.module(node)) if part)
-
-
-def probabilities(
-    query: Tensor,
-    key: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    **_: Any,
-) -> Float[Tensor, "*lead query key"]:
-    """What fused attention multiplies its values by."""
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    if attn_mask is not None:
-        kept = attn_mask.dtype == torch.bool
-        logits = logits.masked_fill(~attn_mask, float("-inf")) if kept else logits + attn_mask
-    return logits.softmax(-1)

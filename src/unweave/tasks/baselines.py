@@ -19,9 +19,11 @@ from torch import Tensor, fx, nn
 
 from unweave.components import Grid
 from unweave.errors import ModelError
-from unweave.graph.capture import arguments, operation
+from unweave.graph.graph import arguments, operation
+from unweave.graph.interpret import applied
+from unweave.operations.attention import probabilities
 from unweave.operations.table import row
-from unweave.tasks.attention import Attention, Layer, Trace, probabilities
+from unweave.tasks.attention import Attention, Layer, Trace
 
 _TINY = 1e-9
 
@@ -341,10 +343,9 @@ def _halves(
 def _pulled(node: fx.Node, inputs: Sequence[fx.Node], values: Any, given: Tensor) -> list[Tensor]:
     """What an operation's adjoint makes of numbers at its output."""
     with torch.enable_grad():
-        own = {one: values[one].detach().requires_grad_() for one in inputs}
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda one: own.get(one, values[one]))
-        out = node.target(*args, **kwargs)  # type: ignore[operator]
-        return list(torch.autograd.grad(out, list(own.values()), given))
+        leaves = {source: values[source].detach().requires_grad_() for source in inputs}
+        out = applied(node, lambda source: leaves[source] if source in leaves else values[source])
+        return list(torch.autograd.grad(out, list(leaves.values()), given))
 
 
 def _summed(part: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,219 @@
+"""A captured model as plain records, and what can be asked of it: shapes, arguments, names, source lines, and what is
+computed from what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unweave.errors import CaptureError
+from unweave.graph.interpret import interpret
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The length of one axis: `size`, times the number of images if `batch`."""
+
+    size: int
+    batch: bool = False
+
+    def __mul__(self, other: Extent) -> Extent:
+        return Extent(self.size * other.size, self.batch or other.batch)
+
+    def __repr__(self) -> str:
+        return f"{self.size}*b" if self.batch else str(self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A captured model.
+
+    Attributes:
+        graph: The operations, in execution order.
+        input: The node of the images.
+        output: The node of the representation, `[image, dim]`.
+        tensors: The value of every parameter, buffer and constant node; they share the model's memory.
+        prefix: The module path that every operation of the model shares (a wrapper's), left out of names.
+    """
+
+    graph: fx.Graph
+    input: fx.Node
+    output: fx.Node
+    tensors: dict[fx.Node, Tensor]
+    prefix: str = ""
+
+    @cached_property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The operations that the representation depends on, in execution order."""
+        return tuple(node for node in self.graph.nodes if node.op == "call_function")
+
+    @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        """The place of every node in execution order."""
+        return {node: place for place, node in enumerate(self.graph.nodes)}
+
+    @cached_property
+    def _positions(self) -> dict[fx.Node, int]:
+        return {node: place for place, node in enumerate(self.nodes)}
+
+    def position(self, node: fx.Node) -> int:
+        """The place among `nodes` of a node, or of the first operation if it is none."""
+        return self._positions.get(node, 0)
+
+    @cached_property
+    def ancestors(self) -> dict[fx.Node, int]:
+        """For every node, the set of nodes it is computed from (itself included), as a bit mask over `order`."""
+        masks: dict[fx.Node, int] = {}
+        for node, place in self.order.items():
+            mask = 1 << place
+            # a length is no value: what is shaped like the batch is not computed from the images
+            if not _is_length(node):
+                for source in node.all_input_nodes:
+                    mask |= masks[source]
+            masks[node] = mask
+        return masks
+
+    def depends(self, node: fx.Node, on: fx.Node) -> bool:
+        """Whether `node` is computed from `on` (or is it)."""
+        return bool(self.ancestors[node] >> self.order[on] & 1)
+
+    def image_dependent(self, node: fx.Node) -> bool:
+        """Whether the node's value is computed from the images (a shape that follows their number is not)."""
+        return self.depends(node, self.input)
+
+    @cached_property
+    def per_batch(self) -> frozenset[fx.Node]:
+        """The operations that are computed for every batch: they depend on the images or on their number."""
+        computed: set[fx.Node] = set()
+        for node in self.nodes:
+            sources = node.all_input_nodes
+            if (
+                self.image_dependent(node)
+                or any(_is_length(source) for source in (node, *sources))
+                or not computed.isdisjoint(sources)
+            ):
+                computed.add(node)
+        return frozenset(computed)
+
+    def value(self, node: fx.Node) -> Tensor:
+        """The value of an image-independent node. An axis that is as long as the batch comes out with length one.
+
+        Raises:
+            CaptureError: The value differs from image to image.
+        """
+        known = self._values.get(node)
+        if known is None:
+            known = self._values[node] = self._evaluated(node)
+        return known
+
+    @cached_property
+    def _values(self) -> dict[fx.Node, Tensor]:
+        return {}
+
+    def _evaluated(self, node: fx.Node) -> Tensor:
+        if node in self.tensors:
+            return self.tensors[node]
+        images = self.input.meta["val"]
+        example = torch.empty((2, *images.shape[1:]), dtype=images.dtype, device="meta")
+        with torch.no_grad():
+            operations = [needed for needed in self._needed(node) if needed.op == "call_function"]
+            value = interpret(operations, {**self.tensors, self.input: example})[node]
+        for dim, extent in enumerate(extents_of(node)):
+            if extent.batch:
+                if extent.size != 1 or not torch.equal(value.select(dim, 0), value.select(dim, 1)):
+                    raise CaptureError("A constant differs from image to image.", where=line_of(node))
+                value = value.narrow(dim, 0, 1)
+        return value
+
+    def _needed(self, node: fx.Node) -> list[fx.Node]:
+        """The node and all that it is computed from, lengths included, in execution order."""
+        needed, stack = set(), [node]
+        while stack:
+            source = stack.pop()
+            if source not in needed:
+                needed.add(source)
+                stack += source.all_input_nodes
+        return sorted(needed, key=self.order.__getitem__)
+
+    def module(self, node: fx.Node) -> str:
+        """The path of the module that ran this operation, as the model names it."""
+        stack = module_stack(node)
+        path = stack[-1] if stack else ""
+        return path.removeprefix(self.prefix).removeprefix(".") if self.prefix else path
+
+
+def _is_length(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def module_stack(node: fx.Node) -> list[str]:
+    """Paths of the modules around an operation, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values() if not path.startswith("_empty")]
+
+
+def line_of(node: fx.Node) -> str:
+    """The source line of an operation: `file.py:123 in forward: code`, or an empty text."""
+    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
+    if len(trace) < 2:
+        return ""
+    place = trace[-2].strip().removeprefix("File ").replace('", line ', ":").replace('"', "").replace(", in ", " in ")
+    return f"{place}: {trace[-1].strip()}"
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """An operation's arguments by the names of its schema, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    bound: dict[str, Any] = {}
+    for place, argument in enumerate(schema.arguments):
+        if place < len(node.args) and not argument.kwarg_only:
+            bound[argument.name] = node.args[place]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return {("input" if name == "self" else name): value for name, value in bound.items()}
+
+
+def operation(node: fx.Node) -> str:
+    """The operation's name without its overload: `aten.linear`."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).replace("::", ".")
+    name = getattr(target, "__name__", str(target))
+    return operation(node.args[0]) if name == "getitem" and isinstance(node.args[0], fx.Node) else name
+
+
+def extents_of(node: fx.Node) -> tuple[Extent, ...]:
+    """The shape of a node, as multiples of the number of images where it depends on it.
+
+    Raises:
+        CaptureError: A length is neither fixed nor a multiple of the number of images.
+    """
+    extents = node.meta.get("extents")
+    if extents is None:
+        extents = node.meta["extents"] = tuple(_extent(length, node) for length in node.meta["val"].shape)
+    return extents
+
+
+def _extent(length: int | torch.SymInt, node: fx.Node) -> Extent:
+    if isinstance(length, int):
+        return Extent(length)
+    expression = length.node.expr
+    if expression.is_Integer:
+        return Extent(int(expression))
+    symbols = sorted(expression.free_symbols, key=str)
+    if len(symbols) == 1:
+        two, six, ten = (expression.subs(symbols[0], value) for value in (2, 6, 10))
+        if two.is_Integer and 3 * two == six and 5 * two == ten and int(two) % 2 == 0:
+            return Extent(int(two) // 2, True)
+    raise CaptureError(
+        f"The shape of {operation(node)} depends on the images in a way other than their number ({expression}).",
+        where=line_of(node),
+        cure="make the module's shapes depend on the image size only",
+    )

@@ -1,0 +1,227 @@
+"""An exported program tidied, so that every node is one operation on tensors.
+
+Four tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context managers
+(autocast, no_grad) are inlined, operations with several outputs become one node per output, and dead nodes go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unweave.errors import CaptureError
+from unweave.graph.graph import Graph, arguments, operation
+
+aten = torch.ops.aten
+
+
+def tidied(program: torch.export.ExportedProgram, prefix: str) -> Graph:
+    """An exported program as a graph; `prefix` is the module path that all its operations share.
+
+    Raises:
+        CaptureError: The program does not return one tensor `[image, dim]`.
+    """
+    signature = program.graph_signature
+    held = {**program.state_dict, **program.constants}
+    named = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    graph = program.graph_module.graph
+    _inline(program.graph_module)
+    tensors: dict[fx.Node, Tensor] = {}
+    images: fx.Node | None = None
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            if node.name in named:
+                tensors[node] = held[named[node.name]]
+            elif node.name in signature.user_inputs and images is None:
+                images = node
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(program.graph_module, str(node.target))
+            if isinstance(value, Tensor):
+                tensors[node] = value
+                node.meta.setdefault("val", value)
+    for node in list(graph.nodes):
+        _single(graph, node)
+    results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    outputs = [
+        result
+        for result, spec in zip(results, signature.output_specs, strict=True)
+        if spec.kind == torch.export.graph_signature.OutputKind.USER_OUTPUT and isinstance(result, fx.Node)
+    ]
+    if images is None or len(outputs) != 1 or outputs[0].meta["val"].dim() != 2:
+        shapes = [tuple(output.meta["val"].shape) for output in outputs]
+        raise CaptureError(
+            f"The representation should be one tensor [image, dim]; the module returns {shapes or 'nothing'}.",
+            cure="name the output that is the representation (`representation=...`)",
+        )
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and node is not outputs[0]:
+            graph.erase_node(node)
+    return Graph(graph, images, outputs[0], tensors, prefix)
+
+
+def without_mutation(graph: fx.Graph) -> bool:
+    """Writes in-place operations as their functional twins; says whether all of them could be."""
+    return all(_functional(graph, node) for node in list(graph.nodes) if _mutates(node))
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _functional(graph: fx.Graph, node: fx.Node) -> bool:
+    """Writes an in-place operation as its functional twin, if nothing else reads the memory that it overwrites; says
+    whether it did.
+    """
+    target = node.target
+    name = target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    twin = getattr(aten, name.removesuffix("_"), None)
+    overload = getattr(twin, target._overloadname, None) if name.endswith("_") else None  # type: ignore[union-attr]
+    written = node.args[0] if node.args else None
+    if overload is None or not isinstance(written, fx.Node):
+        return False
+    place = {own: number for number, own in enumerate(graph.nodes)}
+    base = written
+    while _views(base):
+        base = base.args[0]  # type: ignore[assignment]
+    if base.op != "call_function":
+        return False
+    aliases, pending = set(), [base]
+    while pending:
+        own = pending.pop()
+        aliases.add(own)
+        pending += [user for user in own.users if _views(user) and user not in aliases and user.args[0] is own]
+    for alias in aliases - {written}:
+        if any(place[user] > place[node] for user in alias.users):
+            return False
+    with graph.inserting_before(node):
+        replacement = graph.call_function(overload, node.args, node.kwargs)
+    replacement.meta = dict(node.meta)
+    later = [user for user in written.users if place.get(user, -1) > place[node]]
+    for user in later:
+        user.replace_input_with(written, replacement)
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
+    return True
+
+
+def _views(node: fx.Node) -> bool:
+    """Whether an operation returns (or may return) its first argument's own memory."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", "") == "getitem"
+    schema = node.target._schema
+    maybe = "dropout" in schema.name  # in evaluation it returns its input, though its schema does not say so
+    return not schema.is_mutable and (maybe or any(result.alias_info is not None for result in schema.returns))
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Replaces the sub-graphs of context managers by their operations."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
+            continue
+        inner = next(
+            (argument for argument in node.args if isinstance(argument, fx.Node) and argument.op == "get_attr"), None
+        )
+        if inner is None or not isinstance(getattr(module, str(inner.target), None), fx.GraphModule):
+            continue
+        body = getattr(module, str(inner.target))
+        _inline(body)
+        given = node.args[node.args.index(inner) + 1 :]
+        with graph.inserting_before(node):
+            places = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), given, strict=True))
+            returned = graph.graph_copy(body.graph, places)
+        returned = returned if isinstance(returned, (tuple, list)) else (returned,)
+        for user in list(node.users):
+            if (
+                user.target is not getattr
+                and user.op == "call_function"
+                and getattr(user.target, "__name__", "") == "getitem"
+            ):
+                user.replace_all_uses_with(returned[user.args[1]])
+                graph.erase_node(user)
+        if node.users:
+            node.replace_all_uses_with(returned[0])
+        graph.erase_node(node)
+
+
+def _single(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrites an operation with several outputs as one operation for each output that is used."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return
+    items = [user for user in list(node.users) if getattr(user.target, "__name__", "") == "getitem"]
+    rewrite = _REWRITES.get(operation(node))
+    if not items or rewrite is None:
+        return
+    bound = arguments(node)
+    for item in items:
+        with graph.inserting_before(item):
+            replacement = next(iter(rewrite(graph, bound, int(item.args[1]), item)), None)  # type: ignore[arg-type]
+        if replacement is None:
+            return
+        replacement.meta = {**node.meta, "val": item.meta["val"]}
+        item.replace_all_uses_with(replacement)
+        graph.erase_node(item)
+    if not node.users:
+        graph.erase_node(node)
+
+
+def _unbind(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
+    yield graph.call_function(aten.select.int, (given["input"], given["dim"], place))
+
+
+def _split(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
+    dim = given["dim"]
+    parts = item.args[0].meta["val"]  # type: ignore[union-attr]
+    sizes = [part.shape[dim] for part in parts]
+    if all(isinstance(size, int) for size in sizes):
+        start = sum(sizes[:place])
+        yield graph.call_function(aten.slice.Tensor, (given["input"], dim, start, start + sizes[place]))
+
+
+def _batch_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
+    if place == 0 and not given.get("training", False):
+        names = ("input", "weight", "bias", "running_mean", "running_var")
+        yield graph.call_function(
+            aten.batch_norm.default, (*(given[name] for name in names), False, given["momentum"], given["eps"], False)
+        )
+
+
+def _layer_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
+    if place == 0:
+        names = ("input", "normalized_shape", "weight", "bias", "eps")
+        yield graph.call_function(aten.layer_norm.default, (*(given[name] for name in names), False))
+
+
+def _max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
+    if place == 0 and "dim" in given:
+        yield graph.call_function(aten.amax.default, (given["input"], [given["dim"]], given["keepdim"]))
+
+
+def _max_pool(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
+    if place == 0:
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        yield graph.call_function(aten.max_pool2d.default, tuple(given[name] for name in names))
+
+
+_REWRITES = {
+    "aten.unbind": _unbind,
+    "aten.split": _split,
+    "aten.split_with_sizes": _split,
+    "aten.chunk": _split,
+    "aten.native_batch_norm": _batch_norm,
+    "aten._native_batch_norm_legit_no_training": _batch_norm,
+    "aten._native_batch_norm_legit": _batch_norm,
+    "aten.native_layer_norm": _layer_norm,
+    "aten.max": _max,
+    "aten.max_pool2d_with_indices": _max_pool,
+}
