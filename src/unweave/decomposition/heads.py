@@ -14,9 +14,8 @@ from torch import Tensor, fx
 
 from unweave.adjoint.merge import read_positions
 from unweave.adjoint.pending import BATCH, Index, Indices, Runtime, Term
+from unweave.structure.labels import differs
 from unweave.structure.products import Products
-
-_TINY = 1e-6
 
 
 def laid_apart(products: Products, node: fx.Node, terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -31,38 +30,39 @@ def laid_apart(products: Products, node: fx.Node, terms: Sequence[Term]) -> tupl
     whole = []
     for term in terms:
         for dim, axis in enumerate(term.axes[:-1]):
-            if axis.take is not None and _differs(origin.channels, dim) and not _differs(origin.positions, dim):
+            if axis.take is not None and differs(origin.channels, dim) and not differs(origin.positions, dim):
                 term = term.untaken(dim)
         whole.append(term)
     return tuple(whole)
 
 
-def heads_of(products: Products, node: fx.Node, term: Term, value: Term | None) -> Indices:
+def heads_of(products: Products, node: fx.Node, live: fx.Node, term: Term, value: Term | None) -> Indices:
     """The indices of the heads, of those that run over an attention's output.
 
     Args:
         products: The model.
         node: The attention.
+        live: Its values.
         term: The pending map of its output.
         value: The pending map of its values; None where it is not known.
     """
-    weights = {index for axis in term.axes[:-2] for index in axis.indices}
-    values = set(weights)
+    stacked = products.row(node).product != ("tensors",)  # rows and channels last, whatever comes before them
+    shared = {index for axis in term.axes[:-2] for index in axis.indices} if stacked or value is None else set()
     if value is not None:
         held = next(factor for factor in reversed(value.factors) if isinstance(factor.source, Runtime))
-        weights, values = set(held.indices), set(value.indices)
-    origin = products.origins.of(node)
-    stacked = products.row(node).product != ("tensors",)  # rows and channels last, whatever comes before them
+        shared |= set(held.indices)
+    origin = products.origins.of(live)
 
     def is_head(index: Index) -> bool:
-        if index in values and origin is not None and term.indices.count(index) == 1:
-            return not _differs(_spread(origin.positions, term), term.indices.index(index))
-        if index in values or not stacked:
+        if value is None or (index in value.indices and (origin is None or value.indices.count(index) > 1)):
             return index in term.channel
-        return index not in term.axes[-2].indices
+        if index in value.indices:
+            assert origin is not None
+            return not differs(_spread(origin.positions, value), value.indices.index(index))
+        return index not in term.axes[-2].indices if stacked else index in term.channel
 
-    shared = [index for index in dict.fromkeys(term.indices) if index in weights and index is not BATCH]
-    return tuple(index for index in shared if is_head(index))
+    indices = (index for index in dict.fromkeys(term.indices) if index in shared and index is not BATCH)
+    return tuple(index for index in indices if is_head(index))
 
 
 def is_merged(products: Products, node: fx.Node, term: Term, heads: Indices) -> bool:
@@ -94,8 +94,3 @@ def _spread(labels: Tensor, term: Term) -> Tensor:
     """Labels of one image with one axis for each index of a term."""
     read = read_positions(labels, [axis.take for axis in term.axes])
     return read.reshape([1 if index is BATCH else index.size for index in term.indices])
-
-
-def _differs(labels: Tensor, dim: int) -> bool:
-    """Whether labels differ along an axis."""
-    return labels.shape[dim] > 1 and bool((labels.amax(dim) - labels.amin(dim)).max() > _TINY)

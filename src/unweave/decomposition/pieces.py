@@ -8,8 +8,7 @@ count blocks.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -19,7 +18,7 @@ from torch import fx
 from unweave.adjoint.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
 from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
-from unweave.decomposition.walk import convolves
+from unweave.decomposition.names import Names, inside, unique
 from unweave.structure.labels import cells
 
 
@@ -73,7 +72,7 @@ class Piece:
 
 def pieces_of(walk: Walk, level: Level) -> tuple[tuple[Piece, ...], dict[str, Grid]]:
     """Every component of a model at a level, in execution order, and the token grid of each path where it is known."""
-    return _Namer(walk, level).run()
+    return _Pieces(walk, level).run()
 
 
 def reading_of(term: Term, source: fx.Node | Constant, kept: Indices = (), sign: float = 1.0) -> Reading:
@@ -81,36 +80,27 @@ def reading_of(term: Term, source: fx.Node | Constant, kept: Indices = (), sign:
     return Reading((term.operand(source), *term.factors), kept, term.out, term.scale * sign)
 
 
-class _Namer:
+class _Pieces:
     def __init__(self, walk: Walk, level: Level) -> None:
-        self.walk, self.level, self.graph = walk, level, walk.graph
+        self.walk, self.level, self.graph, self.names = walk, level, walk.graph, Names(walk)
         self.children = {id(branch.parent) for branch in walk.branches if branch.parent}
-        self.layers = self._layers()
-        self.paths = self._paths()
         self.grids: dict[str, Grid] = {}
 
     def run(self) -> tuple[tuple[Piece, ...], dict[str, Grid]]:
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         for branch in self.walk.branches:
-            found += self._trunk(branch) if branch.residual is None else self._branch(branch)
-        return tuple(sorted(found, key=lambda piece: piece.order)), self.grids
-
-    # -- pieces ----------------------------------------------------------------------------------------------------
+            pieces += self._trunk(branch) if branch.residual is None else self._branch(branch)
+        return tuple(_distinct(sorted(pieces, key=lambda piece: piece.order))), self.grids
 
     def _trunk(self, root: Branch) -> Iterable[Piece]:
         embed = [site for site in root.sites if site.role == "embed"]
         if embed:
-            first = min((self.graph.order[s.source] for s in embed if isinstance(s.source, fx.Node)), default=0)
-            yield self._whole("embed", "embed", embed, root, (min(first, 0), 0))
-        taken: set[str] = set()
+            yield self._whole("embed", "embed", embed, root, (0, 0))
         for site in root.sites:
             if site.role == "lumped":
                 path = self.graph.module(site.via) or "trunk"
-                if site.via is self.graph.output and not self.walk.paths.has_residual(site.via):
-                    path = "output"
-                while path in taken:
-                    path += "_"
-                taken.add(path)
+                if not self.walk.paths.has_residual(site.via):
+                    path = "output" if site.via is self.graph.output else "embed"
                 yield self._whole(path, "lumped", [site], root, (self.graph.order[site.via], 0))
         yield from self._attention(root, None)
         by_module: dict[str, list[Site]] = {}
@@ -122,96 +112,124 @@ class _Namer:
 
     def _branch(self, branch: Branch) -> Iterable[Piece]:
         assert branch.residual is not None
-        path, layer = self.paths[branch], self.layers[branch]
+        path, layer = self.names.paths[branch], self.names.layers[branch]
         order = self.graph.order[branch.residual.node]
         bias = [site for site in branch.sites if site.role == "bias"]
-        sources = [site for site in branch.sites if site.role in ("source", "read")]
-        attentive = any(site.role == "attention" for site in branch.sites)
-        several = len({site.source for site in sources if site.role == "source"}) > 1
-        simple = not branch.passed and id(branch) not in self.children
-        found: list[Piece] = []
-        if simple and (self.level == "layer" or not (attentive or several or self.level in ("token", "neuron"))):
+        attends = any(site.role == "attention" for site in branch.sites)
+        groups = self._groups(branch, attends)
+        ends = attends or len(groups) > 1
+        whole = self.level == "layer" and not (attends and any(group[0].role == "source" for _, group in groups))
+        pieces: list[Piece] = []
+        if (whole or not (ends or self.level in ("token", "neuron"))) and not (
+            branch.passed or id(branch) in self.children
+        ):
             readings = [reading_of(term, branch.residual.branch) for term in branch.entry]
             readings += [reading_of(term, site.source, sign=-1.0) for site in bias for term in site.terms]
-            kind: Kind = "attn" if attentive else self._kind(branch)
-            found.append(Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0)))
+            kind: Kind = "attn" if attends else self.names.kind(branch)
+            pieces.append(Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0)))
         else:
-            found += self._attention(branch, layer)
-            groups: dict[str, list[Site]] = {}
-            for site in sources:
-                own = self._own_path(site) if several and site.role == "source" else path
-                groups.setdefault(own, []).append(site)
-            for own, sites in groups.items():
+            pieces += self._attention(branch, layer)
+            for group_path, sites in groups:
                 at = (order, self.graph.order[sites[0].via])
-                found.append(self._sources(branch, own, sites, attentive, layer, at))
-        yield from found
-        paths = sorted({piece.components[0].path for piece in found}, key=len, reverse=True)
+                pieces.append(self._sources(branch, group_path, sites, len(groups) > 1 or attends, layer, at))
+        yield from pieces
+        paths = sorted({piece.components[0].path for piece in pieces}, key=len, reverse=True)
         shifts: dict[str, list[Site]] = {}
         for site in bias:  # with the part of the branch whose module it is in
             module = self.graph.module(site.via)
-            shifts.setdefault(next((own for own in paths if module.startswith(f"{own}.")), path), []).append(site)
-        for own, sites in shifts.items():
-            yield replace(
-                self._whole(own, "bias", sites, branch, (order, order)), components=(Component(own, "bias", layer),)
-            )
+            shifts.setdefault(next((part for part in paths if inside(module, part)), path), []).append(site)
+        for part, sites in shifts.items():
+            piece = self._whole(part, "bias", sites, branch, (order, order))
+            yield replace(piece, components=(Component(part, "bias", layer),))
 
-    def _own_path(self, site: Site) -> str:
-        """The path of one of several nonlinear ends of a branch: the module around its activation."""
-        assert isinstance(site.source, fx.Node)
-        return self.graph.module(site.source).rpartition(".")[0] or self.graph.module(site.source)
+    def _groups(self, branch: Branch, attends: bool) -> list[tuple[str, list[Site]]]:
+        """The parts of a branch that are not attention, each with its path: ends in one module that go on through the
+        same weights are one part.
+        """
+        path = self.names.paths[branch]
+        ends = [site for site in branch.sites if site.role == "source"]
+        reads = [site for site in branch.sites if site.role == "read"]
+        parts: dict[object, list[Site]] = {}
+        for site in ends:
+            behind = frozenset(factor.source for term in site.terms for factor in term.factors if factor.constant)
+            parts.setdefault((self.names.source(site), behind), []).append(site)
+        if len(parts) < 2 and not (attends and ends):  # what reads the trunk beside an end belongs to it
+            return [(path, ends + reads)] if ends or reads else []
+        again = self.names.again(branch)
+        paths = [self.names.source(sites[0]) for sites in parts.values()]
+        groups: list[tuple[str, list[Site]]] = []
+        ordered = sorted(zip(paths, parts.values(), strict=True), key=lambda part: self.graph.order[part[1][0].via])
+        around = [*(self.names.paths[other] for other in self.names.branches), *paths]
+        for part, sites in ordered:
+            kind = self.names.kind(branch, sites)
+            if not part or part.rpartition(".")[2].isdigit() or any(other.startswith(f"{part}.") for other in around):
+                part = f"{part}.{kind}".lstrip(".") if paths.count(part) == 1 or not part else f"{part}.{kind}"
+            taken = [name for name, _ in groups] + ([path] if attends else [])
+            groups.append((unique(part + again, taken), sites))
+        return groups + ([(path, reads)] if reads else [])
 
     def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:
         readings = [reading_of(term, site.source) for site in sites for term in site.terms]
         return Piece((Component(path, kind),), tuple(readings), branch, order)
 
     def _attention(self, branch: Branch, layer: int | None) -> Iterable[Piece]:
+        """The attentions of a branch: those of one module number their heads on, but for heads that they share."""
         role = "tokens" if self.level == "token" else "attention"
-        attentions = list(dict.fromkeys(site.attention for site in branch.sites if site.role == "attention"))
-        for attention in attentions:
-            assert attention is not None
-            sites = [site for site in branch.sites if site.attention is attention]
-            site = next((site for site in sites if site.role == role), sites[0])
-            path = self.paths[branch] if branch.residual else self.graph.module(attention)
-            if len(attentions) > 1:
-                path = self.graph.module(attention)
-            order = (
-                self.graph.order[branch.residual.node if branch.residual else attention],
-                self.graph.order[attention],
-            )
-            yield self._split(site, path, "head", layer, branch, order)
+        by_path: dict[str, list[fx.Node]] = {}
+        attentions = dict.fromkeys(
+            site.attention for site in branch.sites if site.role == "attention" and site.attention
+        )
+        modules = {node: self.graph.module(node) for node in attentions}
+        several = len(set(modules.values())) > 1
+        for node, module in modules.items():
+            path = self.names.paths[branch] if branch.residual and not several else module
+            by_path.setdefault(path, []).append(node)
+        for path, nodes in by_path.items():
+            count, known = 0, dict[tuple[object, ...], Piece]()
+            for node in sorted(nodes, key=self.graph.order.__getitem__):
+                sites = [site for site in branch.sites if site.attention is node]
+                site = next((site for site in sites if site.role == role), sites[0])
+                order = (self.graph.order[branch.residual.node if branch.residual else node], self.graph.order[node])
+                piece = self._split(site, path, layer, branch, order, count)
+                same = known.get(site.keys) if site.keys else None
+                if same is not None and same.shape == piece.shape:
+                    known[site.keys] = replace(same, readings=same.readings + piece.readings)
+                    continue
+                known[site.keys or (node,)] = piece
+                count += size_of(site.heads[0])
+            yield from known.values()
 
     def _split(
-        self, site: Site, path: str, kind: Kind, layer: int | None, branch: Branch, order: tuple[int, int]
+        self, site: Site, path: str, layer: int | None, branch: Branch, order: tuple[int, int], first: int
     ) -> Piece:
-        """An attention in one component for each head (and token)."""
-        first = site.terms[0]
+        """An attention in one component for each head (and token), the heads numbered from `first` on."""
         if site.role == "tokens":
-            kept = [(own, _tokens(term, own)) for term, own in zip(site.terms, site.heads, strict=True)]
+            kept = [(heads, _tokens(term, heads)) for term, heads in zip(site.terms, site.heads, strict=True)]
         else:
-            kept = [(own, ()) for own in site.heads]
+            kept = [(heads, ()) for heads in site.heads]
         if self.level == "layer":
             kept = [((), ())] * len(kept)
         readings = [
-            reading_of(term, site.source, own_heads + tokens)
-            for term, (own_heads, tokens) in zip(site.terms, kept, strict=True)
+            reading_of(term, site.source, heads + tokens)
+            for term, (heads, tokens) in zip(site.terms, kept, strict=True)
         ]
-        own_heads, tokens = kept[0]
-        count = size_of(own_heads)
-        places = self._token_places(site, first, tokens, path) if tokens else [(None, None, None)]
+        heads, tokens = kept[0]
+        places = self._token_places(site, site.terms[0], tokens, path) if tokens else [(None, None, None)]
+        layered = self.level == "layer"
         components = tuple(
             Component(
                 path,
-                "attn" if self.level == "layer" else kind,
+                "attn" if layered else "head",
                 layer,
-                None if self.level == "layer" else head,
+                None if layered else first + head,
                 token,
                 None,
                 row,
                 column,
             )
-            for head, (token, row, column) in product(range(count), places)
+            for head, (token, row, column) in product(range(size_of(heads)), places)
         )
-        return Piece(components, tuple(readings), branch, order, tuple(index.size for index in own_heads + tokens))
+        return Piece(components, tuple(readings), branch, order, _common(readings))
 
     def _token_places(
         self, site: Site, term: Term, tokens: Indices, path: str
@@ -219,19 +237,15 @@ class _Namer:
         """For each token entry: its number in the layer's own sequence, and its cell on the layer's grid."""
         assert isinstance(site.source, fx.Node)
         numbers = _numbers(term, tokens)
-        grid = cells(
-            self.graph, site.source, [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel]
-        )
+        channels = [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel]
+        grid = cells(self.graph, site.source, channels)
         if grid is not None:
             self.grids[path] = grid
         places: list[tuple[int | None, int | None, int | None]] = []
         for number in numbers:
             cell = grid.cells[number] if grid is not None and number < len(grid.cells) else -1
-            places.append(
-                (number, cell // grid.width, cell % grid.width)
-                if grid is not None and cell >= 0
-                else (number, None, None)
-            )
+            known = grid is not None and cell >= 0
+            places.append((number, cell // grid.width, cell % grid.width) if known and grid else (number, None, None))
         return places
 
     def _sources(
@@ -239,13 +253,14 @@ class _Namer:
         branch: Branch,
         path: str,
         sites: Sequence[Site],
-        attentive: bool,
+        beside: bool,
         layer: int | None,
         order: tuple[int, int],
     ) -> Piece:
-        """The part of a branch that is not attention."""
-        kind = self._kind(branch)
-        if (attentive or any(site.attention for site in branch.sites)) and path == self.paths[branch]:
+        """A part of a branch that is not attention."""
+        kind = self.names.kind(branch, sites if beside else None)
+        attends = any(site.attention for site in branch.sites)
+        if (attends or beside) and path == self.names.paths[branch] and (attends or sites[0].role == "read"):
             kind = "conv" if branch.convolves else "linear"
             path = f"{path}.{kind}"
         only = sites[0] if len(sites) == 1 else None
@@ -256,107 +271,45 @@ class _Namer:
             and all(len(term.kept) == len(kept_role) for site in sites for term in site.terms)
         ):
             readings = [reading_of(term, site.source, term.kept) for site in sites for term in site.terms]
-            components = tuple(Component(self.paths[branch], "head", layer, head) for head in range(size_of(kept_role)))
-            return Piece(components, tuple(readings), branch, order, tuple(index.size for index in kept_role))
+            heads = range(size_of(kept_role))
+            components = tuple(Component(self.names.paths[branch], "head", layer, head) for head in heads)
+            return Piece(components, tuple(readings), branch, order, _common(readings))
         if only and only.role == "source" and self.level in ("token", "neuron"):
             kept = [_pieces(term, only.source, neurons=self.level == "neuron") for term in only.terms]
             terms = list(zip(only.terms, kept, strict=True))
-            if all(kept) and len({tuple(_numbers(term, own)) for term, own in terms}) == 1:
-                readings = [reading_of(term, only.source, own) for term, own in terms]
+            if all(kept) and len({tuple(_numbers(term, indices)) for term, indices in terms}) == 1:
+                readings = [reading_of(term, only.source, indices) for term, indices in terms]
                 if self.level == "token":
                     places = self._token_places(only, *terms[0], path)
                     components = tuple(
                         Component(path, kind, layer, None, token, None, row, column) for token, row, column in places
                     )
                 else:
-                    components = tuple(
-                        Component(path, kind, layer, neuron=number) for number in range(size_of(kept[0]))
-                    )
-                return Piece(components, tuple(readings), branch, order, tuple(index.size for index in kept[0]))
+                    neurons = range(size_of(kept[0]))
+                    components = tuple(Component(path, kind, layer, neuron=number) for number in neurons)
+                return Piece(components, tuple(readings), branch, order, _common(readings))
         readings = [reading_of(term, site.source) for site in sites for term in site.terms]
         return Piece((Component(path, kind, layer),), tuple(readings), branch, order)
 
-    def _kind(self, branch: Branch) -> Kind:
-        nonlinear = any(site.role == "source" for site in branch.sites)
-        return (
-            "conv"
-            if branch.convolves or any(self._convolved(site) for site in branch.sites)
-            else "mlp"
-            if nonlinear
-            else "linear"
-        )
 
-    def _convolved(self, site: Site) -> bool:
-        """Whether a source is computed by a spatial convolution inside its branch."""
-        if site.role != "source" or not isinstance(site.source, fx.Node):
-            return False
-        branch = next(branch for branch in self.walk.branches if site in branch.sites)
-        if branch.residual is None:
-            return False
-        return any(convolves(node) for node in self.walk.paths.between(branch.residual.read, site.source))
-
-    # -- names -----------------------------------------------------------------------------------------------------
-
-    def _paths(self) -> dict[Branch, str]:
-        """The module path of every branch: what its source and its last projection share, with the kind where that
-        names a whole block.
-        """
-        base: dict[Branch, str] = {}
-        for branch in self.walk.branches:
-            if branch.residual is None:
-                continue
-            nodes = [branch.attention] if branch.attention else []
-            nodes += [site.attention or site.via for site in branch.sites if site.role == "attention"]
-            nodes = nodes or [site.via for site in branch.sites if site.role in ("source", "read")][:1]
-            nodes = [node for node in nodes if not (branch.residual and node is branch.residual.read)]
-            nodes += [branch.projection] if branch.projection else []
-            modules = [self.graph.module(node) for node in nodes if self.graph.module(node)]
-            base[branch] = _shared(modules) if modules else self.graph.module(branch.residual.branch)
-        named: dict[Branch, str] = {}
-        for branch, path in sorted(base.items(), key=lambda item: not self._attentive(item[0])):
-            others = [other for own, other in base.items() if own is not branch]
-            parent, _, last = path.rpartition(".")
-            if last.isdigit() and parent and not any(own == parent or own.startswith(f"{parent}.") for own in others):
-                path = parent  # a numbered place in a container that holds this branch alone
-            whole = not path or path.rpartition(".")[2].isdigit() or any(own.startswith(f"{path}.") for own in others)
-            if whole or path in named.values():
-                path = f"{path}.{'attn' if self._attentive(branch) else self._kind(branch)}".lstrip(".")
-            while path in named.values():
-                path += "_"
-            named[branch] = path
-        return named
-
-    @staticmethod
-    def _attentive(branch: Branch) -> bool:
-        return branch.passed or any(site.attention for site in branch.sites)
-
-    def _layers(self) -> dict[Branch, int]:
-        """The ordinal of each branch's block: the innermost numbered module around its residual addition."""
-        blocks: dict[str, int] = {}
-        layers: dict[Branch, int] = {}
-        ordered = sorted(
-            (branch for branch in self.walk.branches if branch.residual),
-            key=lambda branch: self.graph.order[branch.residual.node],  # type: ignore[union-attr]
-        )
-        for branch in ordered:
-            assert branch.residual is not None
-            parts = self.graph.module(branch.residual.node).split(".")
-            while parts and not re.search(r"\d$", parts[-1]):
-                parts.pop()
-            block = ".".join(parts) or self.graph.module(branch.residual.node)
-            layers[branch] = blocks.setdefault(block, len(blocks))
-        return layers
+def _common(readings: Sequence[Reading]) -> tuple[int, ...]:
+    """How many entries each kept index has, if that is so in all summands."""
+    shapes = {tuple(index.size for index in reading.kept) for reading in readings}
+    return shapes.pop() if len(shapes) == 1 else ()
 
 
-def _shared(modules: Sequence[str]) -> str:
-    parts = modules[0].split(".")
-    for module in modules[1:]:
-        other = module.split(".")
-        length = 0
-        while length < min(len(parts), len(other)) and parts[length] == other[length]:
-            length += 1
-        parts = parts[:length]
-    return ".".join(parts)
+def _distinct(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same pieces, renamed where two of their components would share a name."""
+    taken: set[str] = set()
+    for piece in pieces:
+        number, renamed = 0, piece
+        while any(str(component) in taken for component in renamed.components):
+            number += 1
+            renamed = replace(
+                piece, components=tuple(replace(part, path=f"{part.path}.{number}") for part in piece.components)
+            )
+        taken.update(str(component) for component in renamed.components)
+        yield renamed
 
 
 def _pieces(term: Term, source: fx.Node | Constant, *, neurons: bool) -> Indices:

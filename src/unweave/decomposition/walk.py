@@ -27,7 +27,7 @@ from itertools import zip_longest
 from torch import Tensor, fx
 
 from unweave.adjoint.merge import merged as merged_terms
-from unweave.adjoint.pending import BATCH, Axis, Constant, Indices, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.pending import BATCH, Axis, Constant, Irregular, Operand, Runtime, Term, fresh
 from unweave.decomposition.branches import Branch, Lump, Role, Site, Walk, chain
 from unweave.decomposition.heads import heads_of, is_merged, keys_of, laid_apart
 from unweave.decomposition.passing import divided, passes
@@ -187,7 +187,7 @@ class _Walker:
             values = tuple(term for _, term in self._handed(node, terms))
         except Irregular:
             values = ()
-        split = tuple(heads_of(self.paths, node, *pair) for pair in zip_longest(terms, values))
+        split = tuple(heads_of(self.paths, node, live, *pair) for pair in zip_longest(terms, values))
         if self.passing and values and passes(self.paths, node, branch, terms):
             branch.passed, branch.attention = True, node
             if branch.residual is None:
@@ -198,29 +198,28 @@ class _Walker:
         merged = is_merged(self.paths, node, terms[0], split[0])
         branch.sites.append(Site("attention", node, terms, node, node, split, keys, merged))
         if values:
-            inner, tokens = self._values(node, live, values, split)
+            kept = tuple(replace(term, kept=heads) for term, heads in zip(terms, split, strict=True))
+            inner, tokens = self._values(node, kept)
             heads = tuple(term.kept for term in tokens)
             read = tuple(replace(term, kept=()) for term in tokens)
             branch.sites.append(Site("tokens", inner, read, node, node, heads, keys))
         return None
 
-    def _values(
-        self, node: fx.Node, live: fx.Node, terms: tuple[Term, ...], heads: tuple[Indices, ...]
-    ) -> tuple[fx.Node, tuple[Term, ...]]:
+    def _values(self, node: fx.Node, terms: tuple[Term, ...]) -> tuple[fx.Node, tuple[Term, ...]]:
         """The tokens' values of an attention, through all its products (linear attention is `q (k^T v)`), with what is
         kept of each term: its heads.
         """
-        terms = tuple(replace(term, kept=kept) for term, kept in zip(terms, heads, strict=True))
-        products = list(self.paths.weighed(node))
+        products = [node, *self.paths.weighed(node)]
+        value = node
         while products:
-            products = [product for product in products if product is not live]
+            products = [product for product in products if product is not value]
             try:
-                reads = list(self._handed(live, terms))
+                reads = list(self._handed(value, terms))
             except Irregular:
                 break
-            live = self.paths.follows(live)[0]
-            terms = tuple(term for source, term in reads if source is live)
-        return live, terms
+            value = self.paths.follows(value)[0]
+            terms = tuple(term for source, term in reads if source is value)
+        return value, terms
 
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
@@ -243,7 +242,8 @@ class _Walker:
             return
         term = replace(term.read(axes).unanchored(), kept=())
         known = row(via)
-        token = len(held.shape) > 1 and (known.moves or (known.elementwise and not known.product))
+        shaped = sum(size > 1 for size in held.shape) > 1 and known.elementwise and not known.product
+        token = shaped or (known.moves and len(held.shape) > 1)
         embeds = branch is self.root and token  # a token or positions that enter the trunk later than the patches
         self._stop("embed" if embeds else "bias", held, branch, (term,), via)
 

@@ -157,6 +157,13 @@ def module_stack(node: fx.Node) -> list[str]:
     return [path for path, _ in stack.values() if not path.startswith("_empty")]
 
 
+def passes_of(node: fx.Node) -> dict[str, int]:
+    """How often each module around an operation had run before it, for those that had."""
+    stack = node.meta.get("nn_module_stack") or {}
+    calls = {path: key.rpartition("@")[2] for key, (path, _) in stack.items() if "@" in key}
+    return {path: int(number) for path, number in calls.items() if number.isdigit()}
+
+
 def line_of(node: fx.Node) -> str:
     """The source line of an operation: `file.py:123 in forward: code`, or an empty text."""
     trace = (node.meta.get("stack_trace") or "").strip().splitlines()

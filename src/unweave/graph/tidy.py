@@ -1,11 +1,13 @@
 """An exported program tidied, so that every node is one operation on tensors.
 
-Four tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context managers
-(autocast, no_grad) are inlined, operations with several outputs become one node per output, and dead nodes go.
+Five tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context managers
+(autocast, no_grad) are inlined, operations with several outputs become one node per output, tensors that are made like
+another (`zeros_like`) no longer depend on its values, and dead nodes go.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from unweave.errors import CaptureError
-from unweave.graph.graph import Graph, arguments, operation
+from unweave.graph.graph import Extent, Graph, arguments, extents_of, operation
 
 aten = torch.ops.aten
 
@@ -49,6 +51,8 @@ def tidied(program: torch.export.ExportedProgram, prefix: str) -> Graph:
                 node.meta.setdefault("val", value)
     for node in list(graph.nodes):
         _single(graph, node)
+        if images is not None:
+            _filled(graph, node, images)
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
     outputs = [
         result
@@ -175,6 +179,36 @@ def _single(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node)
 
 
+def _filled(graph: fx.Graph, node: fx.Node, images: fx.Node) -> None:
+    """Rewrites a tensor of one number that is made like another as one of its shape."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return
+    name = operation(node).removeprefix("aten.").removeprefix("new_").removesuffix("_like")
+    given = arguments(node)
+    if name == operation(node).removeprefix("aten.") or name not in ("zeros", "ones", "full", "empty"):
+        return
+    value, number = node.meta["val"], given.get("fill_value", float(name == "ones"))
+    with graph.inserting_before(node):
+        sizes = [_size(graph, images, extent, value.shape[dim]) for dim, extent in enumerate(extents_of(node))]
+        options = {"dtype": value.dtype, "device": value.device}
+        replacement = graph.call_function(aten.full.default, (sizes, number), options)
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
+
+
+def _size(graph: fx.Graph, images: fx.Node, extent: Extent, length: Any) -> int | fx.Node:
+    """The length of an axis: a number, or a node where it follows the images."""
+    if not extent.batch:
+        return extent.size
+    size = graph.call_function(aten.sym_size.int, (images, 0))
+    size.meta["val"] = images.meta["val"].shape[0]
+    if extent.size > 1:
+        size = graph.call_function(operator.mul, (size, extent.size))
+        size.meta["val"] = length
+    return size
+
+
 def _unbind(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
     yield graph.call_function(aten.select.int, (given["input"], given["dim"], place))
 
@@ -207,6 +241,21 @@ def _max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iter
         yield graph.call_function(aten.amax.default, (given["input"], [given["dim"]], given["keepdim"]))
 
 
+def _moments(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
+    if place == 1:
+        yield graph.call_function(aten.mean.dim, (given["input"], given.get("dim"), given.get("keepdim", False)))
+    else:
+        node: Any = item.args[0]
+        spread = aten.std if operation(node) == "aten.std_mean" else aten.var
+        yield graph.call_function(getattr(spread, node.target._overloadname), node.args, node.kwargs)
+
+
+def _adaptive_max(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
+    if place == 0 and all(size == 1 for size in given["output_size"]):
+        dims = [dim - len(given["output_size"]) for dim in range(len(given["output_size"]))]
+        yield graph.call_function(aten.amax.default, (given["input"], dims, True))
+
+
 def _max_pool(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
     if place == 0:
         names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -223,5 +272,9 @@ _REWRITES = {
     "aten._native_batch_norm_legit": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
     "aten.max": _max,
+    "aten.var_mean": _moments,
+    "aten.std_mean": _moments,
+    "aten.adaptive_max_pool1d": _adaptive_max,
+    "aten.adaptive_max_pool2d": _adaptive_max,
     "aten.max_pool2d_with_indices": _max_pool,
 }

@@ -47,21 +47,11 @@ def total(step: Step, term: Term) -> Reads:
     yield step["input"], term.read(axes)
 
 
-@rule("aten.amax", kind="frozen", mixes="axes")
+@rule("aten.amax", kind="frozen", mixes="axes", pools=True)
 def amax(step: Step, term: Term) -> Reads:
     """A maximum over axes: the winners are held."""
     reduced, term, axes = _reduced(step, term)
     yield step["input"], term.times(_winners(step, reduced, axes)).read(axes)
-
-
-@rule("aten.adaptive_max_pool2d", kind="frozen", mixes="grid")
-def adaptive_max_pool2d(step: Step, term: Term) -> Reads:
-    """A maximum over all places: the winners are held."""
-    if any(extent.size > 1 for extent in step.output[-2:]):
-        raise Irregular("a maximum over regions of a grid")
-    dims = [len(term.axes) - 2, len(term.axes) - 1]
-    axes = [*term.axes[:-2], *(Axis(fresh(step.extents("input")[dim].size)) for dim in dims)]
-    yield step["input"], term.times(_winners(step, dims, axes)).read(axes)
 
 
 def _winners(step: Step, dims: Sequence[int], axes: Sequence[Axis]) -> Operand:

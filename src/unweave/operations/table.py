@@ -88,6 +88,7 @@ class Row:
         product: The names of the tensor arguments that it multiplies, if it does.
         held: The names of arguments that are held at their values, whatever they are computed from.
         fixed: The names of arguments that must be the same for every image; where one is not, it is a source.
+        pools: Whether it is linear, its winners held, only over positions: over channels it is an activation.
         contracts: Whether it sums products over an axis, so that one operand can be a matrix of weights.
         affine: The names of its input, weight and bias, where those are the operation's own parameters.
         norm: Whether it divides by a statistic of its input.
@@ -108,6 +109,7 @@ class Row:
     like: str = ""
     held: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    pools: bool = False
 
     @property
     def linear(self) -> bool:
@@ -173,7 +175,7 @@ def _add(row: Row) -> None:
 
 def find(node: fx.Node) -> Row | None:
     """The row of a node's operation, if there is one."""
-    return TABLE.get(operation(node)) if node.op == "call_function" else None
+    return TABLE.get(operation(node)) if hasattr(node.target, "_schema") else None
 
 
 def row(node: fx.Node) -> Row:

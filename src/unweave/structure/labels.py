@@ -283,6 +283,14 @@ class Origins:
             return False
         return bool((square - mean.square() > _TINY).any())
 
+    def over_positions(self, node: fx.Node) -> bool:
+        """Whether a reduction runs over positions (of tokens, windows), as far as it can be told."""
+        given = arguments(node)
+        origin = self.of(given["input"])
+        dims = given["dim"] if isinstance(given["dim"], (list, tuple)) else [given["dim"]]
+        dims = dims or range(len(extents_of(given["input"])))
+        return origin is None or any(differs(origin.positions, int(dim)) for dim in dims)
+
     def _below(self, node: fx.Node) -> fx.Node | None:
         """The input that a node's origin follows, where it has no weights of its own."""
         inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
@@ -314,29 +322,40 @@ class Origins:
         return Origin(*(labels.expand(lengths(node, 1)) for labels in pair))
 
     def _made(self, node: fx.Node) -> Origin | None:
-        """New channels and positions: of a layer with weights, or of what normalises the last axis."""
+        """New channels: of a layer with weights, or of what normalises the last axis; positions stay what they were."""
         known = row(node)
         varying = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
         if not isinstance(node.meta.get("val"), Tensor) or not varying:
             return None
-        generator = torch.Generator().manual_seed(self.graph.order[node])
         shape = lengths(node, 1)
-
-        def random(sizes: Sequence[int]) -> Tensor:
-            return torch.rand(tuple(sizes), generator=generator, dtype=torch.float64)
-
         axis = len(shape) - 1 if known.mixes == "last" else 1 if known.mixes in ("window", "grid") else None
         if axis is not None and len(shape) > axis:
-            channels = random([shape[axis]]).reshape([-1 if dim == axis else 1 for dim in range(len(shape))])
-            positions = random([1 if dim == axis else size for dim, size in enumerate(shape)])
-            return Origin(channels.expand(shape), positions.expand(shape))
+            sizes = [1 if dim == axis else size for dim, size in enumerate(shape)]
+            channels = _random([shape[axis]], self.graph.order[node])
+            channels = channels.reshape([-1 if dim == axis else 1 for dim in range(len(shape))])
+            return Origin(channels.expand(shape), _random(sizes, self._places(node)).expand(shape))
         if not known.contracts or len(varying) > 1:
             return None
         weights = [source for source in node.all_input_nodes if source is not varying[0] and _floating(source)]
-        ones = {source: torch.ones(lengths(source, 1), dtype=torch.float64) for source in (varying[0], *weights)}
-        drawn = {source: random(lengths(source, 1)) for source in (varying[0], *weights)}
+        tensors = [varying[0], *weights]
+        ones = {source: torch.ones(lengths(source, 1), dtype=torch.float64) for source in tensors}
+        drawn = {source: _random(lengths(source, 1), self.graph.order[node]) for source in tensors}
         channels = moved(self.graph, node, {**drawn, varying[0]: ones[varying[0]]}, 1, PADDING)
-        return Origin(channels, moved(self.graph, node, {**ones, varying[0]: drawn[varying[0]]}, 1, PADDING))
+        drawn[varying[0]] = _random(lengths(varying[0], 1), self._places(node))
+        positions = moved(self.graph, node, {**ones, varying[0]: drawn[varying[0]]}, 1, PADDING)
+        for dim in range(len(shape)):  # an axis that input and weights share (experts, heads) is no position
+            if differs(channels, dim):
+                positions = positions.mean(dim, keepdim=True).expand(shape)
+        return Origin(channels, positions)
+
+    def _places(self, node: fx.Node) -> int:
+        """A number that is the same for all values whose positions are those of one value: seeds their labels."""
+        while True:
+            inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+            known = row(node)
+            if not inputs or known.moves or known.mixes not in ("", "last", "window"):
+                return self.graph.order[node]
+            node = min(inputs, key=self.graph.order.__getitem__)
 
     def _uniform(self, node: fx.Node, values: fx.Node, labels: Tensor) -> Tensor:
         """A product of labels with weights that are all alike."""
@@ -348,6 +367,15 @@ class Origins:
                 if source is not values and _floating(source)
             }
         return moved(self.graph, node, {**alike, values: labels}, 1, PADDING)
+
+
+def differs(labels: Tensor, dim: int) -> bool:
+    """Whether labels differ along an axis."""
+    return labels.shape[dim] > 1 and bool((labels.amax(dim) - labels.amin(dim)).max() > _TINY)
+
+
+def _random(sizes: Sequence[int], seed: int) -> Tensor:
+    return torch.rand(tuple(sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _floating(node: fx.Node) -> bool:

@@ -88,7 +88,10 @@ class Products:
         if operation(node) == FUSED:
             return self.graph.image_dependent(node)
         pair = self._pair(node)
-        return pair is not None and (self._compares(*pair) or self.origins.sums_positions(node, pair[1]))
+        if pair is None:
+            return False
+        weights, values = pair
+        return self._compares(weights, values) or self._attends(values) or self.origins.sums_positions(node, values)
 
     def weighed(self, node: fx.Node) -> Iterator[fx.Node]:
         """The products that an attention's values are, moved or scaled at most: all one attention layer, as in linear

@@ -9,7 +9,7 @@ streams that meet; of these, one that reaches the node without weights is the tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -41,8 +41,7 @@ class Paths(Products):
     @cached_property
     def residuals(self) -> dict[fx.Node, tuple[Residual, ...]]:
         """Every node where branches are added to the trunk, with its branches."""
-        residuals = {node: tuple(self._branches(node)) for node in self.graph.nodes}
-        return {node: branches for node, branches in residuals.items() if branches}
+        return {node: branches for node in self.graph.nodes if (branches := self._branches(node))}
 
     @cached_property
     def _residual_mask(self) -> int:
@@ -103,9 +102,10 @@ class Paths(Products):
 
     # -- branches --------------------------------------------------------------------------------------------------
 
-    def _branches(self, node: fx.Node) -> Iterable[Residual]:
+    @cache  # noqa: B019
+    def _branches(self, node: fx.Node) -> tuple[Residual, ...]:
         """The branches among what is added at a node."""
-        addends = self._addends(node)
+        addends, branches = self._addends(node), []
         for branch in addends:
             best: Residual | None = None
             for trunk in addends:
@@ -113,7 +113,8 @@ class Paths(Products):
                 if read is not None and (best is None or self.graph.order[read] > self.graph.order[best.read]):
                     best = Residual(node, trunk, branch, read)
             if best is not None:
-                yield best
+                branches.append(best)
+        return tuple(branches)
 
     def _addends(self, node: fx.Node) -> Sequence[fx.Node]:
         """What is added at a node; none where it adds nothing."""
@@ -164,37 +165,45 @@ class Paths(Products):
     def _read(self, trunk: fx.Node, branch: fx.Node) -> fx.Node | None:
         """The node that one addend is a linear image of, and another a branch from; None where it is not so."""
         depends = self.graph.depends
-        if depends(branch, trunk):
-            return trunk if self._works(trunk, branch) else None
         if depends(trunk, branch):
             return None
-        ways = [self._reached(trunk, branch), self._reached(branch, trunk)]
-        if not ways[0]:
-            return None
-        if ways[1] and (any(ways[1].values()) or not any(ways[0].values())):
+        if depends(branch, trunk):  # unless it is the stream itself, further up (a long skip)
+            ways = self._ways(branch, lambda value: value is trunk)
+            return trunk if self._works(trunk, branch) and not any(ways.values()) else None
+        here, there = self._reached(trunk, branch), self._reached(branch, trunk)
+        if not here or (there and (any(there.values()) or not any(here.values()))):
             return None  # two streams meet, or the other is the trunk
-        read = max(ways[0], key=self.graph.order.__getitem__)
+        read = max(here, key=self.graph.order.__getitem__)
         return read if self._works(read, branch) else None
 
     @cache  # noqa: B019
     def _reached(self, node: fx.Node, other: fx.Node) -> dict[fx.Node, bool]:
-        """The nodes that `other` is computed from, by something that works, and `node` is a linear image of; and
-        whether without any weights.
+        """The nodes that a value is a linear image of (see `_ways`), of those that `other` is computed from by
+        something that works.
+        """
+        ways = self._ways(node, lambda value: self.graph.depends(other, value))
+        return {value: stream for value, stream in ways.items() if self._works(value, other)}
+
+    def _ways(self, node: fx.Node, ends: Callable[[fx.Node], bool]) -> dict[fx.Node, bool]:
+        """The nodes, of those where it ends, that a value is a linear image of; and whether it is the stream itself
+        that comes from there: without weights or gates, or through a place where branches are added to it.
         """
         reached: dict[fx.Node, bool] = {}
-        pending, seen = [(node, True)], set()
+        pending, seen = [(node, True, False)], set()
         while pending:
-            value, plain = pending.pop()
-            if (value, plain) in seen:
+            state = pending.pop()
+            if state in seen:
                 continue
-            seen.add((value, plain))
-            if self.graph.depends(other, value):
-                reached[value] = reached.get(value, False) or plain
+            seen.add(state)
+            value, plain, stream = state
+            if ends(value):
+                reached[value] = reached.get(value, False) or plain or stream
             elif not self.is_attention(value):
                 known = self.row(value)
-                weighs = known.contracts or known.norm
-                pending += [(source, plain and not weighs) for source in self.follows(value)]
-        return {value: plain for value, plain in reached.items() if self._works(value, other)}
+                plain = plain and not (known.contracts or known.norm or len(self.factors(value)) > 1)
+                stream = stream or bool(self._branches(value))
+                pending += [(source, plain, stream) for source in self.follows(value)]
+        return reached
 
     def _linear_way(self, node: fx.Node, read: fx.Node) -> list[fx.Node]:
         """The nodes by which a value is a linear image of another."""
