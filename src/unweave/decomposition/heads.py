@@ -85,7 +85,7 @@ def keys_of(products: Products, node: fx.Node, term: Term, heads: Indices) -> tu
     way = tuple(
         (factor.source, tuple(axis.take for axis in factor.axes))
         for factor in term.factors
-        if factor.constant and factor.indices
+        if factor.constant and not set(factor.indices) <= set(heads)
     )
     return (way, *(round(float(label), 9) for label in first))
 

@@ -19,7 +19,7 @@ def _centred(size: int, weight: fx.Node | None) -> Constant:
     """`diag(weight) (I - 1/n)`, `[size, size]`: a norm's scale after its centring."""
 
     def make(*weights: Tensor) -> Tensor:
-        like = weights[0] if weights else torch.zeros(())
+        like = weights[0] if weights else torch.zeros((), dtype=torch.float64)
         matrix = torch.eye(size, dtype=like.dtype, device=like.device) - 1 / size
         return matrix * weights[0].reshape(-1, 1) if weights else matrix
 

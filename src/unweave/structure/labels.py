@@ -287,8 +287,8 @@ class Origins:
         """Whether a reduction runs over positions (of tokens, windows), as far as it can be told."""
         given = arguments(node)
         origin = self.of(given["input"])
-        dims = given["dim"] if isinstance(given["dim"], (list, tuple)) else [given["dim"]]
-        dims = dims or range(len(extents_of(given["input"])))
+        dims = list(given["dim"] if isinstance(given["dim"], (list, tuple)) else [given["dim"]])
+        dims = dims or list(range(len(extents_of(given["input"]))))
         return origin is None or any(differs(origin.positions, int(dim)) for dim in dims)
 
     def _below(self, node: fx.Node) -> fx.Node | None:

@@ -43,10 +43,11 @@ class Products:
         """What is known of a node's operation, given which of its arguments vary with the image."""
         known = row(node)
         given = arguments(node) if known.fixed else {}
-        varies = any(
-            isinstance(given[name], fx.Node) and self.graph.image_dependent(given[name]) for name in known.fixed
-        )
-        return replace(known, kind="source", entries="made", reads=None) if varies else known
+        fixed = [given[name] for name in known.fixed if isinstance(given[name], fx.Node)]
+        varies = any(self.graph.image_dependent(source) for source in fixed)
+        if varies or (known.pools and not self.origins.over_positions(node)):
+            return replace(known, kind="source", entries="made", reads=None)
+        return known
 
     @cache  # noqa: B019
     def factors(self, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -122,7 +123,10 @@ class Products:
                 continue
             if any(self.graph.depends(held, node) for held in weights):
                 continue
-            if any(self.origins.sums_positions(node, source) for source in self.factors(node)):
+            first, second = self.factors(node)
+            if self._image(first, second) and self._image(second, first):
+                continue  # second moments of one value
+            if any(self.origins.sums_positions(node, source) for source in (first, second)):
                 yield node
 
     def _weighing(self, node: fx.Node) -> list[fx.Node]:
@@ -272,10 +276,10 @@ class Products:
         while pending:
             value = pending.pop()
             known, following = self.row(value), self.follows(value)
-            if self.is_attention(value) or (known.kind == "source" and value is not node):
-                continue
-            if not following or self.graph.depends(gate, value):
+            if self.graph.depends(gate, value):
                 return False
+            if self.is_attention(value) or (not following and value is not node and value.op == "call_function"):
+                continue
             weighted |= known.contracts
             pending += [source for source in following if source not in seen]
             seen.update(following)
