@@ -59,7 +59,7 @@ def heads_of(products: Products, node: fx.Node, live: fx.Node, term: Term, value
         if index in value.indices:
             assert origin is not None
             return not differs(_spread(origin.positions, value), value.indices.index(index))
-        return index not in term.axes[-2].indices if stacked else index in term.channel
+        return any(index in axis.indices for axis in term.axes[:-2]) if stacked else index in term.channel
 
     indices = (index for index in dict.fromkeys(term.indices) if index in shared and index is not BATCH)
     return tuple(index for index in indices if is_head(index))
@@ -71,22 +71,22 @@ def is_merged(products: Products, node: fx.Node, term: Term, heads: Indices) -> 
     return products.origins.of(node) is None and not leading <= set(heads)
 
 
-def keys_of(products: Products, node: fx.Node, term: Term, heads: Indices) -> tuple[object, ...]:
+def keys_of(products: Products, node: fx.Node, live: fx.Node, term: Term, heads: Indices) -> tuple[object, ...]:
     """What tells an attention's heads from those of others: the channels that each reads, and the weights behind them.
 
     Two attentions over the same values whose outputs go the same way (differential attention) have the same heads.
     """
-    origin = products.origins.of(node)
-    if origin is None:
-        return ()
-    labels = _spread(origin.channels, term)
-    places = [term.indices.index(index) for index in heads]
-    first = labels.movedim(places, list(range(len(places)))).flatten(len(places))[..., 0].flatten()
     way = tuple(
         (factor.source, tuple(axis.take for axis in factor.axes))
         for factor in term.factors
         if factor.constant and not set(factor.indices) <= set(heads)
     )
+    origin = products.origins.of(node)
+    if origin is None:
+        return (way, live)
+    labels = _spread(origin.channels, term)
+    places = [term.indices.index(index) for index in heads]
+    first = labels.movedim(places, list(range(len(places)))).flatten(len(places))[..., 0].flatten()
     return (way, *(round(float(label), 9) for label in first))
 
 

@@ -18,7 +18,7 @@ from torch import fx
 from unweave.adjoint.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
 from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
-from unweave.decomposition.names import Names, inside, unique
+from unweave.decomposition.names import Names, inside
 from unweave.structure.labels import cells
 
 
@@ -156,16 +156,18 @@ class _Pieces:
         if len(parts) < 2 and not (attends and ends):  # what reads the trunk beside an end belongs to it
             return [(path, ends + reads)] if ends or reads else []
         again = self.names.again(branch)
+        parts = dict(sorted(parts.items(), key=lambda part: self.graph.order[part[1][0].via]))
         paths = [self.names.source(sites[0]) for sites in parts.values()]
-        groups: list[tuple[str, list[Site]]] = []
-        ordered = sorted(zip(paths, parts.values(), strict=True), key=lambda part: self.graph.order[part[1][0].via])
         around = [*(self.names.paths[other] for other in self.names.branches), *paths]
-        for part, sites in ordered:
-            kind = self.names.kind(branch, sites)
+        named: list[str] = []
+        for part, sites in zip(paths, parts.values(), strict=True):
             if not part or part.rpartition(".")[2].isdigit() or any(other.startswith(f"{part}.") for other in around):
-                part = f"{part}.{kind}".lstrip(".") if paths.count(part) == 1 or not part else f"{part}.{kind}"
-            taken = [name for name, _ in groups] + ([path] if attends else [])
-            groups.append((unique(part + again, taken), sites))
+                part = f"{part}.{self.names.kind(branch, sites)}".lstrip(".")
+            named.append(part)
+        numbers = [f".{named[:place].count(part)}" * (named.count(part) > 1) for place, part in enumerate(named)]
+        groups = [
+            (part + number + again, sites) for part, number, sites in zip(named, numbers, parts.values(), strict=True)
+        ]
         return groups + ([(path, reads)] if reads else [])
 
     def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:

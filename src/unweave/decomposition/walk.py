@@ -194,7 +194,7 @@ class _Walker:
                 return terms
             # what of it reads the branch's own trunk stays split by head
             return tuple(replace(term, kept=heads) for term, heads in zip(terms, split, strict=True))
-        keys = keys_of(self.paths, node, terms[0], split[0])
+        keys = keys_of(self.paths, node, live, terms[0], split[0])
         merged = is_merged(self.paths, node, terms[0], split[0])
         branch.sites.append(Site("attention", node, terms, node, node, split, keys, merged))
         if values:
