@@ -26,11 +26,9 @@ from unweave.decomposition.program import Program
 from unweave.decomposition.selection import Request, chosen_and_rest, split_by_token
 from unweave.decomposition.walk import walk
 from unweave.errors import ConservationError, NonFiniteError, RuleError, SelectionError, UnweaveError
+from unweave.graph.comparison import TOLERANCE as TOLERANCE
 from unweave.graph.export import capture
 from unweave.graph.graph import extents_of
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""The largest relative error of the sum, by the dtype that the model computes in."""
 
 
 @dataclass(frozen=True, eq=False)

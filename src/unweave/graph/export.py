@@ -1,41 +1,75 @@
-"""A module to its graph: torch.export with a dynamic number of images, then tidied."""
+"""A module to its graph: torch.export with a dynamic number of images, tidied, and held against the module itself."""
 
 from __future__ import annotations
 
+import threading
+import traceback
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from unweave.errors import CaptureError, NonFiniteError
+from unweave.graph.comparison import TOLERANCE, difference, varied
 from unweave.graph.graph import Graph
+from unweave.graph.randomness import refuse_random
 from unweave.graph.tidy import tidied, without_mutation
+
+_TORCH = str(Path(torch.__file__).parent)
+_EXPORTING = threading.RLock()
+"""While torch.export traces one module it changes how every module is called, so nothing else is run meanwhile."""
 
 
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """Captures `module(images) -> representation` as a graph that runs at any batch size.
+
+    The module is then run once on two images, as a check that the graph computes the same.
 
     Args:
         module: In evaluation mode; it is not modified.
         example: Images, `[image, channel, height, width]`; their number does not matter.
 
     Raises:
-        CaptureError: The module does not export; the message holds the line that stopped it.
+        CaptureError: The module does not export (the message holds the line that stopped it), draws random numbers, or
+            computes something else than its graph.
         NonFiniteError: A parameter is NaN or infinite.
     """
+    _check_finite(module)
+    images = varied(example)
+    with _EXPORTING, torch.autocast(images.device.type, enabled=False):
+        graph = tidied(_exported(module, images), _wrapper(module))
+        refuse_random(graph)
+        apart, allowed = difference(graph, module, images), TOLERANCE.get(images.dtype, 1e-5)
+    if apart > allowed:
+        raise CaptureError(
+            f"The captured graph of {type(module).__name__} does not compute what the module does: the representations "
+            f"differ by {apart:.1e} of their norm, more than {allowed:.0e}.",
+            cure="look in its forward for autocast (computed here in the weights' own dtype: use `.to(torch.bfloat16)` "
+            "instead), for Python state that changes from call to call (captured as it was), and for random numbers "
+            "drawn outside of torch",
+        )
+    return graph
+
+
+def _check_finite(module: nn.Module) -> None:
     parameters = dict(module.named_parameters())
     for name, tensor in [*parameters.items(), *module.named_buffers()]:
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
         # an infinite buffer may be a bound that is never reached; an infinite weight is an accident
-        bad = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
-        if tensor.is_floating_point() and bool(bad.any()):
+        extremes = torch.stack(torch.aminmax(tensor.detach()))
+        bad = ~torch.isfinite(extremes) if name in parameters else torch.isnan(extremes)
+        if bool(bad.any()):
             raise NonFiniteError(f"The weight {name} is not finite.", where=name, cure="check the checkpoint")
-    if example.shape[0] < 2:
-        example = torch.cat([example, example])
+
+
+def _exported(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, (images,), dynamic_shapes=shapes, strict=False)
             if not without_mutation(program.graph):
                 program = program.run_decompositions({})  # costs as much again; only where memory is really shared
         except Exception as error:  # torch.export raises whatever the module's own code raises
@@ -44,7 +78,7 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
                 where=_user_line(error),
                 cure="rewrite that line without data-dependent control flow, or wrap the part that exports",
             ) from error
-    return tidied(program, _wrapper(module))
+    return program
 
 
 def _wrapper(module: nn.Module) -> str:
@@ -64,15 +98,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _user_line(error: BaseException) -> str | None:
-    """The innermost line of the traceback that is not torch's own."""
-    frames = []
+    """The innermost line of the traceback that is neither torch's nor this file's."""
+    frames: list[traceback.FrameSummary] = []
     current: BaseException | None = error
     while current is not None:
-        traceback = current.__traceback__
-        while traceback is not None:
-            code = traceback.tb_frame.f_code
-            frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
-            traceback = traceback.tb_next
+        frames += traceback.extract_tb(current.__traceback__)
         current = current.__cause__
-    own = [frame for frame in frames if "/torch/" not in frame[0] and not frame[0].endswith("graph/export.py")]
-    return f"{own[-1][0]}:{own[-1][1]} in {own[-1][2]}" if own else None
+    theirs = [frame for frame in frames if not frame.filename.startswith((_TORCH, "<")) and frame.filename != __file__]
+    return f"{theirs[-1].filename}:{theirs[-1].lineno} in {theirs[-1].name}: {theirs[-1].line}" if theirs else None

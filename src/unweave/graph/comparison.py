@@ -1,0 +1,73 @@
+"""A captured graph beside the module that it was captured from: do they compute the same?"""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from unweave.errors import CaptureError
+from unweave.graph.graph import Graph
+from unweave.graph.interpret import interpret
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""The largest relative error of a representation, by the dtype that the model computes in."""
+
+
+def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
+    """How far the graph's representation is from the module's own, relative to its norm; the larger of all images.
+
+    Args:
+        graph: Captured from the module.
+        module: Images to representation; it is run once, and left as it is.
+        images: `[image, channel, height, width]`.
+
+    Raises:
+        CaptureError: The module does not run.
+    """
+    with torch.no_grad():
+        try:
+            expected = _called(module, images)
+        except Exception as error:
+            raise CaptureError(
+                f"{type(module).__name__} exports, but does not run on two images: {type(error).__name__}: {error}"
+            ) from error
+        computed = interpret(graph.nodes, {**graph.tensors, graph.input: images})[graph.output]
+    if computed.shape != expected.shape:
+        return inf
+    wide = torch.promote_types(computed.dtype, torch.float32)
+    computed, expected = computed.to(wide), expected.to(wide)
+    equal = torch.isclose(computed, expected, 0, 0, equal_nan=True)
+    apart = (computed - expected).masked_fill(equal, 0).norm(dim=-1)
+    return float((apart / expected.norm(dim=-1).clamp_min(torch.finfo(wide).tiny)).nan_to_num(inf, inf).max())
+
+
+def _called(module: nn.Module, images: Tensor) -> Tensor:
+    """The module's output; random state, batch statistics and attributes are afterwards as they were."""
+    attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
+    with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+        try:
+            if any(part.training for part in module.modules()):
+                copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
+                output = functional_call(module, copies, images)
+            else:
+                output = module(images)
+        finally:
+            for now, before in attributes:
+                now.clear()
+                now.update(before)
+    return next(value for value in tree_leaves(output) if isinstance(value, Tensor))
+
+
+def varied(example: Tensor) -> Tensor:
+    """Two images like those of an example that are not constant and not the same: its first two, or drawn ones."""
+    images = torch.cat([example, example])[:2] if len(example) < 2 else example[:2]
+    if all(bool((image != image.flatten()[0]).any()) for image in images) and not torch.equal(images[0], images[1]):
+        return images
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    if not images.is_floating_point():
+        drawn = (drawn * 64 + 128).clamp(0, 255)
+    return torch.empty_like(images).copy_(drawn)
