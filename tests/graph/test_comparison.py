@@ -80,7 +80,7 @@ def test_a_module_that_only_exports_is_refused() -> None:
             raise ValueError("not today")
         return z
 
-    with pytest.raises(CaptureError, match="does not run on two images: ValueError: not today"):
+    with pytest.raises(CaptureError, match="does not run on 2 images: ValueError: not today"):
         unweave.plan(ready(Around(picky)), pictures(2))
 
 

@@ -29,6 +29,7 @@ from unweave.errors import ConservationError, NonFiniteError, RuleError, Selecti
 from unweave.graph.comparison import TOLERANCE as TOLERANCE
 from unweave.graph.export import capture
 from unweave.graph.graph import extents_of
+from unweave.graph.interpret import exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +126,11 @@ class Plan:
         sets = torch.cat([given, shared.expand(len(given), 1, dim)], 1) if apart else given[None]
         values, representation = self._program(sets.shape[1], apart).run(images, sets)
         values = self._with_rest(values)
-        z = representation.to(values.dtype)
-        norms = z.norm(dim=-1, keepdim=True) * shared.norm(dim=-1)
-        total = values.sum(1)[:, -len(shared) :]
-        error = ((total - z @ shared.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
+        with exact(images.device):
+            z = representation.to(values.dtype)
+            norms = z.norm(dim=-1, keepdim=True) * shared.norm(dim=-1)
+            total = values.sum(1)[:, -len(shared) :]
+            error = ((total - z @ shared.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
         self._conserved(error, allowed, names, values)
         kept = values[..., : given.shape[-2]]
         return Scores(kept, self.components, names, representation, error, allowed)
@@ -326,7 +328,8 @@ def make_plan(
         RuleError: Under `strict`, an operation on the path has no rule.
         SelectionError: The selection matches nothing.
     """
-    found = walk(capture(module, example), passing=passing, freeze=freeze)
+    with exact(example.device):
+        found = walk(capture(module, example), passing=passing, freeze=freeze)
     if strict and found.lumps:
         lump = found.lumps[0]
         raise RuleError(

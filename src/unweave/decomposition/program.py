@@ -18,6 +18,7 @@ from unweave.decomposition.jobs import Emission, Job
 from unweave.decomposition.schedule import Environment, Instruction, bytes_per_image, scheduled
 from unweave.decomposition.weights import Weights, kept_constants
 from unweave.graph.graph import Graph, extents_of
+from unweave.graph.interpret import exact
 
 _INSEPARABLE = ("winners", "slope", "value", "inverse")
 """Kinds of runtime factors that may have an entry for each channel."""
@@ -94,7 +95,8 @@ class Program:
         Returns:
             The result, `[image, column, width]`, and the representation, `[image, dim]`.
         """
-        with torch.no_grad():
+        self.graph.check(len(images))
+        with exact(images.device):
             weights = self._ready(images, directions)
             result = torch.zeros(len(images), self.columns, self.width, dtype=weights.dtype, device=images.device)
             environment: Environment = {self.graph.input: images}

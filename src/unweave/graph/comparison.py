@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from unweave.errors import CaptureError
 from unweave.graph.graph import Graph
-from unweave.graph.interpret import interpret
+from unweave.graph.interpret import exact, interpret
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """The largest relative error of a representation, by the dtype that the model computes in."""
@@ -28,13 +28,12 @@ def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
     Raises:
         CaptureError: The module does not run.
     """
-    with torch.no_grad():
+    with exact(images.device):
         try:
             expected = _called(module, images)
         except Exception as error:
-            raise CaptureError(
-                f"{type(module).__name__} exports, but does not run on two images: {type(error).__name__}: {error}"
-            ) from error
+            what = f"exports, but does not run on {len(images)} images: {type(error).__name__}: {error}"
+            raise CaptureError(f"{type(module).__name__} {what}") from error
         computed = interpret(graph.nodes, {**graph.tensors, graph.input: images})[graph.output]
     if computed.shape != expected.shape:
         return inf

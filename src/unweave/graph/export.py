@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from unweave.errors import CaptureError, NonFiniteError
 from unweave.graph.comparison import TOLERANCE, difference, varied
-from unweave.graph.graph import Graph
+from unweave.graph.counts import SIZES, TORCH, Differs, conditions_of, merged
+from unweave.graph.graph import Graph, extents_of
+from unweave.graph.interpret import exact
 from unweave.graph.randomness import refuse_random
 from unweave.graph.tidy import tidied, without_mutation
 
-_TORCH = str(Path(torch.__file__).parent)
+_ANY = ({0: torch.export.Dim.AUTO},)
 _EXPORTING = threading.RLock()
 """While torch.export traces one module it changes how every module is called, so nothing else is run meanwhile."""
+
+_CAUSES = (
+    (
+        GuardOnDataDependentSymNode,
+        "",
+        "It makes a Python number, or a decision, of the images' values.",
+        "compute with tensors there: `torch.where` for `if`, a tensor of one entry for `float(...)` and `int(...)`, "
+        "`gather` or `index_select` for indexing by it",
+    ),
+    (RuntimeError, ".numpy() is not supported", "It leaves torch.", "use torch's operations in place of numpy's"),
+    (
+        RuntimeError,
+        "data is not allocated yet",
+        "It makes a new tensor of the images' values.",
+        "use `torch.stack([...])` in place of `torch.tensor([...])`",
+    ),
+)
+"""Errors of torch.export that have a plain cause: their class, a part of their text, what happened, and a cure."""
+
+_SIZED = (
+    ("len(", "use `x.shape[0]` in place of `len(x)`"),
+    ("for ", "work on all images at once, without a loop over them"),
+    ("unbind", "work on all images at once, without taking them apart"),
+    ("assert", "leave that assertion out"),
+    ("", "use `x.shape[0]` without making a Python number of it (`len`, `int`, `float`, `range`, `math`, `list`)"),
+)
+"""What a line does with the number of images, and a cure."""
 
 
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """Captures `module(images) -> representation` as a graph that runs at any batch size.
 
-    The module is then run once on two images, as a check that the graph computes the same.
+    The module is then run once on a few images, as a check that the graph computes the same.
 
     Args:
         module: In evaluation mode; it is not modified.
@@ -37,9 +69,12 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
     """
     _check_finite(module)
     images = varied(example)
-    with _EXPORTING, torch.autocast(images.device.type, enabled=False):
-        graph = tidied(_exported(module, images), _wrapper(module))
+    with _EXPORTING, exact(images.device):
+        graph = _exported(module, images)
         refuse_random(graph)
+        if not extents_of(graph.input)[0].batch:
+            graph = _for_any_count(module, images, graph)
+            images = torch.cat([images] * 3)[:5]
         apart, allowed = difference(graph, module, images), TOLERANCE.get(images.dtype, 1e-5)
     if apart > allowed:
         raise CaptureError(
@@ -55,30 +90,63 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
 def _check_finite(module: nn.Module) -> None:
     parameters = dict(module.named_parameters())
     for name, tensor in [*parameters.items(), *module.named_buffers()]:
-        if not tensor.is_floating_point() or not tensor.numel():
-            continue
-        # an infinite buffer may be a bound that is never reached; an infinite weight is an accident
-        extremes = torch.stack(torch.aminmax(tensor.detach()))
-        bad = ~torch.isfinite(extremes) if name in parameters else torch.isnan(extremes)
-        if bool(bad.any()):
-            raise NonFiniteError(f"The weight {name} is not finite.", where=name, cure="check the checkpoint")
+        if tensor.is_floating_point() and tensor.numel():
+            # an infinite buffer may be a bound that is never reached; an infinite weight is an accident
+            extremes = torch.stack(torch.aminmax(tensor.detach()))
+            bad = ~torch.isfinite(extremes) if name in parameters else torch.isnan(extremes)
+            if bool(bad.any()):
+                raise NonFiniteError(f"The weight {name} is not finite.", where=name, cure="check the checkpoint")
 
 
-def _exported(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+def _exported(module: nn.Module, images: Tensor) -> Graph:
+    """The graph of a module; its number of images is a symbol, unless the forward makes a Python number of it."""
+    with _quiet():
         try:
-            program = torch.export.export(module, (images,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, (images,), dynamic_shapes=_ANY, strict=False)
+            conditions = conditions_of(program)
             if not without_mutation(program.graph):
                 program = program.run_decompositions({})  # costs as much again; only where memory is really shared
         except Exception as error:  # torch.export raises whatever the module's own code raises
-            raise CaptureError(
-                f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
-                where=_user_line(error),
-                cure="rewrite that line without data-dependent control flow, or wrap the part that exports",
-            ) from error
-    return program
+            what, cure = _first_line(error), "rewrite that line with tensor operations, or wrap the part that exports"
+            for kind, text, *cause in _CAUSES:
+                if isinstance(error, kind) and text in str(error):
+                    what, cure = cause
+            what = f"torch.export could not capture {type(module).__name__}: {what}"
+            raise CaptureError(what, where=_user_line(error), cure=cure) from error
+    return tidied(program, _wrapper(module), conditions)
+
+
+def _for_any_count(module: nn.Module, images: Tensor, graph: Graph) -> Graph:
+    """The graph of a module that makes a Python number of the number of images."""
+    line = next((condition.line for condition in graph.conditions if condition.line), "")
+    counting = torch.export.export(nn.Identity(), (images,), dynamic_shapes=_ANY).graph
+    try:
+        other = _exported(module, torch.cat([images, images])[: SIZES[1]])
+        return merged(graph, other, next(iter(counting.nodes)).meta["val"].shape[0])
+    except (CaptureError, Differs) as error:
+        line = line or (error.where or "" if isinstance(error, CaptureError) else str(error))
+        raise CaptureError(
+            f"The forward of {type(module).__name__} is another program for each number of images.",
+            where=line or None,
+            cure=next(cure for text, cure in _SIZED if text in line.partition(": ")[2]),
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's warnings, and without what it logs of a failure that an error tells anyway."""
+    logger = logging.getLogger(GuardOnDataDependentSymNode.__module__)
+
+    def serious(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    logger.addFilter(serious)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeFilter(serious)
 
 
 def _wrapper(module: nn.Module) -> str:
@@ -104,5 +172,5 @@ def _user_line(error: BaseException) -> str | None:
     while current is not None:
         frames += traceback.extract_tb(current.__traceback__)
         current = current.__cause__
-    theirs = [frame for frame in frames if not frame.filename.startswith((_TORCH, "<")) and frame.filename != __file__]
+    theirs = [f for f in frames if not f.filename.startswith((TORCH, "<")) and f.filename != __file__]
     return f"{theirs[-1].filename}:{theirs[-1].lineno} in {theirs[-1].name}: {theirs[-1].line}" if theirs else None

@@ -29,6 +29,23 @@ class Extent:
         return f"{self.size}*b" if self.batch else str(self.size)
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What a forward decided by the number of images while it was captured.
+
+    Attributes:
+        expression: True of the numbers of images for which it decides the same (a sympy expression in one symbol).
+        line: Where.
+    """
+
+    expression: Any
+    line: str
+
+    def allows(self, images: int) -> bool:
+        """Whether the forward decides the same for so many images."""
+        return bool(self.expression.subs(dict.fromkeys(self.expression.free_symbols, images)))
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A captured model.
@@ -39,6 +56,7 @@ class Graph:
         output: The node of the representation, `[image, dim]`.
         tensors: The value of every parameter, buffer and constant node; they share the model's memory.
         prefix: The module path that every operation of the model shares (a wrapper's), left out of names.
+        conditions: What was decided by the number of images while it was captured.
     """
 
     graph: fx.Graph
@@ -46,6 +64,23 @@ class Graph:
     output: fx.Node
     tensors: dict[fx.Node, Tensor]
     prefix: str = ""
+    conditions: tuple[Condition, ...] = ()
+
+    def check(self, images: int) -> None:
+        """Refuses a number of images for which the model computes something else than the graph.
+
+        Raises:
+            CaptureError: Names the line that decides so, and a number of images for which it does not.
+        """
+        for condition in self.conditions:
+            if images and not condition.allows(images):
+                fewer = next((n for n in range(images, 0, -1) if all(c.allows(n) for c in self.conditions)), None)
+                raise CaptureError(
+                    f"For {images} images the model computes something else than it was captured as: it decides by "
+                    "their number.",
+                    where=condition.line or None,
+                    cure=f"give it {fewer} images at a time" if fewer else "take that decision out of its forward",
+                )
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:

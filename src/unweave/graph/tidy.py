@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, fx
 
 from unweave.errors import CaptureError
-from unweave.graph.graph import Extent, Graph, arguments, extents_of, operation
+from unweave.graph.graph import Condition, Extent, Graph, arguments, extents_of, operation
 
 aten = torch.ops.aten
 
 
-def tidied(program: torch.export.ExportedProgram, prefix: str) -> Graph:
-    """An exported program as a graph; `prefix` is the module path that all its operations share.
+def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple[Condition, ...] = ()) -> Graph:
+    """An exported program as a graph.
+
+    Args:
+        program: It is rewritten.
+        prefix: The module path that all its operations share.
+        conditions: What was decided by the number of images.
 
     Raises:
         CaptureError: The program does not return one tensor `[image, dim]`.
@@ -68,7 +73,7 @@ def tidied(program: torch.export.ExportedProgram, prefix: str) -> Graph:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and node is not outputs[0]:
             graph.erase_node(node)
-    return Graph(graph, images, outputs[0], tensors, prefix)
+    return Graph(graph, images, outputs[0], tensors, prefix, conditions)
 
 
 def without_mutation(graph: fx.Graph) -> bool:

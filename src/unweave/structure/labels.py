@@ -251,10 +251,16 @@ class Origins:
     Args:
         graph: The captured model.
         values: What a product weighs, if it is a product of weights with values.
+        follows: The inputs that a pending map is handed to.
     """
 
-    def __init__(self, graph: Graph, values: Callable[[fx.Node], fx.Node | None]) -> None:
-        self.graph, self._values = graph, values
+    def __init__(
+        self,
+        graph: Graph,
+        values: Callable[[fx.Node], fx.Node | None],
+        follows: Callable[[fx.Node], Sequence[fx.Node]],
+    ) -> None:
+        self.graph, self._values, self._follows = graph, values, follows
         self._traced: dict[fx.Node, Origin | None] = {}
 
     def of(self, node: fx.Node) -> Origin | None:

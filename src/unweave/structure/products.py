@@ -32,7 +32,7 @@ class Products:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.origins = Origins(graph, self.values)
+        self.origins = Origins(graph, self.values, self.follows)
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """The image-dependent inputs of a node, each once."""
