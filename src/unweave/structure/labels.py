@@ -304,9 +304,8 @@ class Origins:
         values = self._values(node)
         if values is not None or not inputs or not isinstance(node.meta.get("val"), Tensor):
             return values
-        return (
-            min(inputs, key=self.graph.order.__getitem__) if known.moves or known.softmax or not known.mixes else None
-        )
+        stays = known.moves or known.softmax or not known.mixes
+        return min(self._follows(node) or inputs, key=self.graph.order.__getitem__) if stays else None
 
     def _origin(self, node: fx.Node) -> Origin | None:
         below, known = self._below(node), row(node)

@@ -88,8 +88,8 @@ class Paths(Products):
         ]
 
     def bypasses(self, node: fx.Node, reads: Iterable[fx.Node]) -> bool:
-        """Whether a node depends on the image other than through these."""
-        pending, seen = [node], set(reads)
+        """Whether a node depends on the image other than through these, or through the stream that they are on."""
+        pending, seen = [node], {value for read in reads for value in self._stream_of(read)}
         while pending:
             value = pending.pop()
             if value in seen:
@@ -99,6 +99,19 @@ class Paths(Products):
                 return True
             pending += self.inputs(value)
         return False
+
+    @cache  # noqa: B019
+    def _stream_of(self, node: fx.Node) -> frozenset[fx.Node]:
+        """All that a node is a linear image of, short of attention."""
+        pending, seen = [node], {node}
+        while pending:
+            value = pending.pop()
+            following = (
+                [] if self.is_attention(value) else [source for source in self.follows(value) if source not in seen]
+            )
+            seen.update(following)
+            pending += following
+        return frozenset(seen - {self.graph.input})
 
     # -- branches --------------------------------------------------------------------------------------------------
 
