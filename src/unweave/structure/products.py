@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from torch import fx
 
 from unweave.graph.graph import Graph, arguments, operation
-from unweave.operations.table import Row, row
+from unweave.operations.table import NOTHING, Row, row
 from unweave.structure.labels import Origins
 
 FUSED = "aten.scaled_dot_product_attention"
@@ -249,7 +249,7 @@ class Products:
                 continue
             seen.add(value)
             known = self.row(value)
-            if known.mixes or (picks and known.entries == "picked"):
+            if (known.mixes and known is not NOTHING) or (picks and known.entries == "picked"):
                 return True
             pending += self.inputs(value)
         return False
