@@ -28,13 +28,18 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+PADDING = -(2**31)
+"""The cell of a token that is none: it fills a window at the edge of the grid."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """Where a layer's tokens lie in the image: windows undone, prefix tokens apart.
 
     Attributes:
         height, width: The layer's own token grid.
-        cells: For each token, `row * width + column`, or `-1 - k` for the k-th prefix (class, register) token.
+        cells: For each token, `row * width + column`; `-1 - k` for the k-th prefix (class, register) token; `PADDING`
+            for one that only fills a window.
     """
 
     height: int
@@ -43,8 +48,8 @@ class Grid:
 
     @property
     def prefix(self) -> int:
-        """How many tokens are not part of the grid."""
-        return sum(cell < 0 for cell in self.cells)
+        """How many class and register tokens there are beside the grid."""
+        return sum(PADDING < cell < 0 for cell in self.cells)
 
 
 @dataclass(frozen=True)

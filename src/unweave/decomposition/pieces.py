@@ -19,7 +19,8 @@ from unweave.adjoint.pending import BATCH, Constant, Indices, Operand, Term, nar
 from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.names import Names, inside
-from unweave.structure.labels import cells
+from unweave.graph.graph import line_of, operation
+from unweave.structure.labels import cells, lost
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class Piece:
     shape: tuple[int, ...] = ()
 
 
-def pieces_of(walk: Walk, level: Level) -> tuple[tuple[Piece, ...], dict[str, Grid]]:
-    """Every component of a model at a level, in execution order, and the token grid of each path where it is known."""
+def pieces_of(walk: Walk, level: Level) -> tuple[tuple[Piece, ...], dict[str, Grid], dict[str, str]]:
+    """Every component of a model at a level, in execution order; the token grid of each path where it is known; and of
+    each other path where it was lost.
+    """
     return _Pieces(walk, level).run()
 
 
@@ -85,12 +88,13 @@ class _Pieces:
         self.walk, self.level, self.graph, self.names = walk, level, walk.graph, Names(walk)
         self.children = {id(branch.parent) for branch in walk.branches if branch.parent}
         self.grids: dict[str, Grid] = {}
+        self.unplaced: dict[str, str] = {}
 
-    def run(self) -> tuple[tuple[Piece, ...], dict[str, Grid]]:
+    def run(self) -> tuple[tuple[Piece, ...], dict[str, Grid], dict[str, str]]:
         pieces: list[Piece] = []
         for branch in self.walk.branches:
             pieces += self._trunk(branch) if branch.residual is None else self._branch(branch)
-        return tuple(_distinct(sorted(pieces, key=lambda piece: piece.order))), self.grids
+        return tuple(_distinct(sorted(pieces, key=lambda piece: piece.order))), self.grids, self.unplaced
 
     def _trunk(self, root: Branch) -> Iterable[Piece]:
         embed = [site for site in root.sites if site.role == "embed"]
@@ -243,6 +247,9 @@ class _Pieces:
         grid = cells(self.graph, site.source, channels)
         if grid is not None:
             self.grids[path] = grid
+        else:
+            node = lost(self.graph, site.source)
+            self.unplaced[path] = f"{operation(node)} in {self.graph.module(node) or 'the model'} ({line_of(node)})"
         places: list[tuple[int | None, int | None, int | None]] = []
         for number in numbers:
             cell = grid.cells[number] if grid is not None and number < len(grid.cells) else -1

@@ -41,6 +41,7 @@ class Plan:
         components: The columns of the result, in execution order; `rest` last, if something was not selected.
         level: How far branches are split.
         grids: The token grid of each path where it is known (token level).
+        unplaced: For each other path, the operation at which it was lost where its tokens lie (token level).
         coverage: How far attention was resolved.
         lumps: Operations that could not be followed; what lies below them is one component.
     """
@@ -49,6 +50,7 @@ class Plan:
     components: tuple[Component, ...]
     level: Level
     grids: dict[str, Grid]
+    unplaced: dict[str, str]
     coverage: Coverage
     lumps: tuple[Lump, ...]
     _walk: Walk = field(repr=False)
@@ -280,6 +282,7 @@ class Plan:
             "dense": list(self.dense),
             "memory_per_image": self.memory_per_image,
             "constant_bytes": self.constant_bytes,
+            "unplaced": self.unplaced,
             "grids": {
                 path: {name: getattr(grid, name) for name in ("height", "width", "prefix")}
                 for path, grid in self.grids.items()
@@ -305,6 +308,8 @@ class Plan:
         ]
         for name, kind, count, modules in self.operations:
             lines.append(f"  {count:5d}  {name:<40s} {kind:<7s} {', '.join(modules)}")
+        for path, place in self.unplaced.items():
+            lines.append(f"  where the tokens of {path} lie is lost at {place}")
         for lump in self.lumps:
             lines.append(f"  stopped at {lump.operation} in {lump.module or 'the model'}: {lump.reason} ({lump.line})")
         return "\n".join(lines)
@@ -346,19 +351,21 @@ def _planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:
     """A plan from a finished walk."""
     if level not in LEVELS:
         raise SelectionError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
-    pieces, grids = pieces_of(walk, level)
+    pieces, grids, unplaced = pieces_of(walk, level)
     chosen = select([component for piece in pieces for component in piece.components], selection)
-    return _made(name, walk, level, grids, chosen_and_rest(pieces, chosen, walk.branches))
+    return _made(name, walk, level, grids, unplaced, chosen_and_rest(pieces, chosen, walk.branches))
 
 
 def _split(name: str, walk: Walk, selection: Selection) -> Plan:
     """A plan of which some components are split by token."""
-    heads, _ = pieces_of(walk, "head")
-    tokens, grids = pieces_of(walk, "token")
+    heads, _, _ = pieces_of(walk, "head")
+    tokens, grids, unplaced = pieces_of(walk, "token")
     everything = [component for piece in heads for component in piece.components]
     chosen = {everything[place] for place in select(everything, selection)}
-    return _made(name, walk, "token", grids, split_by_token(heads, tokens, chosen))
+    return _made(name, walk, "token", grids, unplaced, split_by_token(heads, tokens, chosen))
 
 
-def _made(name: str, walk: Walk, level: Level, grids: dict[str, Grid], request: Request) -> Plan:
-    return Plan(name, request.components, level, grids, coverage_of(walk), walk.lumps, walk, request)
+def _made(
+    name: str, walk: Walk, level: Level, grids: dict[str, Grid], unplaced: dict[str, str], request: Request
+) -> Plan:
+    return Plan(name, request.components, level, grids, unplaced, coverage_of(walk), walk.lumps, walk, request)

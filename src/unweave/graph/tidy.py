@@ -1,8 +1,8 @@
 """An exported program tidied, so that every node is one operation on tensors.
 
-Five tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context managers
+Six tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context managers
 (autocast, no_grad) are inlined, operations with several outputs become one node per output, tensors that are made like
-another (`zeros_like`) no longer depend on its values, and dead nodes go.
+another (`zeros_like`) no longer depend on its values, an einsum of one tensor is a sum, and dead nodes go.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
                 node.meta.setdefault("val", value)
     for node in list(graph.nodes):
         _single(graph, node)
+        _summed(graph, node)
         if images is not None:
             _filled(graph, node, images)
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
@@ -182,6 +183,27 @@ def _single(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(item)
     if not node.users:
         graph.erase_node(node)
+
+
+def _summed(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrites an einsum of one tensor as a sum and a permutation of its axes."""
+    if node.op != "call_function" or operation(node) != "aten.einsum":
+        return
+    given = arguments(node)
+    axes, arrow, out = given["equation"].replace(" ", "").partition("->")
+    if len(given["tensors"]) != 1 or not arrow or "." in axes or len(set(axes)) < len(axes):
+        return
+    with graph.inserting_before(node):
+        value, (tensor,) = node.meta["val"], given["tensors"]
+        kept = [letter for letter in axes if letter in out]
+        if len(kept) < len(axes):
+            dims = [place for place, letter in enumerate(axes) if letter not in out]
+            tensor = graph.call_function(aten.sum.dim_IntList, (tensor, dims))
+            tensor.meta = {**node.meta, "val": value.permute([out.index(letter) for letter in kept])}
+        replacement = graph.call_function(aten.permute.default, (tensor, [kept.index(letter) for letter in out]))
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
 
 
 def _filled(graph: fx.Graph, node: fx.Node, images: fx.Node) -> None:

@@ -74,7 +74,9 @@ def transpose(step: Step, term: Term) -> Reads:
     yield from _permuted(step, term, order)
 
 
-@rule("aten.t", "aten.numpy_T", "aten.matrix_H", "aten.mT", kind="linear", entries="rearranged")
+@rule(
+    "aten.t", "aten.numpy_T", "aten.matrix_H", "aten.mT", "aten.adjoint", "aten.mH", kind="linear", entries="rearranged"
+)
 def reverse(step: Step, term: Term) -> Reads:
     """The last two axes exchanged (all of them, for numpy_T)."""
     order = list(range(len(term.axes)))

@@ -5,7 +5,7 @@ rolls, concatenations), so nothing is assumed about layouts. What else is known 
 that is elementwise, or normalises, or mixes the last axis leaves every place where it was; one that reads windows lays
 out a grid, whose places are numbered row by row.
 
-A label is a whole number above zero; `OTHER` marks an entry that comes from elsewhere (a class token), `PADDING` one
+A label is a whole number above zero; `OTHER` marks an entry that comes from elsewhere (a class token), `FILLED` one
 that was filled in.
 """
 
@@ -19,12 +19,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx
 
-from unweave.components import Grid
+from unweave.components import PADDING, Grid
 from unweave.graph.graph import Graph, arguments, extents_of, operation
 from unweave.graph.interpret import length
 from unweave.operations.table import row
 
-OTHER, PADDING = -1, 0
+OTHER, FILLED = -1, 0
 _TINY = 1e-9
 
 
@@ -67,7 +67,7 @@ def moved(graph: Graph, node: fx.Node, labels: Mapping[fx.Node, Tensor | None], 
     schema = node.target._schema  # type: ignore[union-attr]
     args, kwargs = [], {}
     for argument, (name, value) in zip(schema.arguments, bound.items(), strict=True):
-        filled = PADDING if name == "value" and isinstance(value, (int, float)) else fx.map_arg(value, given)
+        filled = FILLED if name == "value" and isinstance(value, (int, float)) else fx.map_arg(value, given)
         if argument.kwarg_only:
             kwargs[argument.name] = filled
         else:
@@ -100,7 +100,7 @@ def sent(
         others = [source for source in node.all_input_nodes if source is not sources[0]]
         if row(node).moves:
             try:
-                reached[node] = moved(graph, node, reached, images, PADDING)
+                reached[node] = moved(graph, node, reached, images, FILLED)
             except (RuntimeError, TypeError, IndexError):  # an operation that does not take such numbers
                 readers.append(node)
         elif (
@@ -141,10 +141,7 @@ def cells(graph: Graph, node: fx.Node, channels: Sequence[int]) -> Grid | None:
     Returns:
         The grid, with one cell for each flat position (axes in order), or None where it cannot be told.
     """
-    try:
-        places = _places(graph, node)
-    except (RuntimeError, IndexError, TypeError, ValueError):  # an operation that does not take such numbers
-        return None
+    places = _places(graph, node)
     if places is None:
         return None
     index = tuple(
@@ -153,9 +150,17 @@ def cells(graph: Graph, node: fx.Node, channels: Sequence[int]) -> Grid | None:
     )
     numbers, prefix = [], 0
     for number in places.numbers[index].flatten().long().tolist():
-        prefix += number <= 0
-        numbers.append(number - 1 if number > 0 else -prefix)
+        prefix += number == OTHER
+        numbers.append(number - 1 if number > 0 else PADDING if number == FILLED else -prefix)
     return Grid(places.height, places.width, tuple(numbers)) if max(numbers, default=-1) >= 0 else None
+
+
+def lost(graph: Graph, node: fx.Node) -> fx.Node:
+    """Where it can no longer be told where the entries of a node without a grid lie in the image."""
+    placed = _placed.setdefault(graph, {})
+    while (origins := _origins(graph, node)) and not any(placed.get(source) for source in origins):
+        node = origins[0]
+    return node
 
 
 def _places(graph: Graph, node: fx.Node) -> _Places | None:
@@ -168,7 +173,10 @@ def _places(graph: Graph, node: fx.Node) -> _Places | None:
         if current in placed or not missing:
             stack.pop()
             if current not in placed:
-                placed[current] = _numbered(graph, current, placed)
+                try:
+                    placed[current] = _numbered(graph, current, placed)
+                except (RuntimeError, IndexError, TypeError, ValueError):  # an operation that takes no such numbers
+                    placed[current] = None
         stack += [] if current in placed else missing
     return placed[node]
 
@@ -194,20 +202,21 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
     known, shape = row(node), lengths(node, 1)
     located = [placed[source] for source in _origins(graph, node) if placed.get(source) is not None]
     before = located[0] if located else None
-    if known.mixes in ("window", "grid") and len(shape) == 4:
+    if node is graph.input or (known.mixes in ("window", "grid") and len(shape) > 3):
         height, width = shape[-2:]
-        if before is not None and (before.height, before.width) == (height, width):
+        if before is not None and (before.height, before.width) == (height, width) and len(shape) == 4:
             return _Places(before.numbers[:, :1].expand(shape), height, width)
-        return _Places(
-            torch.arange(1.0, height * width + 1).double().view(1, 1, height, width).expand(shape), height, width
-        )
-    if before is None:
+        numbers = torch.arange(1, height * width + 1, dtype=torch.float64).view(height, width)
+        return _Places(numbers.expand(shape), height, width)
+    if before is None or (known.mixes in ("window", "grid") and list(before.numbers.shape[2:]) != shape[2:]):
         return None
     if known.moves:
         labels = {source: places.numbers for source, places in placed.items() if places is not None}
         return _Places(moved(graph, node, labels, 1, OTHER), before.height, before.width)
     if known.mixes == "last":
         return _merged(before, shape)
+    if known.mixes == "window":
+        return _Places(before.numbers[:, :1].expand(shape), before.height, before.width)
     if operation(node) == "aten.scaled_dot_product_attention":
         return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
     return _Places(before.numbers.expand(shape), before.height, before.width)
@@ -323,7 +332,7 @@ class Origins:
             traced = {source: self.of(source) for source in inputs}
             channels = {source: origin.channels for source, origin in traced.items() if origin}
             positions = {source: origin.positions for source, origin in traced.items() if origin}
-            return Origin(*(moved(self.graph, node, labels, 1, PADDING) for labels in (channels, positions)))
+            return Origin(*(moved(self.graph, node, labels, 1, FILLED) for labels in (channels, positions)))
         return Origin(*(labels.expand(lengths(node, 1)) for labels in pair))
 
     def _made(self, node: fx.Node) -> Origin | None:
@@ -345,9 +354,9 @@ class Origins:
         tensors = [varying[0], *weights]
         ones = {source: torch.ones(lengths(source, 1), dtype=torch.float64) for source in tensors}
         drawn = {source: _random(lengths(source, 1), self.graph.order[node]) for source in tensors}
-        channels = moved(self.graph, node, {**drawn, varying[0]: ones[varying[0]]}, 1, PADDING)
+        channels = moved(self.graph, node, {**drawn, varying[0]: ones[varying[0]]}, 1, FILLED)
         drawn[varying[0]] = _random(lengths(varying[0], 1), self._places(node))
-        positions = moved(self.graph, node, {**ones, varying[0]: drawn[varying[0]]}, 1, PADDING)
+        positions = moved(self.graph, node, {**ones, varying[0]: drawn[varying[0]]}, 1, FILLED)
         for dim in range(len(shape)):  # an axis that input and weights share (experts, heads) is no position
             if differs(channels, dim):
                 positions = positions.mean(dim, keepdim=True).expand(shape)
@@ -371,7 +380,7 @@ class Origins:
                 for source in node.all_input_nodes
                 if source is not values and _floating(source)
             }
-        return moved(self.graph, node, {**alike, values: labels}, 1, PADDING)
+        return moved(self.graph, node, {**alike, values: labels}, 1, FILLED)
 
 
 def differs(labels: Tensor, dim: int) -> bool:

@@ -225,10 +225,14 @@ class Mapper:
                 own.prefix.append(column)
         if not any(own.placed for own in self._layouts.values()):
             some = ", ".join(map(str, self.components[:3]))
+            text = f"None of the {len(self.components)} chosen components reads tokens at known places ({some})."
+            place = next(iter(self.plan.unplaced.values()), None)
+            if place is None:
+                raise SelectionError(text, where=plan.name, cure="choose heads, such as `kind:head` or `last:4`")
             raise SelectionError(
-                f"None of the {len(self.components)} chosen components reads tokens at known places ({some}).",
+                f"{text} Where they lie in the image is lost at {place}.",
                 where=plan.name,
-                cure="choose heads, such as `kind:head` or `last:4`",
+                cure="write that step with operations that move tokens or convolve them, or report the operation",
             )
 
     def __call__(
