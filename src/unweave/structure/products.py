@@ -10,6 +10,7 @@ norm written out); and a bare activation beside a branch that has ended already 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, cached_property
@@ -23,7 +24,7 @@ from unweave.structure.labels import Origins
 FUSED = "aten.scaled_dot_product_attention"
 
 
-class Products:
+class Products(ABC):
     """What is followed through a graph.
 
     Args:
@@ -71,6 +72,10 @@ class Products:
         if operation(node) == FUSED:
             return tuple(source for source in self.inputs(node) if source is given.get("value", node.args[2]))
         return tuple(source for source in self.inputs(node) if source not in held)
+
+    @abstractmethod
+    def adds_branches(self, node: fx.Node) -> bool:
+        """Whether branches are added to the residual stream at a node."""
 
     # -- attention -------------------------------------------------------------------------------------------------
 
@@ -143,7 +148,12 @@ class Products:
         if not self.row(node).contracts or len(factors) != 2 or factors[0] is factors[1]:
             return None
         first, second = factors
-        for tell in (self._weights, lambda value: not self._image(value, second if value is first else first)):
+        tells: tuple[Callable[[fx.Node], bool], ...] = (
+            self._weights,
+            lambda value: not self._attends(value),
+            lambda value: not self._image(value, second if value is first else first),
+        )
+        for tell in tells:
             told = [tell(value) for value in factors]
             if told[0] != told[1]:
                 return (first, second) if told[0] else (second, first)
@@ -172,7 +182,7 @@ class Products:
         pending, seen = [node], {node}
         while pending:
             value = pending.pop()
-            if self.graph.depends(other, value):
+            if self.graph.depends(other, value) or self.adds_branches(value):
                 continue
             following = self.follows(value)
             if not following:
@@ -186,7 +196,7 @@ class Products:
         pending, seen = [weights], {weights}
         while pending:
             node = pending.pop()
-            if self.graph.depends(values, node):
+            if self.graph.depends(values, node) or self.adds_branches(node):
                 continue
             if len(self.factors(node)) > 1 and self.row(node).contracts:
                 return True
@@ -276,7 +286,7 @@ class Products:
         while pending:
             value = pending.pop()
             known, following = self.row(value), self.follows(value)
-            if self.graph.depends(gate, value):
+            if self.graph.depends(gate, value) or self.adds_branches(value):
                 return False
             if self.is_attention(value) or (not following and value is not node and value.op == "call_function"):
                 continue

@@ -9,13 +9,14 @@ streams that meet; of these, one that reaches the node without weights is the tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 from torch import fx
 
-from unweave.graph.graph import arguments, extents_of, operation
+from unweave.graph.graph import Graph, arguments, extents_of, operation
 from unweave.structure.products import Products
 
 
@@ -38,6 +39,10 @@ class Residual:
 class Paths(Products):
     """The paths of a graph: where branches leave the trunk and come back, and what is followed on the way."""
 
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self.residuals  # noqa: B018  (in execution order, so that what is asked later is asked of few nodes)
+
     @cached_property
     def residuals(self) -> dict[fx.Node, tuple[Residual, ...]]:
         """Every node where branches are added to the trunk, with its branches."""
@@ -49,6 +54,10 @@ class Paths(Products):
         for node in self.residuals:
             mask |= 1 << self.graph.order[node]
         return mask
+
+    def adds_branches(self, node: fx.Node) -> bool:
+        """Whether branches are added to the residual stream at a node."""
+        return bool(self._branches(node))
 
     def has_residual(self, node: fx.Node) -> bool:
         """Whether a branch is added to the trunk at or below this node."""
@@ -212,11 +221,17 @@ class Paths(Products):
             if ends(value):
                 reached[value] = reached.get(value, False) or plain or stream
             elif not self.is_attention(value):
-                known = self.row(value)
-                plain = plain and not (known.contracts or known.norm or len(self.factors(value)) > 1)
-                stream = stream or bool(self._branches(value))
+                plain = plain and self._is_plain(value)
+                stream = stream or self.adds_branches(value)
                 pending += [(source, plain, stream) for source in self.follows(value)]
         return reached
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether an operation only moves its input, adds to it, or multiplies it by a number."""
+        known, factors = self.row(node), self.factors(node)
+        weights = [source for source in node.all_input_nodes if source not in factors] if known.product else []
+        scales = all(math.prod(extent.size for extent in extents_of(source)) == 1 for source in weights)
+        return known.moves or (known.elementwise and not known.norm and len(factors) < 2 and scales)
 
     def _linear_way(self, node: fx.Node, read: fx.Node) -> list[fx.Node]:
         """The nodes by which a value is a linear image of another."""
