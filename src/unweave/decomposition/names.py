@@ -107,8 +107,11 @@ class Names:
         nodes += [site.attention or site.via for site in branch.sites if site.role == "attention"]
         nodes = nodes or [site.via for site in branch.sites if site.role in ("source", "read")][:1]
         nodes = [node for node in nodes if node is not branch.residual.read]
-        if branch.projection and (not nodes or any(self.graph.depends(branch.projection, node) for node in nodes)):
-            nodes.append(branch.projection)
+        behind = [branch.projection] if branch.projection else []
+        if behind and nodes:  # of several projections the one right behind
+            between = self.walk.paths.between(max(nodes, key=self.graph.order.__getitem__), branch.residual.branch)
+            behind = [node for node in between if self.walk.paths.row(node).contracts][:1]
+        nodes += behind
         modules = [self.graph.module(node) for node in nodes if self.graph.module(node)]
         return _shared(modules) if modules else self.graph.module(branch.residual.branch)
 

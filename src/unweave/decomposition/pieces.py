@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 from torch import fx
 
-from unweave.adjoint.pending import BATCH, Constant, Indices, Operand, Term, narrowed, size_of
+from unweave.adjoint.pending import BATCH, Axis, Constant, Indices, Operand, Term, fresh, narrowed, size_of
 from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.names import Names, inside
@@ -79,8 +79,15 @@ def pieces_of(walk: Walk, level: Level) -> tuple[tuple[Piece, ...], dict[str, Gr
 
 
 def reading_of(term: Term, source: fx.Node | Constant, kept: Indices = (), sign: float = 1.0) -> Reading:
-    """The contraction of a value with its pending map."""
-    return Reading((term.operand(source), *term.factors), kept, term.out, term.scale * sign)
+    """The contraction of a value with its pending map.
+
+    An index that is kept and runs over the representation itself (heads that nothing projects) is told apart from it.
+    """
+    operands = [term.operand(source), *term.factors]
+    apart = {index: fresh(index.size)[0] for index in kept if index in term.out}
+    for index, new in apart.items():
+        operands.append(Operand(Constant.array(np.eye(index.size)), (Axis((new,)), Axis((index,)))))
+    return Reading(tuple(operands), tuple(apart.get(index, index) for index in kept), term.out, term.scale * sign)
 
 
 class _Pieces:

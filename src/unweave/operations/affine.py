@@ -19,7 +19,8 @@ from unweave.graph.graph import Extent, extents_of
 from unweave.operations.table import Reads, Step, row, rule
 
 
-def _number(value: float) -> Constant:
+def number_of(value: float) -> Constant:
+    """A number as a constant."""
     return Constant((), (), lambda: torch.tensor(value, dtype=torch.float64), ("number", value))
 
 
@@ -137,7 +138,7 @@ def _sum(step: Step, term: Term, first: str, second: str, one: float, two: float
             moved = term.broadcast(extents_of(operand)) if "val" in operand.meta else term
             yield operand, moved if sign == 1 else moved.times(scale=sign)
         elif operand:
-            yield _number(float(operand)), term.times(scale=sign).broadcast(())
+            yield number_of(float(operand)), term.times(scale=sign).broadcast(())
 
 
 @rule("aten.neg", kind="linear")
@@ -220,7 +221,7 @@ def where(step: Step, term: Term) -> Reads:
             yield source, _gated(step, term, source, condition, chosen)
         elif source:
             moved = term.times(Operand(chosen, tuple(_read(term, condition))))
-            yield _number(float(source)), moved.broadcast(())
+            yield number_of(float(source)), moved.broadcast(())
 
 
 @rule("aten.masked_fill", kind="linear", entries="picked", fixed=("mask", "value"))
@@ -229,7 +230,7 @@ def masked_fill(step: Step, term: Term) -> Reads:
     mask, value = step["mask"], step["value"]
     yield step["input"], _gated(step, term, step["input"], mask, _negated(mask))
     if isinstance(value, fx.Node) or value:
-        number = Constant.of(value) if isinstance(value, fx.Node) else _number(float(value))
+        number = Constant.of(value) if isinstance(value, fx.Node) else number_of(float(value))
         yield number, term.times(Operand(Constant.of(mask), tuple(_read(term, mask)))).broadcast(())
 
 

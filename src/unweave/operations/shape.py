@@ -8,8 +8,9 @@ from itertools import accumulate
 import numpy as np
 from torch import fx
 
-from unweave.adjoint.pending import Axis, Irregular, Term
+from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Term
 from unweave.graph.graph import Extent, extents_of
+from unweave.operations.affine import number_of
 from unweave.operations.table import Reads, Step, rule
 
 
@@ -251,11 +252,11 @@ def roll(step: Step, term: Term) -> Reads:
 
 @rule("aten.constant_pad_nd", "aten.pad", kind="linear", entries="picked")
 def pad(step: Step, term: Term) -> Reads:
-    """A border of zeros (what is read there comes from nowhere), or of repeated, mirrored or wrapped entries."""
+    """A border of a number (what is read there is constant), or of repeated, mirrored or wrapped entries."""
     mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(step.given.get("mode") or "constant")
-    if mode is None and step.given.get("value"):
-        raise Irregular("padding with a number other than zero")
+    number = float(step.given.get("value") or 0)
     moved: Term | None = term
+    middle = np.ones((1,) * len(step.output))
     borders = list(step["pad"])
     for number, (before, after) in enumerate(zip(borders[::2], borders[1::2], strict=True)):
         dim = len(step.output) - 1 - number
@@ -269,9 +270,17 @@ def pad(step: Step, term: Term) -> Reads:
             places = np.pad(inside, around, mode=mode).tolist()  # type: ignore[call-overload]
         else:
             places = [None] * around[0] + inside.tolist() + [None] * around[1]
+            kept = np.array([place is not None for place in places])
+            middle = middle * kept.reshape([-1 if axis == dim else 1 for axis in range(middle.ndim)])
         moved = moved and moved.taken(dim, places, length)
     if moved is not None:
         yield step["input"], moved
+
+    if number and not middle.all():
+        dims = [dim for dim in range(middle.ndim) if middle.shape[dim] > 1]
+        border = Constant.array(1 - middle.squeeze(tuple(set(range(middle.ndim)) - set(dims))))
+        filled = Operand(border, tuple(term.axes[dim] for dim in dims))
+        yield number_of(number), term.times(filled).broadcast(())
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate", kind="linear", entries="picked")
