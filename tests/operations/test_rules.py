@@ -166,6 +166,9 @@ case("t", (4,), lambda p, x: (p.a @ aten.t(x)).t(), a=(5, 4))
 case("numpy_T", (4,), lambda p, x: (p.a @ aten.numpy_T(x)).t(), a=(5, 4))
 case("mT", TOKENS, lambda p, x: aten.mT(x))
 case("matrix_H", (4,), lambda p, x: (p.a @ aten.matrix_H(x)).t(), a=(5, 4))
+case("mH", TOKENS, lambda p, x: aten.mH(x))
+case("mH: two axes before", MAP, lambda p, x: x.mH * p.a, a=(4, 6, 6))
+case("adjoint", TOKENS, lambda p, x: torch.adjoint(x))
 case("movedim", MAP, lambda p, x: aten.movedim.intlist(x, [1, 2], [-1, 1]))
 case("movedim: one", MAP, lambda p, x: aten.movedim.int(x, 3, 1))
 case("expand", (1, 4), lambda p, x: x.expand(-1, 5, -1) * p.a, a=(5, 4))
@@ -183,6 +186,15 @@ case("slice: beyond the end", TOKENS, lambda p, x: x[:, 2:1000])
 case("slice_copy", TOKENS, lambda p, x: aten.slice_copy(x, 1, 1, 5, 2))
 case("narrow", TOKENS, lambda p, x: aten.narrow(x, 1, 2, 3))
 case("slice: split and chunk", (7, 4), lambda p, x: torch.cat([x.split([2, 5], 1)[1], x.chunk(2, 1)[0]], 1))
+case("unfold: overlapping", TOKENS, lambda p, x: x.unfold(1, 3, 2) * p.a, a=(2, 4, 3))
+case("unfold: overlapping by all but one", TOKENS, lambda p, x: x.unfold(1, 3, 1) * p.a, a=(4, 4, 3))
+case("unfold: tiles", TOKENS, lambda p, x: x.unfold(1, 2, 2).flatten(2), fires="unfold flatten")
+case("unfold: gaps", MAP, lambda p, x: x.unfold(-2, 2, 3) * p.a, a=(4, 2, 6, 2))
+case("unfold: the last axis", TOKENS, lambda p, x: x.unfold(-1, 2, 1) * p.a, a=(6, 3, 2))
+case("unfold: two axes, as patches", MAP, lambda p, x: x.unfold(2, 2, 2).unfold(3, 3, 3) * p.a, a=(4, 3, 2, 2, 3))
+case("repeat_interleave", TOKENS, lambda p, x: x.repeat_interleave(2, 1) * p.a, a=(12, 4))
+case("repeat_interleave: the last axis", TOKENS, lambda p, x: x.repeat_interleave(3, -1) * p.a, a=(6, 12))
+case("repeat_interleave: one entry", (1, 4), lambda p, x: x.repeat_interleave(3, 1) * p.a, a=(3, 4))
 case("select: unbind", TOKENS, lambda p, x: x.unbind(1)[2] + 2 * x.unbind(1)[-1])
 case("flip", MAP, lambda p, x: x.flip(-1, 1) * p.a, a=MAP)
 case("roll", MAP, lambda p, x: x.roll((2, -1), (2, 3)) * p.a, a=MAP)
@@ -208,6 +220,26 @@ case("index", TOKENS, lambda p, x: x[:, p.i] * p.a, i=torch.tensor([[5, -1, 0], 
 case("index: by a mask", TOKENS, lambda p, x: x[:, :, p.i], i=torch.tensor([2, 0]))
 case("pixel_shuffle", (8, 2, 3), lambda p, x: F.pixel_shuffle(x, 2) * p.a, a=(2, 4, 6))
 case("pixel_unshuffle", (2, 4, 6), lambda p, x: F.pixel_unshuffle(x, 2) * p.a, a=(8, 2, 3))
+case("copy", TOKENS, lambda p, x: aten.copy(x.new_zeros(x.shape), x) * p.a, a=(6, 4))
+case("copy: broadcast", (1, 4), lambda p, x: aten.copy(x.new_zeros(x.shape[0], 5, 4), x) * p.a, a=(5, 4))
+case("copy: over what varies", TOKENS, lambda p, x: aten.copy(x.sigmoid(), x.flip(1)))
+case(
+    "zero: under a token",
+    TOKENS,
+    lambda p, x: torch.slice_scatter(aten.zero(x), x[:, :1], 1, 2, 3),
+    fires="zero slice_scatter",
+)
+case("select_scatter", TOKENS, lambda p, x: torch.select_scatter(x, x[:, 0] * p.a, 1, -2), a=(4,))
+case(
+    "select_scatter: the last axis, by a weight",
+    TOKENS,
+    lambda p, x: torch.select_scatter(x, p.a.expand(x.shape[0], -1), -1, 1),
+    a=(1, 6),
+    enters=True,
+)
+case("slice_scatter", TOKENS, lambda p, x: torch.slice_scatter(x, x[:, :2] * p.a, 1, -3, -1), a=(4,))
+case("slice_scatter: with a step", TOKENS, lambda p, x: torch.slice_scatter(x, x[:, 3:] * p.a, 1, 0, None, 2), a=(3, 4))
+case("index_put", TOKENS, lambda p, x: aten.index_put(x, [None, p.i], x[:, :2] * p.a), i=torch.tensor([4, -6]), a=(4,))
 
 
 def _merged(x: Tensor) -> Tensor:
@@ -245,6 +277,55 @@ case(
 )
 case("roll: rolled and padded windows", (5, 5, 2), _shifted, fires="roll pad slice", enters=True, a=(9, 2), b=(9, 2))
 
+# -- what is written in place -----------------------------------------------------------------------------------------
+
+WRITTEN = (7, 4)
+"""A shape of its own: torch.export traces a model that writes in place twice."""
+
+
+def _set(
+    place: object, value: Callable[[nn.Module, Tensor], Tensor | float], *, added: bool = False
+) -> Callable[[nn.Module, Tensor], Tensor]:
+    """`x[place] = value`, or `x[place] += value`."""
+
+    def run(p: nn.Module, x: Tensor) -> Tensor:
+        y = x.clone()
+        if added:
+            y[place] += value(p, x)
+        else:
+            y[place] = value(p, x)
+        return y * p.w
+
+    return run
+
+
+EVERY = slice(None)
+for name, fires, run in (
+    ("a token by another", "select_scatter", _set((EVERY, 0), lambda p, x: x[:, 3] * p.a)),
+    ("a token by a weight", "select_scatter copy", _set((EVERY, 0), lambda p, x: p.a)),
+    ("a token by a number", "select_scatter fill", _set((EVERY, 2), lambda p, x: 0.3)),
+    ("a token by nothing", "select_scatter fill", _set((EVERY, 2), lambda p, x: 0)),
+    ("a channel", "select_scatter", _set((..., -1), lambda p, x: x[..., 0])),
+    ("a range added to", "slice_scatter", _set((EVERY, slice(1, 3)), lambda p, x: x[:, 4:6], added=True)),
+    ("a range by a weight", "slice_scatter copy", _set((EVERY, slice(1, 3)), lambda p, x: p.a)),
+    ("every other", "slice_scatter", _set((EVERY, slice(0, None, 2)), lambda p, x: x[:, :4] * p.a)),
+    ("a block", "slice_scatter", _set((EVERY, slice(1, 3), slice(2, None)), lambda p, x: x[:, :2, :2])),
+    ("all", "copy", _set((...,), lambda p, x: x.flip(1))),
+    ("tokens by a list", "index_put", _set((EVERY, [0, 2]), lambda p, x: x[:, 3:5] * p.a)),
+    ("tokens by a list, one for both", "index_put", _set((EVERY, [5, -1]), lambda p, x: x[:, 3:4] * p.a)),
+    ("tokens by a list, added to", "index_put", _set((EVERY, [0, 2]), lambda p, x: x[:, 3:5], added=True)),
+    ("tokens by a list, by a number", "index_put", _set((EVERY, [0, 2]), lambda p, x: 0.3)),
+):
+    case(f"written: {name}", WRITTEN, run, fires=fires, enters=True, a=(4,), w=(7, 4))
+case(
+    "written: tokens by a mask",
+    WRITTEN,
+    _set((EVERY, torch.arange(7) < 2), lambda p, x: x[:, 3:5] * p.a),
+    fires="index_put",
+    a=(4,),
+    w=(7, 4),
+)
+
 # -- affine -----------------------------------------------------------------------------------------------------------
 
 case("add", TOKENS, lambda p, x: torch.add(x, p.a, alpha=0.3), a=(4,))
@@ -260,6 +341,32 @@ case("neg", TOKENS, lambda p, x: -x)
 case("mul", TOKENS, lambda p, x: p.a * x * 0.7, a=(4,))
 case("mul: broadcast up", (1, 4), lambda p, x: x * p.a, a=(5, 1))
 case("div", TOKENS, lambda p, x: x / p.a / 0.7, a=(6, 1))
+
+SOME, COLUMN = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) < 0.5, torch.arange(6)[:, None] < 2
+for name, mask in (("", SOME), (": a mask of tokens", COLUMN), (": a mask of channels", SOME[0])):
+    case(f"where{name}", TOKENS, lambda p, x: torch.where(p.m, x, x.flip(1)) * p.w, m=mask, w=(6, 4))
+    case(f"masked_fill{name}", TOKENS, lambda p, x: x.masked_fill(p.m, 0) * p.w, m=mask, w=(6, 4))
+case("where: a weight", TOKENS, lambda p, x: torch.where(p.m, x, p.a), m=SOME, a=(1, 6, 4), enters=True)
+case("where: a weight for every channel", TOKENS, lambda p, x: torch.where(p.m, p.a, x), m=COLUMN, a=(4,), enters=True)
+case("where: a number", TOKENS, lambda p, x: torch.where(p.m, x, 0.3), m=COLUMN)
+case("where: a number first", TOKENS, lambda p, x: torch.where(p.m, 0.3, x), m=SOME)
+case("where: zero", TOKENS, lambda p, x: torch.where(p.m, x, 0.0), m=SOME[0])
+case("where: broadcast up", (1, 4), lambda p, x: torch.where(p.m, x, 2 * x) * p.w, m=SOME, w=(6, 4))
+case("where: a mask with an axis for the images", TOKENS, lambda p, x: torch.where(p.m, x, 2 * x), m=SOME[None])
+case("masked_fill: a number", TOKENS, lambda p, x: x.masked_fill(p.m, 0.3) * p.w, m=COLUMN, w=(6, 4))
+case("masked_fill: a weight", TOKENS, lambda p, x: x.masked_fill(p.m, p.a), m=SOME, a=())
+case("masked_fill: broadcast up", (1, 4), lambda p, x: x.masked_fill(p.m, 0.3) * p.w, m=SOME, w=(6, 4))
+case("lerp", TOKENS, lambda p, x: torch.lerp(x, x.flip(1), 0.3))
+case("lerp: to a weight", TOKENS, lambda p, x: torch.lerp(x, p.a, 0.3), a=(4,))
+case("lerp: by a weight", TOKENS, lambda p, x: torch.lerp(x, x.flip(1), p.a), a=(6, 1))
+case("lerp: from a weight, by a weight", TOKENS, lambda p, x: torch.lerp(p.a, x, p.b), a=(1, 6, 4), b=(4,), enters=True)
+
+
+def _mixed(p: nn.Module, x: Tensor, at: Tensor) -> Tensor:
+    return torch.lerp(x, x.flip(1), torch.sigmoid(at.mean(1, keepdim=True) * p.a))
+
+
+case("lerp: by a gate", TOKENS, lambda p, x: _mixed(p, x, x), _mixed, a=(4,))
 
 
 def _excited(p: nn.Module, x: Tensor, at: Tensor) -> Tensor:
@@ -327,6 +434,19 @@ case("addmm: the sum is live", (4,), lambda p, x: aten.addmm(x, x.flip(1), p.a),
 case("addcmul", TOKENS, lambda p, x: torch.addcmul(p.b, x, p.a, value=0.5), a=(4,), b=(6, 1))
 case("addcmul: the sum is live", TOKENS, lambda p, x: torch.addcmul(x, p.a, x.flip(1)), a=(6, 1))
 case("baddbmm", TOKENS, lambda p, x: torch.baddbmm(p.b, x, p.a.expand(x.shape[0], -1, -1)), a=(4, 5), b=(1, 6, 5))
+case(
+    "baddbmm: the sum is live",
+    TOKENS,
+    lambda p, x: torch.baddbmm(x, x.flip(1), p.a.expand(x.shape[0], -1, -1), beta=0.3, alpha=0.7),
+    a=(4, 4),
+)
+
+
+def _added(p: nn.Module, x: Tensor, at: Tensor) -> Tensor:
+    return torch.addcmul(p.b, x, torch.sigmoid(at.mean(1, keepdim=True) * p.a), value=0.5)
+
+
+case("addcmul: a gate", TOKENS, lambda p, x: _added(p, x, x), _added, a=(4,), b=(4,))
 case("matmul", TOKENS, lambda p, x: x @ p.a + (p.b @ x) @ p.a, a=(4, 5), b=(6, 6))
 case("matmul: by a vector", TOKENS, lambda p, x: x @ p.a, a=(4,))
 case("matmul: batched weights", (3, 6, 4), lambda p, x: x @ p.a, a=(3, 4, 5))
@@ -334,6 +454,20 @@ case("mm", (4,), lambda p, x: torch.mm(x, p.a), a=(4, 5))
 case("bmm", TOKENS, lambda p, x: torch.bmm(p.b.expand(x.shape[0], -1, -1), x), b=(5, 6))
 case("einsum", (3, 6, 4), lambda p, x: torch.einsum("b h t c, h c o -> b t o", x, p.a), a=(3, 4, 5))
 case("einsum: the weight first", TOKENS, lambda p, x: torch.einsum("st,btc->bsc", p.a, x), a=(5, 6))
+case("einsum: three operands", TOKENS, lambda p, x: torch.einsum("btc,cd,td->btd", x, p.a, p.b), a=(4, 5), b=(6, 5))
+case("einsum: an ellipsis", (3, 6, 4), lambda p, x: torch.einsum("...tc,cd->...dt", x, p.a), a=(4, 5))
+case("einsum: two ellipses", (3, 6, 4), lambda p, x: torch.einsum("...tc,...cd->...td", x, p.a), a=(3, 4, 5))
+case("einsum: no output", TOKENS, lambda p, x: torch.einsum("btc,ca", x, p.a).transpose(0, 1), a=(4, 5))
+case("einsum: no output, an ellipsis", TOKENS, lambda p, x: torch.einsum("...c,ca", x, p.a), a=(4, 5))
+case("einsum: the diagonal of a weight", TOKENS, lambda p, x: torch.einsum("btc,cc->btc", x, p.a), a=(4, 4))
+case("einsum: the trace of a weight", TOKENS, lambda p, x: torch.einsum("btc,dd->btc", x, p.a), a=(4, 4))
+case("einsum: a summed weight", TOKENS, lambda p, x: torch.einsum("btc,td->btc", x, p.a), a=(6, 5))
+case("einsum: a diagonal", (6, 4, 4), lambda p, x: torch.einsum("btcc->btc", x) * p.a, a=(6, 4))
+case("einsum: a diagonal by a weight", (6, 4, 4), lambda p, x: torch.einsum("btcc,cd->btd", x, p.a), a=(4, 5))
+case("einsum: a trace", (6, 4, 4), lambda p, x: torch.einsum("btcc->bt", x) * p.a, a=(6,))
+case("einsum: one operand", (6, 4, 4), lambda p, x: torch.einsum("btcd->bdt", x) * p.a, a=(4, 6), fires="sum permute")
+case("einsum: one operand, no output", TOKENS, lambda p, x: torch.einsum("acb", x) * p.a, a=(4, 6))
+case("einsum: one operand, an ellipsis", (6, 4, 4), lambda p, x: torch.einsum("...cd->...dc", x) * p.a, a=(6, 4, 4))
 
 
 def _weights(p: nn.Module, at: Tensor) -> Tensor:
@@ -479,6 +613,11 @@ for name, given, weight in (
     )
 case("conv2d: same", MAP, lambda p, x: F.conv2d(x, p.a, padding="same", dilation=2), a=(3, 4, 3, 5), fires="conv2d")
 case("conv1d", TOKENS, lambda p, x: F.conv1d(x, p.a, p.b, stride=2, padding=1), a=(5, 6, 2), b=(5,))
+SOLID = (2, 3, 4, 5)
+case(
+    "conv3d", SOLID, lambda p, x: F.conv3d(x, p.a, p.b, stride=(1, 2, 1), padding=(1, 0, 1)), a=(3, 2, 2, 2, 3), b=(3,)
+)
+case("conv3d: tiles, grouped", SOLID, lambda p, x: F.conv3d(x, p.a, stride=(3, 2, 5), groups=2), a=(4, 1, 3, 2, 5))
 case(
     "im2col",
     MAP,
@@ -585,6 +724,9 @@ case("batch_norm: without weights", (4,), lambda p, x: F.batch_norm(x, p.m, p.v)
 case("mean", MAP, lambda p, x: x.mean((-1, 2), keepdim=True))
 case("mean: one axis", MAP, lambda p, x: x.mean(2) * p.a, a=(4, 6))
 case("sum", MAP, lambda p, x: x.sum(-1) * p.a, a=(4, 6))
+case("cumsum", TOKENS, lambda p, x: x.cumsum(1) * p.a, a=(6, 4))
+case("cumsum: the last axis", TOKENS, lambda p, x: x.cumsum(-1) * p.a, a=(6, 4))
+case("cumsum: one entry", (1, 4), lambda p, x: x.cumsum(1) * p.a, a=(4,))
 case(
     "amax",
     MAP,
@@ -598,6 +740,32 @@ case(
     lambda p, x, at: x.gather(1, at.argmax(1, keepdim=True)) * p.a,
     a=(5, 4),
 )
+
+
+def _largest(p: nn.Module, x: Tensor, at: Tensor) -> Tensor:
+    return x.flatten(2).gather(2, at.flatten(2).argmax(2, keepdim=True))[..., 0]
+
+
+case("amax: over several axes", MAP, lambda p, x: x.amax((3, 2)), _largest)
+case(
+    "amax: over axes that lie apart, kept",
+    SOLID,
+    lambda p, x: x.amax((2, 4), keepdim=True) * p.a,
+    lambda p, x, at: (
+        _largest(p, x.transpose(2, 3).flatten(1, 2), at.transpose(2, 3).flatten(1, 2)).view(-1, 2, 1, 4, 1) * p.a
+    ),
+    a=(2, 1, 4, 1),
+)
+case("amax: max of an axis", MAP, lambda p, x: x.flatten(2).max(2).values, _largest, fires="amax")
+case("amax: adaptive max pooling", MAP, lambda p, x: F.adaptive_max_pool2d(x, 1).flatten(1), _largest, fires="amax")
+case(
+    "amax: adaptive, of tokens",
+    TOKENS,
+    lambda p, x: F.adaptive_max_pool1d(x.transpose(1, 2), 1)[..., 0],
+    lambda p, x, at: _largest(p, x.transpose(1, 2), at.transpose(1, 2)),
+    fires="amax",
+)
+case("amax: adaptive, of a solid", SOLID, lambda p, x: F.adaptive_max_pool3d(x, 1).flatten(1), _largest, fires="amax")
 for name, options in (
     ("tiles", {"kernel_size": 2}),
     ("tiles of 3", {"kernel_size": 3}),
@@ -607,6 +775,13 @@ for name, options in (
     ("rounded up", {"kernel_size": 4, "stride": 3, "padding": (1, 0), "ceil_mode": True}),
 ):
     case(f"avg_pool2d: {name}", MAP, lambda p, x, options=options: F.avg_pool2d(x, **options))
+for name, options in (
+    ("tiles", {"kernel_size": 2}),
+    ("padded", {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ("padding not counted", {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
+):
+    case(f"avg_pool1d: {name}", TOKENS, lambda p, x, options=options: F.avg_pool1d(x, **options))
+    case(f"avg_pool3d: {name}", SOLID, lambda p, x, options=options: F.avg_pool3d(x, **options))
 case("adaptive_avg_pool2d", MAP, lambda p, x: F.adaptive_avg_pool2d(x, (1, 1)))
 case("adaptive_avg_pool2d: uneven", MAP, lambda p, x: F.adaptive_avg_pool2d(x, (4, 5)))
 case("adaptive_avg_pool1d", (4, 7), lambda p, x: F.adaptive_avg_pool1d(x, 3))

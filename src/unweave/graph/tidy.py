@@ -307,5 +307,6 @@ _REWRITES = {
     "aten.std_mean": _moments,
     "aten.adaptive_max_pool1d": _adaptive_max,
     "aten.adaptive_max_pool2d": _adaptive_max,
+    "aten.adaptive_max_pool3d": _adaptive_max,
     "aten.max_pool2d_with_indices": _max_pool,
 }

@@ -234,6 +234,14 @@ def masked_fill(step: Step, term: Term) -> Reads:
         yield number, term.times(Operand(Constant.of(mask), tuple(_read(term, mask)))).broadcast(())
 
 
+@rule("aten.fill", "aten.zero", kind="linear", entries="picked", like="input")
+def fill(step: Step, term: Term) -> Reads:
+    """A number written over every entry, as `x[:, 0] = 0` does."""
+    value = step.given.get("value", 0)
+    if isinstance(value, fx.Node) or value:
+        yield value if isinstance(value, fx.Node) else _number(float(value)), term.broadcast(())
+
+
 def _read(term: Term, node: fx.Node) -> list[Axis]:
     """How a tensor that is broadcast to the output and the same for every image is read."""
     offset = len(term.axes) - len(extents_of(node))
