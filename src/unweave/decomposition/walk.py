@@ -1,19 +1,27 @@
 """The reverse walk: from the representation back along the trunk, into every branch, to the places where
-contributions are read.
+contributions are read. Read this file first; the others explain its words.
 
-The walk knows no operations and no models. It hands the pending map from node to node by the rule table, and decides
-only where to stop:
+A model's representation z is linear in what its branches write, once a few statistics are held at their values. So the
+walk starts at z with the identity, and hands a *pending map* (how a value still reaches z) from node to node, last
+operation first:
 
-* at a residual addition the branch gets a scope of its own, and is not followed past the point where it reads the
-  trunk;
+    z = norm(x1)             the map of x1: centre, times 1/std (held), times the norm's weight
+    x1 = x0 + f(x0)          a branch: f's output and x0 get the same map; f(x0) is walked in a scope of its own
+    f = fc2(gelu(fc1(x0)))   through fc2 the map gains a matrix; gelu is not linear: the MLP's contribution is read here
+    x0 = patches(images)     nothing residual lies below: the embedding is read here
+
+How one operation hands on a map stands in the table of operations (`operations/`), which additions have a branch and
+which factor of a product is held in `structure/`. The walk names no operation and no model. It decides only where to
+stop:
+
+* where branches are added, each gets a scope of its own, and is not followed past the point where it reads the trunk;
 * at an operation that is not linear (inside a branch: its MLP or convolution; on the trunk: what lies below is one
   component);
-* at the attention's own output, whose batch-like axes are the heads; at token level the map goes on through the
-  frozen probabilities;
+* at an attention's output, whose heads are components; at token level the map goes on through the held weights;
 * where nothing residual lies below: the embedding; and at every constant: the biases.
 
-Where a layer reads another stream only by attention (class attention, attention pooling), that attention is frozen
-and passed through.
+Where a layer reads another stream only by attention (class attention, attention pooling), that attention is held and
+passed through (`passing.py`).
 """
 
 from __future__ import annotations
