@@ -239,7 +239,7 @@ def fill(step: Step, term: Term) -> Reads:
     """A number written over every entry, as `x[:, 0] = 0` does."""
     value = step.given.get("value", 0)
     if isinstance(value, fx.Node) or value:
-        yield value if isinstance(value, fx.Node) else _number(float(value)), term.broadcast(())
+        yield value if isinstance(value, fx.Node) else number_of(float(value)), term.broadcast(())
 
 
 def _read(term: Term, node: fx.Node) -> list[Axis]:

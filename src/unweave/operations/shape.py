@@ -185,6 +185,20 @@ def index_put(step: Step, term: Term) -> Reads:
     yield from _written(step, term, used[0], inside, step["values"])
 
 
+@rule("aten.index_add", kind="linear")
+def index_add(step: Step, term: Term) -> Reads:
+    """Positions of an axis, named by a constant, added to."""
+    dim, alpha = step.dim(), float(step["alpha"])
+    inside = _places(step, step["index"], step.output[dim])
+    if len(set(inside)) < len(inside):
+        raise Irregular("a position is added to twice")
+    yield step["input"], term
+    entries = {place: entry for entry, place in enumerate(inside)}
+    moved = term.taken(dim, [entries.get(place) for place in range(step.output[dim].size)], len(inside))
+    if moved is not None:
+        yield step["source"], moved.times(scale=alpha)
+
+
 def _written(
     step: Step, term: Term, dim: int, inside: Sequence[int], values: fx.Node, *, squeezed: bool = False
 ) -> Reads:

@@ -298,6 +298,18 @@ class Origins:
             return False
         return bool((square - mean.square() > _TINY).any())
 
+    def sums(self, node: fx.Node, shape: Sequence[int], dim: int) -> bool:
+        """Whether an operation on its first varying input, of this shape, sums over one axis of it."""
+        value = next(source for source in node.all_input_nodes if self.graph.image_dependent(source))
+        along = (
+            torch.arange(1, shape[dim] + 1).double().reshape([-1 if axis == dim else 1 for axis in range(len(shape))])
+        )
+        try:
+            labels = self._uniform(node, value, along.expand(list(shape)))
+        except (RuntimeError, TypeError, IndexError):
+            return False
+        return bool((labels - labels.mean()).abs().max() < _TINY * labels.abs().max())
+
     def over_positions(self, node: fx.Node) -> bool:
         """Whether a reduction runs over positions (of tokens, windows), as far as it can be told."""
         given = arguments(node)

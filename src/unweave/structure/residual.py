@@ -17,6 +17,7 @@ from functools import cache, cached_property
 from torch import fx
 
 from unweave.graph.graph import Graph, arguments, extents_of, operation
+from unweave.structure.labels import lengths
 from unweave.structure.products import Products
 
 
@@ -172,17 +173,18 @@ class Paths(Products):
                 if not known.linear or len(extents_of(user)) != rank:
                     return False
                 pending += user.users
-            elif operation(user) in ("aten.sum", "aten.mean"):
-                reduced = arguments(user)["dim"]
-                reduced = [reduced] if isinstance(reduced, int) else reduced or []
-                if dim not in [int(axis) % rank for axis in reduced]:
-                    return False
-                summed += 1
-            elif known.contracts and known.affine and dim == (rank - 1 if known.mixes == "last" else 1):
+            elif known.linear and self._sums(user, node, dim):
                 summed += 1
             else:
                 return False
         return summed > 0
+
+    def _sums(self, user: fx.Node, node: fx.Node, dim: int) -> bool:
+        """Whether an operation sums over one axis of a value of this shape."""
+        known, rank = self.row(user), len(extents_of(node))
+        if known.affine:
+            return known.contracts and dim == (rank - 1 if known.mixes == "last" else 1)
+        return bool(known.mixes) and self.origins.sums(user, lengths(node, 1), dim)
 
     def _read(self, trunk: fx.Node, branch: fx.Node) -> fx.Node | None:
         """The node that one addend is a linear image of, and another a branch from; None where it is not so."""
