@@ -97,7 +97,8 @@ class Products(ABC):
         if pair is None:
             return False
         weights, values = pair
-        return self._compares(weights, values) or self._attends(values) or self.origins.sums_positions(node, values)
+        compares = any(self._compares(held, values) for held in weights)
+        return compares or self._attends(values) or self.origins.sums_positions(node, values)
 
     def weighed(self, node: fx.Node) -> Iterator[fx.Node]:
         """The products that an attention's values are, moved or scaled at most: all one attention layer, as in linear
@@ -142,21 +143,20 @@ class Products(ABC):
         return held
 
     @cache  # noqa: B019
-    def _pair(self, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-        """The weights and the values of a contraction of two values that vary; None where they cannot be told apart."""
+    def _pair(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], fx.Node] | None:
+        """The weights and the values of a contraction of values that vary; None where they cannot be told apart."""
         factors = self.factors(node)
-        if not self.row(node).contracts or len(factors) != 2 or factors[0] is factors[1]:
+        if not self.row(node).contracts or len(set(factors)) < max(2, len(factors)):
             return None
-        first, second = factors
         tells: tuple[Callable[[fx.Node], bool], ...] = (
             self._weights,
             lambda value: not self._attends(value),
-            lambda value: not self._image(value, second if value is first else first),
+            lambda value: not all(self._image(value, other) for other in factors if other is not value),
         )
         for tell in tells:
-            told = [tell(value) for value in factors]
-            if told[0] != told[1]:
-                return (first, second) if told[0] else (second, first)
+            values = [value for value in factors if not tell(value)]
+            if len(values) == 1:
+                return tuple(value for value in factors if value is not values[0]), values[0]
         return None
 
     @cache  # noqa: B019
