@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -235,12 +236,33 @@ def test_another_setting_is_refused_by_name(photos, tmp_path, changed, field):
         extract(model(), str(photos), tmp_path / "s", replace(SMALL, **changed))
 
 
-def test_another_model_is_refused_by_its_weights(photos, tmp_path, monkeypatch):
+def test_another_model_is_refused_by_its_weights(photos, tmp_path):
     extract(model(), str(photos), tmp_path / "s", SMALL)
-    other = unweave.Model(**{name: getattr(model(), name) for name in model().__dataclass_fields__})
-    other.__dict__["weights_hash"] = "other"
+    other = copy.deepcopy(model())
+    next(other.module.parameters()).data.mul_(2)
     with pytest.raises(StoreError, match="differs in its weights hash"):
         extract(other, str(photos), tmp_path / "s", SMALL)
+
+
+@pytest.mark.parametrize("edit", ["in place", "data", "assigned"])
+def test_a_model_that_was_edited_since_is_another(photos, tmp_path, edit):
+    own = copy.deepcopy(model())
+    stored = extract(own, str(photos), tmp_path / "s", SMALL).read().values
+    prepared = prepare(own, str(photos), tmp_path / "other", SMALL)
+    name, weight = next((name, own) for name, own in own.module.named_parameters() if name.endswith("norm.weight"))
+    if edit == "in place":
+        with torch.no_grad():
+            weight.mul_(2)
+    elif edit == "data":
+        weight.data.mul_(2)
+    else:
+        own.module.load_state_dict({name: 2 * weight.detach()}, strict=False, assign=True)
+    draw(photos, 4, first=40)
+    with pytest.raises(StoreError, match="differs in its weights hash"):
+        extract(own, str(photos), tmp_path / "s", SMALL, append=True)
+    with pytest.raises(StoreError, match="differs in its weights hash"):
+        prepared.run()
+    assert torch.equal(Store(tmp_path / "s").read().values, stored)
 
 
 def test_the_batch_of_the_store_is_kept(photos, tmp_path):

@@ -8,7 +8,7 @@ nothing is left in the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -77,13 +77,15 @@ class Plan:
         Raises:
             ConservationError: The contributions do not add up to the representation.
             NonFiniteError: A weight or an activation is NaN or infinite.
+            CaptureError: The module is no longer what was planned, or computes something else for so many images.
             UnweaveError: The images are on another device, in another dtype, or of another size.
         """
         names, allowed = self._checked(images, ids, tolerance)
-        values, representation = self._program(None).run(images)
-        values = self._with_rest(values)
-        z = representation.to(values.dtype)
-        error = (values.sum(1) - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(torch.finfo(z.dtype).tiny)
+
+        def error_of(values: Tensor, z: Tensor) -> Tensor:
+            return (values.sum(1) - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(torch.finfo(z.dtype).tiny)
+
+        values, representation, error = self._computed(self._program(None), images, None, error_of, allowed)
         self._conserved(error, allowed, names, values)
         return Contributions(values, self.components, names, representation, error, allowed)
 
@@ -107,7 +109,7 @@ class Plan:
             tolerance: The largest error of the sum, relative to the norms of the representation and the direction.
 
         Raises:
-            ConservationError, NonFiniteError, UnweaveError: As for `run`.
+            ConservationError, NonFiniteError, CaptureError, UnweaveError: As for `run`.
         """
         names, allowed = self._checked(images, ids, tolerance)
         apart, dim = directions.dim() == 3, self.dim
@@ -126,13 +128,14 @@ class Plan:
         given = directions.to(images.device, dtype).clone()  # what is held must not change with the caller's
         shared = given.flatten(0, -2).mean(0, keepdim=True) if apart else given
         sets = torch.cat([given, shared.expand(len(given), 1, dim)], 1) if apart else given[None]
-        values, representation = self._program(sets.shape[1], apart).run(images, sets)
-        values = self._with_rest(values)
-        with exact(images.device):
-            z = representation.to(values.dtype)
+
+        def error_of(values: Tensor, z: Tensor) -> Tensor:
             norms = z.norm(dim=-1, keepdim=True) * shared.norm(dim=-1)
             total = values.sum(1)[:, -len(shared) :]
-            error = ((total - z @ shared.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
+            return ((total - z @ shared.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
+
+        program = self._program(sets.shape[1], apart)
+        values, representation, error = self._computed(program, images, sets, error_of, allowed)
         self._conserved(error, allowed, names, values)
         kept = values[..., : given.shape[-2]]
         return Scores(kept, self.components, names, representation, error, allowed)
@@ -179,10 +182,29 @@ class Plan:
             self._programs[directions, apart] = program
         return self._programs[directions, apart]
 
-    def _with_rest(self, values: Tensor) -> Tensor:
-        for column, chosen in self._request.subtractions:
-            values[:, column] -= values[:, list(chosen)].sum(1)
-        return values
+    def _computed(
+        self,
+        program: Program,
+        images: Tensor,
+        directions: Tensor | None,
+        error_of: Callable[[Tensor, Tensor], Tensor],
+        allowed: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The result, the representation, and the error of the sum for each image.
+
+        What is written into a weight through `.data` or numpy is not counted by it. So where the sum does not hold,
+        the weights are read anew before anybody is blamed.
+        """
+        generation = program.generation
+        with exact(images.device):
+            values, representation = program.run(images, directions)
+            for column, chosen in self._request.subtractions:
+                values[:, column] -= values[:, list(chosen)].sum(1)
+            error = error_of(values, representation.to(values.dtype))
+        if generation != program.generation or bool((error <= allowed).all()):
+            return values, representation, error
+        self._walk.graph.forget()
+        return self._computed(program, images, directions, error_of, allowed)
 
     def _checked(
         self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None
@@ -197,11 +219,6 @@ class Plan:
             raise UnweaveError(
                 f"The plan is for {expected.dtype} on {expected.device}, not {images.dtype} on {images.device}.",
                 cure="move the images, or plan again after moving the model",
-            )
-        weights = next((tensor for tensor in self._walk.graph.tensors.values() if tensor.is_floating_point()), None)
-        if weights is not None and weights.device != expected.device:
-            raise UnweaveError(
-                f"The model was moved to {weights.device} since it was planned on {expected.device}.", cure="plan again"
             )
         names = tuple(ids) if ids is not None else tuple(str(row) for row in range(len(images)))
         if len(names) != len(images):

@@ -17,6 +17,7 @@ from unweave.decomposition.contraction import Contractions
 from unweave.decomposition.jobs import Emission, Job
 from unweave.decomposition.schedule import Environment, Instruction, bytes_per_image, scheduled
 from unweave.decomposition.weights import Weights, kept_constants
+from unweave.graph.following import follow
 from unweave.graph.graph import Graph, extents_of
 from unweave.graph.interpret import exact
 
@@ -46,9 +47,7 @@ class Program:
         self.graph, self.jobs, self.columns, self.directions = graph, tuple(jobs), columns, directions
         self._sets = tuple(sets) if sets is not None else (0,) * columns
         self.contractions = Contractions()
-        self._held: Tensor | None = None
         self._weights: Weights | None = None
-        self._key: object = None
         self.emissions = tuple(emission for job in jobs for emission in self._emissions(job))
         self.width = directions if directions is not None else extents_of(graph.output)[1].size
 
@@ -62,7 +61,7 @@ class Program:
                 places = range(prod(index.size for index in reading.kept)) if job.chosen is None else job.chosen
                 along, sets = _followed(reading.kept, places, [self._sets[column] for column in job.columns])
                 shape = (*(index.size for index in (*along, *reading.out)), self.directions)
-                make = partial(self._direction_values, sets, shape)
+                make = partial(_direction_values, sets, shape)
                 constant = Constant(shape, (), make, ("directions", sets, shape))
                 axes = (*(Axis((index,)) for index in (*along, *reading.out)), Axis(new))
                 operands.append(Operand(constant, axes))
@@ -73,10 +72,6 @@ class Program:
             sizes = tuple(-1 if index is BATCH else index.size for index in wanted)
             count = prod(index.size for index in reading.kept)
             yield Emission(value, order, sizes, job.columns, job.chosen, reading.scale, count)
-
-    def _direction_values(self, sets: Sequence[int], shape: Sequence[int]) -> Tensor:
-        assert self._held is not None
-        return self._held[list(sets)].transpose(1, 2).reshape(shape)
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
@@ -116,16 +111,19 @@ class Program:
         return result, representation
 
     def _ready(self, images: Tensor, directions: Tensor | None) -> Weights:
-        """The weight-only values for the model's present weights, made when they or the directions have changed."""
-        versions = tuple((tensor.data_ptr(), _version(tensor)) for tensor in self.graph.tensors.values())
-        key = (versions, images.device)
-        if self._weights is None or self._key != key:
-            self._held, self._key = directions, key
-            self._weights = Weights(self.graph, self.contractions.values, self._kept, images)
-        elif directions is not None and (self._held is None or not torch.equal(self._held, directions)):
-            self._held = directions
-            self._weights.redirect()
-        return self._weights
+        """The weight-only values for the module's present weights, made when they or the directions have changed."""
+        generation, weights = follow(self.graph), self._weights
+        if weights is None or (weights.generation, weights.device) != (generation, images.device):
+            weights = Weights(self.graph, self.contractions.values, self._kept, images, directions)
+        elif directions is not None and (weights.directions is None or not torch.equal(directions, weights.directions)):
+            weights = Weights(self.graph, self.contractions.values, self._kept, images, directions, weights)
+        self._weights = weights  # a local name as well: another thread may ask for other directions
+        return weights
+
+    @property
+    def generation(self) -> int | None:
+        """Of the weights that the weight-only values were last made of."""
+        return None if self._weights is None else self._weights.generation
 
     # -- what it takes ---------------------------------------------------------------------------------------------
 
@@ -166,9 +164,8 @@ class Program:
         return tuple(sorted(columns))
 
 
-def _version(tensor: Tensor) -> int:
-    """Changes when a tensor is written to; tensors made in inference mode do not count."""
-    return 0 if tensor.is_inference() else tensor._version
+def _direction_values(sets: Sequence[int], shape: Sequence[int], directions: Tensor) -> Tensor:
+    return directions[list(sets)].transpose(1, 2).reshape(shape)
 
 
 def _followed(kept: Indices, places: Sequence[int], sets: Sequence[int]) -> tuple[Indices, tuple[int, ...]]:

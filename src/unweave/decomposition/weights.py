@@ -14,41 +14,47 @@ from unweave.graph.graph import Graph
 
 
 class Weights:
-    """The weight-only values of a program on a device and dtype.
+    """The weight-only values of a program, on a device and dtype and for some directions; they never change.
 
     Args:
         graph: The captured model.
         values: Every intermediate tensor, inputs before what is made of them.
         kept: The numbers of the weight-only values that a batch needs (see `kept_constants`).
         images: A batch, for its device and dtype.
+        directions: For scores, `[set, direction, dim]`.
+        before: Those of the same weights for other directions; what does not depend on them is taken from there.
 
     Attributes:
+        generation: Of the graph that they are made of.
+        directions: As given.
         dtype: What contractions are computed in.
         constants: Weight-only values by their number.
         arranged: The same, laid out for the product that reads them: by its number, and which factor of it.
     """
 
-    def __init__(self, graph: Graph, values: Sequence[Value], kept: frozenset[int], images: Tensor) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        values: Sequence[Value],
+        kept: frozenset[int],
+        images: Tensor,
+        directions: Tensor | None,
+        before: Weights | None = None,
+    ) -> None:
+        self.generation, self.directions, self.device = graph.generation, directions, images.device
         self.dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        self._graph, self._values, self._kept, self._device = graph, values, kept, images.device
-        self._read = {
-            source: graph.value(source)
-            for node in graph.nodes
-            if node in graph.per_batch
-            for source in node.all_input_nodes
-            if source not in graph.per_batch and source is not graph.input
-        }
+        self._graph, self._values, self._kept = graph, values, kept
         self.constants: dict[int, Tensor] = {}
         self.arranged: dict[tuple[int, int], Tensor] = {}
-        self._fold(lambda value: True)
+        self._read: dict[fx.Node, Tensor] = _read_per_batch(graph) if before is None else before._read
+        if before is not None:
+            self.constants.update(before.constants)
+            self.arranged.update(before.arranged)
+        self._fold(_directed if before is not None else lambda value: True)
 
     def value(self, node: fx.Node) -> Tensor:
         """The value of a node that is the same for every batch."""
         return self._read[node] if node in self._read else self._graph.value(node)
-
-    def redirect(self) -> None:
-        """Makes the values that depend on the directions anew."""
-        self._fold(_directed)
 
     def _fold(self, chosen: Callable[[Value], bool]) -> None:
         sources: dict[Constant, Tensor] = {}
@@ -83,10 +89,11 @@ class Weights:
             inputs = (
                 self._constant(part, made)
                 if isinstance(part, Constant)
-                else self._graph.value(part).to(self._device, self.dtype)
+                else self._graph.value(part).to(self.device, self.dtype)
                 for part in source.inputs
             )
-            made[source] = source.make(*inputs).to(self._device, self.dtype)
+            given = (self.directions,) if _is_direction(source) else inputs
+            made[source] = source.make(*given).to(self.device, self.dtype)
         return made[source]
 
 
@@ -100,6 +107,20 @@ def kept_constants(values: Sequence[Value], emissions: Sequence[Emission]) -> fr
 def _directed(value: Value) -> bool:
     """Whether a weight-only value depends on the directions."""
     if value.operand is not None:
-        source = value.operand.source
-        return isinstance(source, Constant) and isinstance(source.key, tuple) and source.key[:1] == ("directions",)
+        return _is_direction(value.operand.source)
     return any(_directed(factor) for factor in value.inputs)
+
+
+def _is_direction(source: object) -> bool:
+    return isinstance(source, Constant) and isinstance(source.key, tuple) and source.key[:1] == ("directions",)
+
+
+def _read_per_batch(graph: Graph) -> dict[fx.Node, Tensor]:
+    """The values of image-independent nodes that an operation of every batch reads."""
+    return {
+        source: graph.value(source)
+        for node in graph.nodes
+        if node in graph.per_batch
+        for source in node.all_input_nodes
+        if source not in graph.per_batch and source is not graph.input
+    }

@@ -103,8 +103,8 @@ class Extractor:
         if model is None:
             dtype = getattr(torch, manifest.computed_in)
             model = unweave.load_model(manifest.model, device=self.device, dtype=dtype, **manifest.loading)
-        manifest.agree({"weights_hash": model.weights_hash, "preprocessing": model.preprocessing}, where=str(place))
         self.model = model
+        self.agree()
         options = {"attention": manifest.attention, "nonlinear": manifest.nonlinear}
         self._plans = plans or plans_of(model, manifest.levels, manifest.selection, **options)
         self._images = images or {}
@@ -116,6 +116,15 @@ class Extractor:
                     where=f"{place}/{writer.components_file(level)}",
                     cure="use the version of unweave that is named in the manifest, or extract again",
                 )
+
+    def agree(self) -> None:
+        """Refuse a model that is not the store's; reads all of its weights, as they are now.
+
+        Raises:
+            StoreError: It has other weights, or another preprocessing.
+        """
+        present = {"weights_hash": self.model.weights_hash, "preprocessing": self.model.preprocessing}
+        self.manifest.agree(present, where=str(self.place))
 
     def run(self, blocks: Iterable[int], on_images: OnImages = lambda count: None) -> None:
         """Compute blocks and write them, one after the other.

@@ -96,6 +96,7 @@ class Extraction:
         with self.lease(part):
             blocks = self.blocks(part)
             if blocks:
+                self.extractor.agree()  # the weights may have been edited since it was prepared
                 LAUNCHERS[launcher](self.extractor, blocks, workers, on_images)
         if writer.merge(self.place, self.manifest):
             self.place.sweep()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import inf
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from unweave.errors import CaptureError
-from unweave.graph.graph import Graph
+from unweave.graph.graph import Graph, extents_of
 from unweave.graph.interpret import exact, interpret
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -59,6 +59,25 @@ def _called(module: nn.Module, images: Tensor) -> Tensor:
                 now.clear()
                 now.update(before)
     return next(value for value in tree_leaves(output) if isinstance(value, Tensor))
+
+
+def twins(first: Graph, second: Graph) -> dict[fx.Node, fx.Node] | None:
+    """For each node of a graph its counterpart in another, if both are the same operations on tensors of the same names
+    and shapes, whatever their values; else None.
+    """
+    pairs = dict(zip(first.graph.nodes, second.graph.nodes, strict=False))
+    if len(first.graph.nodes) != len(second.graph.nodes):
+        return None
+    for node, twin in pairs.items():
+        mapped = fx.map_arg((node.args, dict(node.kwargs)), pairs.__getitem__)
+        same = node.op == twin.op and mapped == (twin.args, dict(twin.kwargs))
+        same &= node.target == twin.target or node.op != "call_function"
+        same &= first.names.get(node) == second.names.get(twin)
+        if same and isinstance(node.meta.get("val"), Tensor):
+            same = extents_of(node) == extents_of(twin) and node.meta["val"].dtype == twin.meta["val"].dtype
+        if not same:
+            return None
+    return pairs
 
 
 def varied(example: Tensor) -> Tensor:

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from unweave.errors import CaptureError, NonFiniteError
-from unweave.graph.comparison import TOLERANCE, difference, varied
+from unweave.graph.comparison import TOLERANCE, difference, twins, varied
 from unweave.graph.counts import SIZES, TORCH, Differs, conditions_of, merged
-from unweave.graph.graph import Graph, extents_of
+from unweave.graph.graph import Graph, Origin, extents_of
 from unweave.graph.interpret import exact
+from unweave.graph.original import Original
 from unweave.graph.randomness import refuse_random
 from unweave.graph.tidy import tidied, without_mutation
+from unweave.graph.watch import Watch, told
 
 _ANY = ({0: torch.export.Dim.AUTO},)
-_EXPORTING = threading.RLock()
+EXPORTING = threading.RLock()
 """While torch.export traces one module it changes how every module is called, so nothing else is run meanwhile."""
 
 _CAUSES = (
@@ -67,15 +69,42 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
             computes something else than its graph.
         NonFiniteError: A parameter is NaN or infinite.
     """
-    _check_finite(module)
     images = varied(example)
-    with _EXPORTING, exact(images.device):
-        graph = _exported(module, images)
-        refuse_random(graph)
-        if not extents_of(graph.input)[0].batch:
-            graph = _for_any_count(module, images, graph)
-            images = torch.cat([images] * 3)[:5]
-        apart, allowed = difference(graph, module, images), TOLERANCE.get(images.dtype, 1e-5)
+    original = Original.of(module)
+    with EXPORTING, exact(images.device):
+        changes = original.caught_up() if original is not None else []
+        graph = _captured(module, images)
+        if original is not None and changes:
+            present = _captured(original.again(), images)
+            counterparts = twins(graph, present)
+            if counterparts is None:
+                raise CaptureError(
+                    f"The module has changed since its Model was made: {told(changes)}.",
+                    where=changes[0].path or None,
+                    cure="make the Model again (`load_model`, `Model.from_module`), and plan again",
+                )
+            graph.tensors.update({node: present.tensors[counterparts[node]] for node in graph.tensors})
+            original.accept(changes, {name: graph.tensors[node] for node, name in graph.names.items()})
+    graph.origin = Origin(module, images, Watch(module, graph.tensors.values()))
+    graph.versions = versions_of(graph)
+    return graph
+
+
+def versions_of(graph: Graph) -> list[tuple[int, int]]:
+    """What changes when a tensor is written to, or another takes its memory; those made in inference mode do not
+    count.
+    """
+    return [(own.data_ptr(), 0 if own.is_inference() else own._version) for own in graph.tensors.values()]
+
+
+def _captured(module: nn.Module, images: Tensor) -> Graph:
+    _check_finite(module)
+    graph = _exported(module, images)
+    refuse_random(graph)
+    if not extents_of(graph.input)[0].batch:
+        graph = _for_any_count(module, images, graph)
+        images = torch.cat([images] * 3)[:5]
+    apart, allowed = difference(graph, module, images), TOLERANCE.get(images.dtype, 1e-5)
     if apart > allowed:
         raise CaptureError(
             f"The captured graph of {type(module).__name__} does not compute what the module does: the representations "

@@ -4,15 +4,16 @@ computed from what.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from unweave.errors import CaptureError
 from unweave.graph.interpret import interpret
+from unweave.graph.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,47 @@ class Condition:
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """What a graph was captured from.
+
+    Attributes:
+        module: Images to representation.
+        images: Those that it was captured with.
+        watch: The module as the graph knows it.
+    """
+
+    module: nn.Module
+    images: Tensor
+    watch: Watch
+
+
+@dataclass(eq=False)
 class Graph:
-    """A captured model.
+    """A captured model; all but its tensors stays as it is.
 
     Attributes:
         graph: The operations, in execution order.
         input: The node of the images.
         output: The node of the representation, `[image, dim]`.
         tensors: The value of every parameter, buffer and constant node; they share the model's memory.
+        names: What the module calls them.
         prefix: The module path that every operation of the model shares (a wrapper's), left out of names.
         conditions: What was decided by the number of images while it was captured.
+        origin: What it was captured from.
+        versions: Of the tensors, when they were last looked at.
+        generation: Grows when a tensor has changed, so that what was made of them is made anew.
     """
 
     graph: fx.Graph
     input: fx.Node
     output: fx.Node
     tensors: dict[fx.Node, Tensor]
+    names: dict[fx.Node, str]
     prefix: str = ""
     conditions: tuple[Condition, ...] = ()
+    origin: Origin | None = None
+    versions: list[tuple[int, int]] = field(default_factory=list)
+    generation: int = 0
 
     def check(self, images: int) -> None:
         """Refuses a number of images for which the model computes something else than the graph.
@@ -141,13 +165,36 @@ class Graph:
         Raises:
             CaptureError: The value differs from image to image.
         """
-        known = self._values.get(node)
-        if known is None:
-            known = self._values[node] = self._evaluated(node)
-        return known
+        if node not in self._values:
+            self._values[node] = value = self._evaluated(node)
+            if not value.is_floating_point():
+                self._positions.setdefault(node, value.clone())
+        return self._values[node]
+
+    def forget(self) -> None:
+        """Forgets what was computed of the tensors, as one has changed.
+
+        Raises:
+            CaptureError: Whole numbers or truth values (which entries an operation picks) are no longer what they were,
+                and a plan is built on them.
+        """
+        self._values.clear()
+        self.generation += 1
+        for node, value in self._positions.items():
+            if not torch.equal(self.value(node), value):
+                raise CaptureError(
+                    f"The values of {self.names.get(node, operation(node))} have changed since it was planned.",
+                    where=line_of(node) or None,
+                    cure="plan again",
+                )
 
     @cached_property
     def _values(self) -> dict[fx.Node, Tensor]:
+        return {}
+
+    @cached_property
+    def _positions(self) -> dict[fx.Node, Tensor]:
+        """Values that may have decided which entries are read, as they were first seen."""
         return {}
 
     def _evaluated(self, node: fx.Node) -> Tensor:

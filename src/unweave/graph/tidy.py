@@ -74,7 +74,8 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and node is not outputs[0]:
             graph.erase_node(node)
-    return Graph(graph, images, outputs[0], tensors, prefix, conditions)
+    names = {node: named[node.name] for node in tensors if node.name in named}
+    return Graph(graph, images, outputs[0], tensors, names, prefix, conditions)
 
 
 def without_mutation(graph: fx.Graph) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unweave.graph.original import Original
 from unweave.models import preprocessing as preprocessings
 from unweave.models.preprocessing import Preprocess
 from unweave.models.readout import split
@@ -79,9 +79,17 @@ class Model:
             preprocess, described = preprocessings.default(input_size)
         return cls(id, module, parts.body, parts.classifier, preprocess, described, input_size)
 
-    @cached_property
+    def __post_init__(self) -> None:
+        original = Original.of(self.readout)
+        if original is not None:
+            original.inside(self.module)
+
+    @property
     def weights_hash(self) -> str:
-        """The SHA-256 of the readout's state, computed once (weights that are changed later are not seen)."""
+        """The SHA-256 of the readout's state as it is now; reads all weights each time."""
+        original = Original.of(self.readout)
+        if original is not None:
+            original.caught_up()
         return fingerprint(self.readout)
 
     @property

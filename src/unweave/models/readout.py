@@ -24,12 +24,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unweave.errors import ModelError, UnweaveError
+from unweave.graph.original import Original
 
 FIELDS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")
 """The fields of an output object that may hold the representation; the first that is there is taken."""
@@ -109,6 +111,8 @@ def split(
             `[image, dim]`.
     """
     body = twin(module)
+    options: dict[str, Any] = {"heads": heads, "representation": representation, "returns": returns}
+    Original(module, body, partial(_again, size=tuple(example.shape), options=options))
     asked = [] if heads else _own_heads(body)
     ends = asked or [_submodule(body, name) for name in heads]
     with _running(module, example):
@@ -157,6 +161,13 @@ def split(
         if classifier is not None:
             break
     return Readout(body, classifier)
+
+
+def _again(module: nn.Module, size: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
+    """The body of a module, split as before."""
+    weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.empty(0))
+    drawn = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    return split(module, drawn, **options).body
 
 
 def _represent(body: nn.Module, module: nn.Module, example: Tensor) -> Tensor:

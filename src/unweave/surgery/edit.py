@@ -43,6 +43,7 @@ from unweave.decomposition.walk import walk
 from unweave.errors import NonFiniteError, UnweaveError
 from unweave.files import replacing
 from unweave.graph.export import capture
+from unweave.graph.following import follow
 from unweave.graph.graph import operation
 from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.models import Model
@@ -150,6 +151,7 @@ class Edit:
         replaced, or its output is replaced as a whole.
         """
         graph = self._walk.graph
+        follow(graph)
         cuts = {outlet.node: (outlet, cut.mean) for outlet, cut in zip(self._outlets, self.cuts, strict=True)}
 
         def ablated(node: fx.Node, value_of: ValueOf) -> Any:

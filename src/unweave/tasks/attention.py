@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from unweave.components import Grid
 from unweave.decomposition.walk import walk
 from unweave.graph.export import capture
+from unweave.graph.following import follow
 from unweave.graph.graph import arguments, extents_of, operation
 from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.operations.attention import probabilities
@@ -110,6 +111,7 @@ class Attention:
             score: The representations to one number for each image.
         """
         weights: dict[fx.Node, Tensor] = {}
+        follow(self.graph)
         with torch.enable_grad():
             values = self._values(images.detach().clone().requires_grad_(), weights)
             representation = values[self.graph.output]
