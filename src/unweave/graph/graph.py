@@ -117,12 +117,12 @@ class Graph:
         return {node: place for place, node in enumerate(self.graph.nodes)}
 
     @cached_property
-    def _positions(self) -> dict[fx.Node, int]:
+    def _places(self) -> dict[fx.Node, int]:
         return {node: place for place, node in enumerate(self.nodes)}
 
     def position(self, node: fx.Node) -> int:
         """The place among `nodes` of a node, or of the first operation if it is none."""
-        return self._positions.get(node, 0)
+        return self._places.get(node, 0)
 
     @cached_property
     def ancestors(self) -> dict[fx.Node, int]:
