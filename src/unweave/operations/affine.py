@@ -153,7 +153,7 @@ def mul(step: Step, term: Term) -> Reads:
     yield from _scaled(step, term, "input", "other")
 
 
-@rule("aten.div", kind="frozen", product=("input", "other"))
+@rule("aten.div", kind="frozen", product=("input", "other"), divides="other")
 def div(step: Step, term: Term) -> Reads:
     """A scale by one over a number, a weight, or a value held; only the numerator is followed."""
     if step.given.get("rounding_mode"):

@@ -86,12 +86,13 @@ class Row:
             (elementwise, axes of length one repeated); the `last` axis; a `window` of places; places of another `grid`
             (resampling); other `axes`.
         product: The names of the tensor arguments that it multiplies, if it does.
+        divides: Of these, the one that it divides by.
         held: The names of arguments that are held at their values, whatever they are computed from.
         fixed: The names of arguments that must be the same for every image; where one is not, it is a source.
         pools: Whether it is linear, its winners held, only over positions: over channels it is an activation.
         contracts: Whether it sums products over an axis, so that one operand can be a matrix of weights.
         affine: The names of its input, weight and bias, where those are the operation's own parameters.
-        norm: Whether it divides by a statistic of its input.
+        norm: Whether it divides by a statistic of its input, or of what it was trained on.
         softmax: Whether its output is a set of attention weights.
         like: The tensor argument that only lends its shape or type.
     """
@@ -102,6 +103,7 @@ class Row:
     entries: Entries = "made"
     mixes: Mixing = ""
     product: tuple[str, ...] = ()
+    divides: str = ""
     contracts: bool = False
     affine: tuple[str, str, str] | None = None
     norm: bool = False

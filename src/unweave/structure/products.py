@@ -223,7 +223,7 @@ class Products(ABC):
             told = [tell(value) for value in factors]
             if told[0] != told[1]:
                 return second if told[0] else first
-        if operation(node) == "aten.div":
+        if self.row(node).divides:
             return (
                 first if self._mixes(second, lambda value: not self.graph.depends(first, value), picks=True) else None
             )
