@@ -200,6 +200,9 @@ case("flip", MAP, lambda p, x: x.flip(-1, 1) * p.a, a=MAP)
 case("roll", MAP, lambda p, x: x.roll((2, -1), (2, 3)) * p.a, a=MAP)
 case("pad: zeros", MAP, lambda p, x: F.pad(x, (1, 2, 0, 3)) * p.a, a=(4, 9, 9), fires="pad")
 case("pad: cropped", MAP, lambda p, x: F.pad(x, (-1, 2, 1, -2)) * p.a, a=(4, 5, 7), fires="pad")
+case("pad: a number", MAP, lambda p, x: F.pad(x, (1, 2, 0, 3), value=0.3) * p.a, a=(4, 9, 9), fires="pad")
+case("pad: a number, on one side, and cropped", TOKENS, lambda p, x: F.pad(x, (0, 0, 1, -1), value=0.3), fires="pad")
+case("constant_pad_nd: a number", MAP, lambda p, x: aten.constant_pad_nd(x, [1, 0], 0.3))
 case("constant_pad_nd", MAP, lambda p, x: aten.constant_pad_nd(x, [1, 0, 2, 1]))
 for mode in ("reflect", "replicate", "circular"):
     case(f"pad: {mode}", MAP, lambda p, x, mode=mode: F.pad(x, (1, 2, 3, 0), mode=mode) * p.a, a=(4, 9, 9))
@@ -228,6 +231,15 @@ case(
     TOKENS,
     lambda p, x: torch.slice_scatter(aten.zero(x), x[:, :1], 1, 2, 3),
     fires="zero slice_scatter",
+)
+case("index_add", TOKENS, lambda p, x: x.index_add(1, p.i, x[:, 1:3].flip(1), alpha=0.3), i=torch.tensor([4, 0]))
+case(
+    "index_add: a weight",
+    TOKENS,
+    lambda p, x: x.index_add(2, p.i, p.a.expand(x.shape[0], -1, -1)),
+    i=torch.tensor([3, 0]),
+    a=(6, 2),
+    enters=True,
 )
 case("select_scatter", TOKENS, lambda p, x: torch.select_scatter(x, x[:, 0] * p.a, 1, -2), a=(4,))
 case(

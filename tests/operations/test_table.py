@@ -172,6 +172,7 @@ sample("index_select", x(*TOKENS), 1, torch.tensor([5, 0, 0]))
 sample("index.Tensor", x(*TOKENS), [None, torch.tensor([5, 0, 0])])
 sample("index_put", x(*TOKENS), [None, torch.tensor([5, 0])], x(2, 4))
 sample("copy", x(*TOKENS), x(6, 1))
+sample("index_add", x(*TOKENS), 1, torch.tensor([5, 0]), x(2, 4))
 sample("fill.Scalar", x(*TOKENS), 0.3)
 sample("zero", x(*TOKENS))
 sample("select_scatter", x(*TOKENS), x(4), 1, 2)
@@ -413,7 +414,8 @@ def check_facts(row: Row, sample: Sample) -> None:
     if row.moves:
         assert row.mixes == "", "mixes: it moves entries"
     elif row.mixes == "":
-        assert not any(ways), "mixes: it is not elementwise"
+        places = [way for place, way in zip(sample.varying, ways, strict=True) if sample.given[place][0] != "source"]
+        assert not any(places), "mixes: it is not elementwise"  # beside what an index_add brings from elsewhere
     elif row.mixes == "last":
         assert all(way <= {rank - 1} for way in ways) and any(ways), "mixes: not the last axis alone"
     elif row.mixes == "axes":

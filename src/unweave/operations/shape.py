@@ -268,7 +268,7 @@ def roll(step: Step, term: Term) -> Reads:
 def pad(step: Step, term: Term) -> Reads:
     """A border of a number (what is read there is constant), or of repeated, mirrored or wrapped entries."""
     mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(step.given.get("mode") or "constant")
-    number = float(step.given.get("value") or 0)
+    value = float(step.given.get("value") or 0)
     moved: Term | None = term
     middle = np.ones((1,) * len(step.output))
     borders = list(step["pad"])
@@ -289,12 +289,11 @@ def pad(step: Step, term: Term) -> Reads:
         moved = moved and moved.taken(dim, places, length)
     if moved is not None:
         yield step["input"], moved
-
-    if number and not middle.all():
+    if value and not middle.all():
         dims = [dim for dim in range(middle.ndim) if middle.shape[dim] > 1]
         border = Constant.array(1 - middle.squeeze(tuple(set(range(middle.ndim)) - set(dims))))
         filled = Operand(border, tuple(term.axes[dim] for dim in dims))
-        yield number_of(number), term.times(filled).broadcast(())
+        yield number_of(value), term.times(filled).broadcast(())
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate", kind="linear", entries="picked")
