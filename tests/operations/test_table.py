@@ -9,6 +9,7 @@ about it.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -401,7 +402,9 @@ def check_facts(row: Row, sample: Sample) -> None:
     """
     torch.manual_seed(0)
     schema = {("input" if given.name == "self" else given.name) for given in sample.overload._schema.arguments}
-    named = {*row.product, *row.held, *row.fixed, *(row.affine or ()), row.like, row.divides} - {""}
+    named = {*row.product, *row.held, *row.fixed, *(row.affine or ()), *(row.attends or ()), row.like, row.divides} - {
+        ""
+    }
     assert named <= schema, f"no arguments {named - schema}"
     assert row.linear == (row.reads is not None), "kind"
     assert row.entries == entries(sample) or row.mixes == "grid", "entries"  # a new grid, though it may repeat the old
@@ -443,6 +446,33 @@ def check_facts(row: Row, sample: Sample) -> None:
     assert row.softmax == weighs(sample), "softmax"
     if row.affine:
         check_affine(row.affine, sample)
+        (value,), (weight,) = places[row.affine[0]], places[row.affine[1]]
+        mixes = row.contracts and row.mixes == "last"
+        rows = sample.given[weight][1].shape[0] if mixes else None
+        assert row.inputs_first == (mixes and rows == sample.given[value][1].shape[-1]), "inputs_first"
+    if row.attends:
+        queries, keys, values = (places[name] for name in row.attends)
+        assert affine_in(sample, values) and not affine_in(sample, queries) and not affine_in(sample, keys), "attends"
+        assert {*row.attends[:2]} <= {*row.held} and row.attends[2] not in row.held, "attends"
+    if row.statistic:
+        check_statistic(row, sample)
+
+
+def check_statistic(row: Row, sample: Sample) -> None:
+    """What gives a norm's statistic gives the norm as well; the statistic shrinks as the input grows."""
+    assert row.norm and row.statistic
+    tensors, names = sample.drawn(), [argument.name for argument in sample.overload._schema.arguments]
+    (place,) = sample.places("input")
+
+    def both(scale: float) -> tuple[Tensor, Tensor]:
+        supply = iter(tensor * scale if at == place else tensor for at, tensor in enumerate(tensors))
+        given = [_swapped(value, supply) for value in sample.arguments]
+        given += [argument.default_value for argument in sample.overload._schema.arguments[len(given) :]]
+        return row.statistic(**dict(zip(names, given, strict=True)))  # type: ignore[misc]
+
+    output, statistic = both(1.0)
+    assert torch.allclose(output, sample.run(tensors)), "statistic: not of this norm"
+    assert torch.allclose(both(10.0)[1] * 10, statistic, rtol=1e-3), "statistic: not one over a deviation"
 
 
 def keeps_scale(sample: Sample) -> bool:
@@ -848,8 +878,11 @@ def first(name: str) -> Sample:
         ("add", {"like": "other"}),
         ("where", {"fixed": ("mask",)}),
         ("scaled_dot_product_attention", {"held": ("query",)}),
+        ("scaled_dot_product_attention", {"attends": ("value", "key", "query")}),
+        ("addmm", {"inputs_first": False}),
+        ("linear", {"inputs_first": True}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_a_wrong_fact_is_seen(name: str, facts: dict[str, object]) -> None:
     sample = first(name)
@@ -866,17 +899,18 @@ def test_a_wrong_fact_is_seen(name: str, facts: dict[str, object]) -> None:
         ("lerp", {"held": ()}),
         ("type_as", {"like": ""}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_a_wrong_fact_is_seen_by_what_asks_it(
     name: str, facts: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = first(name)
-    row, right, wrong = TABLE[sample.operation], Driven([sample]), Driven([sample])
+    row, right, other = TABLE[sample.operation], Driven([sample]), Driven([sample])
     check_driven(right, 0, row)
     monkeypatch.setitem(TABLE, sample.operation, replace(row, **facts))
+    other.paths = Paths(other.graph)
     with pytest.raises(AssertionError):
-        check_driven(wrong, 0, row)
+        check_driven(other, 0, row)
 
 
 def test_a_wrong_fact_is_seen_by_surgery(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -885,3 +919,26 @@ def test_a_wrong_fact_is_seen_by_surgery(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(TABLE, sample.operation, replace(TABLE[sample.operation], affine=None))
     with pytest.raises(AssertionError):
         check_outlets([sample])
+
+
+# -- one table ---------------------------------------------------------------------------------------------------------
+
+NAMED = {
+    "graph/counts.py": "makes the number of images a node",
+    "graph/tidy.py": "writes operations as others before anything asks the table",
+}
+"""Files outside operations/ that may name an operation, and why."""
+
+
+def test_operations_are_named_in_the_table_alone() -> None:
+    naming = {}
+    for path in SOURCE.rglob("*.py"):
+        file = path.relative_to(SOURCE).as_posix()
+        lines = [line.strip() for line in path.read_text().splitlines() if re.search(r"(?<![`\w])(ops\.)?aten\.", line)]
+        if lines and not file.startswith("operations/"):
+            naming[file] = lines
+    assert set(naming) == set(NAMED), (
+        f"operations are named outside of the table, in {set(naming) - set(NAMED) or 'no file'}: "
+        f"{[line for file in set(naming) - set(NAMED) for line in naming[file]]}. Ask a fact of the row; if there is "
+        "none that says it, add one to Row."
+    )

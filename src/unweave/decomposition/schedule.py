@@ -20,8 +20,9 @@ from unweave.decomposition.contraction import Value, arranged, laid_out, multipl
 from unweave.decomposition.jobs import Emission
 from unweave.decomposition.order import NOMINAL_BATCH
 from unweave.decomposition.weights import Weights
-from unweave.graph.graph import Graph, arguments, extents_of, operation
+from unweave.graph.graph import Graph, arguments, extents_of
 from unweave.graph.interpret import applied
+from unweave.operations.table import row
 
 Environment: TypeAlias = "dict[object, Any]"
 """What is there during a batch: values of nodes, of contractions, and of norms' statistics (`("rstd", node)`)."""
@@ -136,7 +137,7 @@ def _sources(value: Value) -> list[object]:
         return [factor for factor in value.inputs if not factor.constant]
     source = value.operand.source
     if isinstance(source, Runtime):
-        if source.kind == "rstd" and operation(source.node) == "aten.layer_norm":
+        if source.kind == "rstd" and row(source.node).statistic:
             return [("rstd", source.node)]
         return list(source.inputs)
     return [source]
@@ -182,15 +183,13 @@ def _operating(node: fx.Node, read_later: bool) -> Callable[[Environment, Weight
 
 
 def _normalising(node: fx.Node) -> Callable[[Environment, Weights], None]:
-    """Runs a layer norm that gives its statistic as well."""
-    given = arguments(node)
-    args = tuple(given[name] for name in ("input", "normalized_shape", "weight", "bias", "eps"))
-    count = len(given["normalized_shape"])
+    """Runs a norm that gives its statistic as well."""
+    given, both = arguments(node), row(node).statistic
+    assert both is not None
 
     def run(environment: Environment, weights: Weights) -> None:
-        values = fx.map_arg(args, lambda source: _value(source, environment, weights))
-        environment[node], _, rstd = torch.ops.aten.native_layer_norm.default(*values)
-        environment["rstd", node] = rstd.reshape(rstd.shape[:-count])
+        values: dict[str, Any] = fx.map_arg(given, lambda source: _value(source, environment, weights))
+        environment[node], environment["rstd", node] = both(**values)
 
     return run
 

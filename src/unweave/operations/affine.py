@@ -273,6 +273,7 @@ def linear(step: Step, term: Term) -> Reads:
     mixes="last",
     contracts=True,
     affine=("mat1", "mat2", "input"),
+    inputs_first=True,
 )
 @rule("aten.baddbmm", kind="frozen", product=("batch1", "batch2"), mixes="axes", contracts=True)
 def addmm(step: Step, term: Term) -> Reads:

@@ -14,7 +14,13 @@ from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 
 
-@rule("aten.scaled_dot_product_attention", kind="frozen", mixes="axes", held=("query", "key", "attn_mask"))
+@rule(
+    "aten.scaled_dot_product_attention",
+    kind="frozen",
+    mixes="axes",
+    held=("query", "key", "attn_mask"),
+    attends=("query", "key", "value"),
+)
 def attention(step: Step, term: Term) -> Reads:
     """`softmax(Q K^T) V` with the probabilities held: linear in V."""
     out, keys = step.output, step.extents("value")

@@ -26,7 +26,22 @@ def _centred(size: int, weight: fx.Node | None) -> Constant:
     return Constant((size, size), (weight,) if weight is not None else (), make, ("centred", size, weight))
 
 
-@rule("aten.layer_norm", kind="frozen", mixes="last", norm=True, affine=("input", "weight", "bias"))
+def normalised(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, **_: object
+) -> tuple[Tensor, Tensor]:
+    """A layer norm, and its `rstd`."""
+    output, _mean, rstd = torch.ops.aten.native_layer_norm.default(input, normalized_shape, weight, bias, eps)
+    return output, rstd.reshape(rstd.shape[: -len(normalized_shape)])
+
+
+@rule(
+    "aten.layer_norm",
+    kind="frozen",
+    mixes="last",
+    norm=True,
+    statistic=normalised,
+    affine=("input", "weight", "bias"),
+)
 def layer_norm(step: Step, term: Term) -> Reads:
     """`(x - mean) * rstd * weight + bias` over the last axes, with `rstd` held."""
     shape = [int(length) for length in step["normalized_shape"]]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from torch import fx
+from torch import Tensor, fx
 
 from unweave.adjoint.pending import Constant, Term
 from unweave.errors import RuleError
@@ -92,8 +92,12 @@ class Row:
         pools: Whether it is linear, its winners held, only over positions: over channels it is an activation.
         contracts: Whether it sums products over an axis, so that one operand can be a matrix of weights.
         affine: The names of its input, weight and bias, where those are the operation's own parameters.
+        inputs_first: Whether that weight has the input's channels first.
         norm: Whether it divides by a statistic of its input, or of what it was trained on.
+        statistic: What gives, of a norm's arguments, its output and its statistic (its runtime factor `rstd`) at once;
+            None where nothing does.
         softmax: Whether its output is a set of attention weights.
+        attends: The names of its queries, keys and values, where it is a whole attention.
         like: The tensor argument that only lends its shape or type.
     """
 
@@ -106,8 +110,11 @@ class Row:
     divides: str = ""
     contracts: bool = False
     affine: tuple[str, str, str] | None = None
+    inputs_first: bool = False
     norm: bool = False
+    statistic: Callable[..., tuple[Tensor, Tensor]] | None = None
     softmax: bool = False
+    attends: tuple[str, str, str] | None = None
     like: str = ""
     held: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
@@ -132,6 +139,11 @@ class Row:
     def elementwise(self) -> bool:
         """Whether each entry is made of what is at its own place."""
         return self.entries == "made" and not self.mixes
+
+    @property
+    def adds(self) -> bool:
+        """Whether it only adds its inputs up, each with a sign and a number."""
+        return self.kind == "linear" and self.elementwise and not self.norm
 
 
 NOTHING = Row("", "source", mixes="axes")

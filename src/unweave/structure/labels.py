@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from unweave.components import PADDING, Grid
-from unweave.graph.graph import Graph, arguments, extents_of, operation
+from unweave.graph.graph import Graph, arguments, extents_of
 from unweave.graph.interpret import length
 from unweave.operations.table import row
 
@@ -189,8 +189,8 @@ def _origins(graph: Graph, node: fx.Node) -> list[fx.Node]:
     inputs = [source for source in node.all_input_nodes if graph.image_dependent(source)]
     if known.moves:
         return inputs
-    if operation(node) == "aten.scaled_dot_product_attention":
-        return [node.args[0]]  # type: ignore[list-item]
+    if known.attends:
+        return [arguments(node)[known.attends[0]]]
     if known.mixes in ("window", "grid", "last") or known.norm:
         return inputs[:1]
     return [min(inputs, key=graph.order.__getitem__)] if known.elementwise and inputs else []
@@ -217,7 +217,7 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
         return _merged(before, shape)
     if known.mixes == "window":
         return _Places(before.numbers[:, :1].expand(shape), before.height, before.width)
-    if operation(node) == "aten.scaled_dot_product_attention":
+    if known.attends:
         return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
     return _Places(before.numbers.expand(shape), before.height, before.width)
 

@@ -17,11 +17,9 @@ from functools import cache, cached_property
 
 from torch import fx
 
-from unweave.graph.graph import Graph, arguments, operation
+from unweave.graph.graph import Graph, arguments
 from unweave.operations.table import NOTHING, Row, row
 from unweave.structure.labels import Origins
-
-FUSED = "aten.scaled_dot_product_attention"
 
 
 class Products(ABC):
@@ -69,8 +67,8 @@ class Products(ABC):
         held = {source for source in factors if source is not self.live(node)} if len(factors) > 1 else set()
         given = arguments(node) if known.held or known.like else {}
         held |= {given[name] for name in (*known.held, *((known.like,) if known.like else ()))}
-        if operation(node) == FUSED:
-            return tuple(source for source in self.inputs(node) if source is given.get("value", node.args[2]))
+        if known.attends:  # the values, though they may be the queries as well
+            return tuple(source for source in self.inputs(node) if source is given[known.attends[2]])
         return tuple(source for source in self.inputs(node) if source not in held)
 
     @abstractmethod
@@ -91,7 +89,7 @@ class Products(ABC):
     @cache  # noqa: B019
     def is_attention(self, node: fx.Node) -> bool:
         """Whether a node is a product of attention weights with values."""
-        if operation(node) == FUSED:
+        if self.row(node).attends:
             return self.graph.image_dependent(node)
         pair = self._pair(node)
         if pair is None:
@@ -116,8 +114,9 @@ class Products(ABC):
 
     def values(self, node: fx.Node) -> fx.Node | None:
         """What is weighed, where a node is a product of weights with values of any sort."""
-        if operation(node) == FUSED:
-            return node.args[2]  # type: ignore[return-value]
+        attends = self.row(node).attends
+        if attends:
+            return arguments(node)[attends[2]]
         pair = self._pair(node)
         return pair and pair[1]
 
@@ -170,7 +169,7 @@ class Products(ABC):
         inputs = self.inputs(node)
         if not known.linear or not inputs or known.norm:
             return False
-        if len(inputs) > 1 and (known.product or operation(node) == FUSED):
+        if len(inputs) > 1 and (known.product or known.attends):
             # weights scaled by a gate, or renormalised, are weights still
             return known.elementwise and any(self._weights(source) for source in inputs)
         if len(inputs) == 2 and (self.graph.depends(*inputs) or self.graph.depends(*inputs[::-1])):
@@ -210,7 +209,7 @@ class Products(ABC):
     @cache  # noqa: B019
     def live(self, node: fx.Node) -> fx.Node | None:
         """The operand of a product of image-dependent values that is followed; None where none may be held."""
-        if operation(node) == FUSED or self.row(node).contracts:
+        if self.row(node).attends or self.row(node).contracts:
             factors = self.factors(node)
             return self.values(node) if len(factors) != 1 else factors[0]
         factors = self.factors(node)

@@ -144,7 +144,7 @@ class Paths(Products):
         known = self.row(node)
         if not known.linear or known.norm:
             return ()
-        if operation(node) in ("aten.add", "aten.sub") and len(node.all_input_nodes) == 2:
+        if known.adds and len(node.all_input_nodes) == 2:
             token = next((source for source in node.all_input_nodes if not self.graph.image_dependent(source)), None)
             if token is not None and self._carries(token, node):
                 return node.all_input_nodes

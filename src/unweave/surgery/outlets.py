@@ -280,7 +280,7 @@ class _Finder:
         weight, bias = (
             self._weight(given[name], node, kind) for name, kind in zip(names[1:], ("weight", "bias"), strict=True)
         )
-        if operation(node) == "aten.addmm":
+        if row(node).inputs_first:
             weight = replace(weight, entries=weight.entries.T)
         channel = len(extents_of(node)) - 1 if row(node).mixes == "last" else 1
         return Outlet(

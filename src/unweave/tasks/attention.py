@@ -20,13 +20,11 @@ from unweave.components import Grid
 from unweave.decomposition.walk import walk
 from unweave.graph.export import capture
 from unweave.graph.following import follow
-from unweave.graph.graph import arguments, extents_of, operation
+from unweave.graph.graph import arguments, extents_of
 from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.operations.attention import probabilities
 from unweave.operations.table import row
 from unweave.structure.labels import cells
-
-_SOFTMAX = "aten.scaled_dot_product_attention"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +88,8 @@ class Attention:
     def _layer(self, node: fx.Node) -> Layer:
         value = self.paths.live(node)
         assert value is not None
-        query = node.args[0] if operation(node) == _SOFTMAX else node
+        attends = row(node).attends
+        query = arguments(node)[attends[0]] if attends else node
         dims = len(extents_of(node))
         apart = [dim for dim in (dims - 3, dims - 1) if dim > 0]
         grids = [cells(self.graph, own, apart) for own in (query, value) if isinstance(own, fx.Node)]
@@ -136,7 +135,7 @@ class Attention:
         def noted(node: fx.Node, value_of: ValueOf) -> Any:
             if node not in attends:
                 return applied(node, value_of)
-            if operation(node) != _SOFTMAX:
+            if not row(node).attends:
                 live = self.paths.live(node)
                 weights[node] = value_of(next(factor for factor in self.paths.inputs(node) if factor is not live))
                 return applied(node, value_of)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from unweave.components import Grid
 from unweave.errors import ModelError
-from unweave.graph.graph import arguments, operation
+from unweave.graph.graph import arguments
 from unweave.graph.interpret import applied
 from unweave.operations.attention import probabilities
 from unweave.operations.table import row
@@ -144,7 +144,7 @@ class TransformerAttribution(_OverLayers):
         """The relevance of an attention's weights; and that of what they are made of and of the values."""
         live = self.attention.paths.live(node)
         assert live is not None
-        if operation(node) != "aten.scaled_dot_product_attention":
+        if not row(node).attends:
             weighs = next(one for one in self.attention.paths.inputs(node) if one is not live)
             first, second = _halves(torch.matmul, values[weighs], values[live], own)
             return first, [(weighs, first), (live, second)]
@@ -159,16 +159,16 @@ class TransformerAttribution(_OverLayers):
     def _handed_on(self, node: fx.Node, own: Tensor, values: Any) -> list[tuple[fx.Node, Tensor]]:
         """The relevance of an operation's inputs."""
         inputs = self.attention.paths.inputs(node)
-        known, name = row(node), operation(node)
-        if name == "aten.linear" and len(inputs) == 1:
-            weight = values[arguments(node)["weight"]]
-            return [(inputs[0], _positive(values[inputs[0]], weight, own))]
-        if name in ("aten.add", "aten.sub") and len(inputs) == 2:
+        known = row(node)
+        if known.affine and known.contracts and known.mixes == "last" and len(inputs) == 1:
+            weight = values[arguments(node)[known.affine[1]]]
+            return [(inputs[0], _positive(values[inputs[0]], weight.T if known.inputs_first else weight, own))]
+        if known.adds and len(inputs) == 2:
             first, second = (values[one].expand(own.shape) for one in inputs)
             parts = _normalised(first * _over(own, values[node]), second * _over(own, values[node]), own)
             return [(one, _summed(part, values[one])) for one, part in zip(inputs, parts, strict=True)]
         same = len(inputs) == 1 and values[inputs[0]].shape == own.shape
-        if same and not known.relayout and (not known.linear or known.norm or name in ("aten.add", "aten.sub")):
+        if same and not known.relayout and (not known.linear or known.norm or known.adds):
             return [(inputs[0], own)]
         given = own if known.relayout else _over(own, values[node])
         pulled = _pulled(node, inputs, values, given)
