@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -261,6 +263,16 @@ def test_a_step_of_fine_tuning_is_respected() -> None:
     assert torch.allclose(after.values, unweave.plan(module, pictures(2)).run(pictures()).values, rtol=0, atol=1e-10)
     module.load_state_dict(vit().state_dict())
     assert torch.allclose(plan.run(pictures()).values, result_of().values, rtol=0, atol=1e-12)
+
+
+def test_a_plan_that_is_dropped_leaves_nothing_behind() -> None:
+    module = ready(Vit())
+    plan = unweave.plan(module, pictures(2))
+    plan.run(pictures())
+    kept = [weakref.ref(thing) for thing in (module, plan, plan._walk.paths, plan._walk.graph)]
+    del module, plan
+    gc.collect()
+    assert not [thing() for thing in kept if thing() is not None]
 
 
 def test_two_plans_give_the_same_bits() -> None:

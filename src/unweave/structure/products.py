@@ -13,13 +13,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import fx
 
 from unweave.graph.graph import Graph, arguments
 from unweave.operations.table import NOTHING, Row, row
 from unweave.structure.labels import Origins
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def remembered(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """A method whose answers each instance keeps, and takes along when it goes."""
+
+    @wraps(method)
+    def ask(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answers: dict[object, T] = self.__dict__.setdefault("_answers", {})
+        key = (method.__name__, args)
+        if key not in answers:
+            answers[key] = method(self, *args, **kwargs)
+        return answers[key]
+
+    return ask
 
 
 class Products(ABC):
@@ -37,7 +55,7 @@ class Products(ABC):
         """The image-dependent inputs of a node, each once."""
         return [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
 
-    @cache  # noqa: B019  (it lives as long as its plan is made)
+    @remembered
     def row(self, node: fx.Node) -> Row:
         """What is known of a node's operation, given which of its arguments vary with the image."""
         known = row(node)
@@ -48,7 +66,7 @@ class Products(ABC):
             return replace(known, kind="source", entries="made", reads=None)
         return known
 
-    @cache  # noqa: B019
+    @remembered
     def factors(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The operands of a product that vary with the image; a value that is given twice counts twice."""
         given = arguments(node) if self.row(node).product else {}
@@ -57,7 +75,7 @@ class Products(ABC):
             fx.map_arg(given[name], operands.append)
         return tuple(source for source in operands if self.graph.image_dependent(source))
 
-    @cache  # noqa: B019
+    @remembered
     def follows(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The inputs that a pending map is handed to."""
         known = self.row(node)
@@ -86,7 +104,7 @@ class Products(ABC):
             inner.update(self.weighed(node))
         return tuple(node for node in layers if node not in inner)
 
-    @cache  # noqa: B019
+    @remembered
     def is_attention(self, node: fx.Node) -> bool:
         """Whether a node is a product of attention weights with values."""
         if self.row(node).attends:
@@ -141,7 +159,7 @@ class Products(ABC):
             held += [source for source in self.inputs(product) if source is not self.live(product)]
         return held
 
-    @cache  # noqa: B019
+    @remembered
     def _pair(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], fx.Node] | None:
         """The weights and the values of a contraction of values that vary; None where they cannot be told apart."""
         factors = self.factors(node)
@@ -158,7 +176,7 @@ class Products(ABC):
                 return tuple(value for value in factors if value is not values[0]), values[0]
         return None
 
-    @cache  # noqa: B019
+    @remembered
     def _weights(self, node: fx.Node) -> bool:
         """Whether a node is attention weights: a softmax, seen through anything but another product, norm or
         nonlinearity.
@@ -206,7 +224,7 @@ class Products(ABC):
 
     # -- gates -----------------------------------------------------------------------------------------------------
 
-    @cache  # noqa: B019
+    @remembered
     def live(self, node: fx.Node) -> fx.Node | None:
         """The operand of a product of image-dependent values that is followed; None where none may be held."""
         if self.row(node).attends or self.row(node).contracts:
@@ -234,7 +252,7 @@ class Products(ABC):
                 return value
         return None
 
-    @cache  # noqa: B019
+    @remembered
     def _attends(self, node: fx.Node) -> bool:
         """Whether a node is an attention's output, moved or scaled by a weight at most."""
         if self.is_attention(node):

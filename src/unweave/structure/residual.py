@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 from torch import fx
 
 from unweave.graph.graph import Graph, arguments, extents_of, operation
 from unweave.structure.labels import lengths
-from unweave.structure.products import Products
+from unweave.structure.products import Products, remembered
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Paths(Products):
             pending += self.inputs(value)
         return False
 
-    @cache  # noqa: B019
+    @remembered
     def _stream_of(self, node: fx.Node) -> frozenset[fx.Node]:
         """All that a node is a linear image of, short of attention."""
         pending, seen = [node], {node}
@@ -125,7 +125,7 @@ class Paths(Products):
 
     # -- branches --------------------------------------------------------------------------------------------------
 
-    @cache  # noqa: B019
+    @remembered
     def _branches(self, node: fx.Node) -> tuple[Residual, ...]:
         """The branches among what is added at a node."""
         addends, branches = self._addends(node), []
@@ -158,7 +158,7 @@ class Paths(Products):
         other = next(source for source in node.all_input_nodes if source is not token)
         return self.graph.depends(other, token) and token.meta["val"].dim() > 1
 
-    @cache  # noqa: B019
+    @remembered
     def _joins(self, node: fx.Node) -> bool:
         """Whether tensors laid side by side are summed afterwards, over the very axis that they are laid along."""
         if "dim" not in (given := arguments(node)) or "tensors" not in given:
@@ -200,7 +200,7 @@ class Paths(Products):
         read = max(here, key=self.graph.order.__getitem__)
         return read if self._works(read, branch) else None
 
-    @cache  # noqa: B019
+    @remembered
     def _reached(self, node: fx.Node, other: fx.Node) -> dict[fx.Node, bool]:
         """The nodes that a value is a linear image of (see `_ways`), of those that `other` is computed from by
         something that works.
@@ -248,7 +248,7 @@ class Paths(Products):
             pending += following
         return way
 
-    @cache  # noqa: B019
+    @remembered
     def _works(self, read: fx.Node, branch: fx.Node) -> bool:
         """Whether anything between has weights or is not linear."""
         for node in self.between(read, branch):
