@@ -188,17 +188,35 @@ class Paths(Products):
 
     def _read(self, trunk: fx.Node, branch: fx.Node) -> fx.Node | None:
         """The node that one addend is a linear image of, and another a branch from; None where it is not so."""
-        depends = self.graph.depends
-        if depends(trunk, branch):
+        if self.graph.depends(trunk, branch):
             return None
-        if depends(branch, trunk):  # unless it is the stream itself, further up (a long skip)
-            ways = self._ways(branch, lambda value: value is trunk)
-            return trunk if self._works(trunk, branch) and not any(ways.values()) else None
-        here, there = self._reached(trunk, branch), self._reached(branch, trunk)
-        if not here or (there and (any(there.values()) or not any(here.values()))):
-            return None  # two streams meet, or the other is the trunk
-        read = max(here, key=self.graph.order.__getitem__)
-        return read if self._works(read, branch) else None
+        if self.graph.depends(branch, trunk):
+            read = trunk
+        else:
+            here, there = self._reached(trunk, branch), self._reached(branch, trunk)
+            if not here or (there and self._rank(trunk, branch) <= self._rank(branch, trunk)):
+                return None  # the other is the trunk, or neither is
+            read = max(here, key=self.graph.order.__getitem__)
+        carried = self._ways(branch, lambda value: value is read)
+        return read if self._works(read, branch) and not any(carried.values()) else None  # or two streams meet
+
+    def _rank(self, node: fx.Node, other: fx.Node) -> int:
+        """How much a value is the trunk, of two that are both linear images of what the other is computed from: most
+        if it is the stream itself, less if it is a projection of it and nothing else.
+        """
+        if any(self._reached(node, other).values()):
+            return 2
+        pending, seen = [node], {node}
+        while pending:
+            value = pending.pop()
+            if self.graph.depends(other, value):
+                continue
+            following = self.follows(value)
+            if not following or self.is_attention(value):
+                return 0
+            pending += [source for source in following if source not in seen]
+            seen.update(following)
+        return 1
 
     @remembered
     def _reached(self, node: fx.Node, other: fx.Node) -> dict[fx.Node, bool]:
@@ -210,23 +228,30 @@ class Paths(Products):
 
     def _ways(self, node: fx.Node, ends: Callable[[fx.Node], bool]) -> dict[fx.Node, bool]:
         """The nodes, of those where it ends, that a value is a linear image of; and whether it is the stream itself
-        that comes from there: without weights or gates, or through a place where branches are added to it.
+        that comes from there: without weights or gates, or through a place where branches are added to it, with no
+        matrix behind that.
         """
         reached: dict[fx.Node, bool] = {}
-        pending, seen = [(node, True, False)], set()
+        pending, seen = [(node, True, True, False)], set()
         while pending:
             state = pending.pop()
             if state in seen:
                 continue
             seen.add(state)
-            value, plain, stream = state
+            value, plain, bare, stream = state
             if ends(value):
                 reached[value] = reached.get(value, False) or plain or stream
             elif not self.is_attention(value):
                 plain = plain and self._is_plain(value)
-                stream = stream or self.adds_branches(value)
-                pending += [(source, plain, stream) for source in self.follows(value)]
+                stream = stream or (bare and (self.adds_branches(value) or self._joined(value)))
+                bare = bare and not self.row(value).contracts
+                pending += [(source, plain, bare, stream) for source in self.follows(value)]
         return reached
+
+    def _joined(self, node: fx.Node) -> bool:
+        """Whether a layer sums what was laid side by side, and branches are added to the stream so."""
+        following = self.follows(node) if self.row(node).contracts else ()
+        return any(self.row(source).moves and self.adds_branches(source) for source in following)
 
     def _is_plain(self, node: fx.Node) -> bool:
         """Whether an operation only moves its input, adds to it, or multiplies it by a number."""
