@@ -927,4 +927,5 @@ def test_contributions_are_what_the_operation_makes_of_each(case: Case) -> None:
 
 def test_every_rule_has_a_twin() -> None:
     known = {name for case in CASES for name in case.fires}
-    assert {name for name, rule in TABLE.items() if rule.kind != "source"} == known
+    shipped = {name for name, rule in TABLE.items() if rule.kind != "source" and name.startswith("aten.")}
+    assert shipped == known

@@ -200,11 +200,12 @@ def row(node: fx.Node) -> Row:
 def missing(node: fx.Node) -> str:
     """What to write for an operation that has no rule."""
     name = operation(node)
-    tensors = ", ".join(key for key, value in arguments(node).items() if isinstance(value, fx.Node))
+    tensors = [key for key, value in arguments(node).items() if isinstance(value, fx.Node)]
+    first = tensors[0] if tensors else "input"
     return (
         f'@rule("{name}", kind="linear")\n'
-        f"def {name.rpartition('.')[2]}(step: Step, term: Term) -> Reads:  # tensor arguments: {tensors}\n"
-        f'    yield step["input"], ...  # the pending map of the input, from that of the output'
+        f"def {name.rpartition('.')[2]}(step: Step, term: Term) -> Reads:  # tensor arguments: {', '.join(tensors)}\n"
+        f'    yield step["{first}"], ...  # the pending map of the input, from that of the output'
     )
 
 
