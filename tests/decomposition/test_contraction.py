@@ -111,7 +111,7 @@ def test_the_order_is_never_dearer_than_left_to_right(seed: int) -> None:
     plain: object = 0
     for place in range(1, len(sets)):
         plain = (plain, place)
-    own = Network(tuple(sets), tuple(constants), frozenset(out))
+    own = Network.of(sets, constants, out)
     ours, mask = cost(tree, own)
     assert mask == (1 << len(sets)) - 1
     assert ours <= cost(plain, own)[0]

@@ -177,9 +177,31 @@ def test_a_decision_by_the_batch_size_holds_for_those_it_was_made_for() -> None:
     for count in (0, 1, 4):
         assert torch.allclose(plan.run(pictures(count)).representation, module(pictures(count)))
     for call in (plan.run, lambda images: plan.score(images, torch.ones(1, WIDTH).double())):
-        with pytest.raises(CaptureError, match=r"For 5 images") as caught:
+        with pytest.raises(CaptureError, match=r"Of 5 images") as caught:
             call(pictures(5))
         assert "if x.shape[0] > 4:" in caught.value.where and caught.value.cure == "give it 4 images at a time"
+
+
+class Squeezed(Tail):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.model(x)[:, None].squeeze())
+
+
+class Single(Tail):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        return self.last(z) if x.shape[0] == 1 else z
+
+
+@pytest.mark.parametrize("kind", [Squeezed, Single])
+def test_a_single_image_that_is_a_special_case_is_refused(kind: type[nn.Module]) -> None:
+    """Torch takes it that no forward asks whether there is one image, and says nothing of it."""
+    module = ready(kind()).requires_grad_(False)
+    plan = unweave.plan(module, pictures(1))
+    assert torch.allclose(plan.run(pictures(3)).representation, module(pictures(3)))
+    with pytest.raises(CaptureError, match="Of 1 image the model computes something else") as caught:
+        plan.run(pictures(1))
+    assert caught.value.cure == "give it 2 images at a time"
 
 
 class Pairs(Tail):

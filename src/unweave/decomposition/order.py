@@ -8,11 +8,11 @@ batch as the cost, and for products of weights alone the memory they occupy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import combinations
-from math import inf, prod
+from functools import cached_property
+from itertools import chain, combinations
+from math import inf
 from random import Random
 from typing import Any, TypeAlias
 
@@ -35,45 +35,70 @@ Tree: TypeAlias = int | tuple[Any, Any]
 """A place, or a pair of trees."""
 
 
-@lru_cache(2**16)
-def _elements(indices: frozenset[Index]) -> int:
-    return prod(NOMINAL_BATCH if index is BATCH else index.size for index in indices)
-
-
 @dataclass(frozen=True)
 class Network:
-    """What an order of multiplication is chosen by: which factor has which indices.
+    """What an order of multiplication is chosen by: which factor has which indices. A set of indices, like a subset of
+    the factors, is a bit mask.
 
     Attributes:
         sets: The indices of each factor.
         constants: Which factors are made of weights alone: multiplying two of them is done once, and costs the memory
             of the product.
         out: The indices of the result.
+        sizes: The length of each index.
     """
 
-    sets: tuple[frozenset[Index], ...]
+    sets: tuple[int, ...]
     constants: tuple[bool, ...]
-    out: frozenset[Index]
+    out: int
+    sizes: tuple[int, ...]
 
-    def inside(self, mask: int) -> frozenset[Index]:
-        """The indices of the product of a subset of the factors (a bit mask)."""
-        own: set[Index] = set()
-        rest: set[Index] = set(self.out)
+    @classmethod
+    def of(cls, sets: Sequence[Iterable[Index]], constants: Sequence[bool], out: Iterable[Index]) -> Network:
+        """The network of factors with these indices."""
+        bits = {index: 1 << place for place, index in enumerate(dict.fromkeys(chain(*sets, out)))}
+        sizes = tuple(NOMINAL_BATCH if index is BATCH else index.size for index in bits)
+        masks = (sum(bits[index] for index in set(indices)) for indices in (*sets, out))
+        *factors, result = masks
+        return cls(tuple(factors), tuple(constants), result, sizes)
+
+    @cached_property
+    def _elements(self) -> dict[int, int]:
+        return {0: 1}
+
+    def elements(self, indices: int) -> int:
+        """The number of entries of a tensor with these indices."""
+        entries = self._elements.get(indices)
+        if entries is None:
+            lowest = indices & -indices
+            entries = self.sizes[lowest.bit_length() - 1] * self.elements(indices ^ lowest)
+            self._elements[indices] = entries
+        return entries
+
+    def inside(self, mask: int) -> int:
+        """The indices of the product of a subset of the factors: those that the rest, or the result, has too."""
+        own, rest = 0, self.out
         for place, indices in enumerate(self.sets):
-            (own if mask >> place & 1 else rest).update(indices)
-        return frozenset(own & rest)
+            if mask >> place & 1:
+                own |= indices
+            else:
+                rest |= indices
+        return own & rest
 
     def fixed(self, mask: int) -> bool:
         """Whether a subset is made of weights alone."""
         return all(constant for place, constant in enumerate(self.constants) if mask >> place & 1)
 
-    def step(self, left: frozenset[Index], right: frozenset[Index], result: frozenset[Index], fixed: bool) -> float:
-        """What multiplying two subsets costs."""
-        size = _elements(result)
+    def step(self, left: int, right: int, result: int, fixed: bool) -> float:
+        """What multiplying two tensors costs."""
+        return self.price(left | right, self.elements(left) + self.elements(right), self.elements(result), fixed)
+
+    def price(self, indices: int, read: int, made: int, fixed: bool) -> float:
+        """What a multiplication over these indices costs that reads and makes so many numbers."""
         if fixed:
-            return float(size) if size <= CONSTANT_LIMIT else inf
-        traffic = _elements(left) + _elements(right) + size
-        return _elements(left | right) + TRAFFIC * traffic + (OVERSIZE * size if size > LARGE else 0)
+            return float(made) if made <= CONSTANT_LIMIT else inf
+        large = OVERSIZE * made if made > LARGE else 0
+        return self.elements(indices) + TRAFFIC * (read + made) + large
 
 
 def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out: frozenset[Index]) -> Tree:
@@ -84,7 +109,7 @@ def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out:
         constants: Which factors are made of weights alone.
         out: The indices of the result.
     """
-    network = Network(tuple(sets), tuple(constants), out)
+    network = Network.of(sets, constants, out)
     if len(sets) <= EXACT:
         return _exact(network)[1]
     tries = [_greedy(network, seed) for seed in range(TRIES)]
@@ -95,7 +120,11 @@ def _exact(network: Network) -> tuple[float, Tree]:
     """Dynamic programming over subsets."""
     count = len(network.sets)
     full = (1 << count) - 1
-    inside = [network.inside(mask) for mask in range(full + 1)]
+    union = [0] * (full + 1)
+    for mask in range(1, full + 1):
+        union[mask] = union[mask & (mask - 1)] | network.sets[(mask & -mask).bit_length() - 1]
+    inside = [union[mask] & (union[full ^ mask] | network.out) for mask in range(full + 1)]
+    entries = [network.elements(indices) for indices in inside]
     fixed = [network.fixed(mask) for mask in range(full + 1)]
     cost: list[float] = [inf] * (full + 1)
     tree: list[Tree] = [0] * (full + 1)
@@ -107,9 +136,12 @@ def _exact(network: Network) -> tuple[float, Tree]:
         tree[mask] = (tree[mask & -mask], tree[mask & (mask - 1)])
         while part > mask ^ part:
             other = mask ^ part
-            total = cost[part] + cost[other] + network.step(inside[part], inside[other], inside[mask], fixed[mask])
-            if total < cost[mask]:
-                cost[mask], tree[mask] = total, (tree[part], tree[other])
+            below = cost[part] + cost[other]
+            if below < cost[mask]:
+                read = entries[part] + entries[other]
+                total = below + network.price(inside[part] | inside[other], read, entries[mask], fixed[mask])
+                if total < cost[mask]:
+                    cost[mask], tree[mask] = total, (tree[part], tree[other])
             part = (part - 1) & mask
     return cost[full], tree[full]
 
@@ -127,8 +159,10 @@ def _greedy(network: Network, seed: int) -> tuple[float, Tree]:
 
     def score(left: int, right: int) -> float:
         if (left, right) not in scores:
-            joined = inside.setdefault(left | right, network.inside(left | right))
-            shrinks = _elements(joined) - _elements(inside[left]) - _elements(inside[right])
+            if left | right not in inside:
+                inside[left | right] = network.inside(left | right)
+            joined = inside[left | right]
+            shrinks = network.elements(joined) - network.elements(inside[left]) - network.elements(inside[right])
             cost = network.step(inside[left], inside[right], joined, network.fixed(left | right))
             apart = 0 if inside[left] & inside[right] else 1e9
             blur = 1.0 if seed < 4 else noise.uniform(0.3, 3.0)
@@ -143,7 +177,10 @@ def _greedy(network: Network, seed: int) -> tuple[float, Tree]:
         total += network.step(inside[left], inside[right], inside[joined], network.fixed(joined))
         parts = [part for part in parts if part[0] not in (left, right)] + [(joined, (trees[left], trees[right]))]
     rest = Network(
-        tuple(inside[mask] for mask, _ in parts), tuple(network.fixed(mask) for mask, _ in parts), network.out
+        tuple(inside[mask] for mask, _ in parts),
+        tuple(network.fixed(mask) for mask, _ in parts),
+        network.out,
+        network.sizes,
     )
     cost, order = _exact(rest)
     return total + cost, _grafted(order, [tree for _, tree in parts])

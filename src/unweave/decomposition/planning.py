@@ -176,7 +176,7 @@ class Plan:
     def _program(self, directions: int | None, apart: bool = False) -> Program:
         """What computes vectors, or scores along so many directions, which components may have apart."""
         if (directions, apart) not in self._programs:
-            place = {whole: number for number, whole in enumerate(self.wholes)}
+            place = {whole: number for number, whole in enumerate(self.wholes)} if apart else {}
             sets = [place[component.whole] for component in self.components] if apart else None
             program = Program(self._walk.graph, self._request.jobs, len(self.components), directions, sets)
             self._programs[directions, apart] = program

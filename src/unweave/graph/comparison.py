@@ -35,7 +35,7 @@ def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
             what = f"exports, but does not run on {len(images)} images: {type(error).__name__}: {error}"
             raise CaptureError(f"{type(module).__name__} {what}") from error
         computed = interpret(graph.nodes, {**graph.tensors, graph.input: images})[graph.output]
-    if computed.shape != expected.shape:
+    if computed.shape != expected.shape or computed.dim() != 2 or len(computed) != len(images):
         return inf
     wide = torch.promote_types(computed.dtype, torch.float32)
     computed, expected = computed.to(wide), expected.to(wide)

@@ -14,6 +14,7 @@ from pathlib import Path
 from traceback import FrameSummary
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -23,6 +24,10 @@ SIZES = (2, 3)
 """The numbers of images at which a module is captured that makes a Python number of it."""
 
 TORCH = str(Path(torch.__file__).parent)
+
+
+NOT_ONE = Condition(sympy.Ne(sympy.Symbol("images"), 1), "")
+"""Torch traces with several images, and takes it that one is no special case."""
 
 
 def conditions_of(program: torch.export.ExportedProgram) -> tuple[Condition, ...]:

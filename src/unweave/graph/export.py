@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from unweave.errors import CaptureError, NonFiniteError
 from unweave.graph.comparison import TOLERANCE, difference, twins, varied
-from unweave.graph.counts import SIZES, TORCH, Differs, conditions_of, merged
+from unweave.graph.counts import NOT_ONE, SIZES, TORCH, Differs, conditions_of, merged
 from unweave.graph.graph import Graph, Origin, extents_of
 from unweave.graph.interpret import exact
 from unweave.graph.original import Original
@@ -58,7 +58,7 @@ _SIZED = (
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """Captures `module(images) -> representation` as a graph that runs at any batch size.
 
-    The module is then run once on a few images, as a check that the graph computes the same.
+    The module is then run on one image, as a check that the graph computes the same.
 
     Args:
         module: In evaluation mode; it is not modified.
@@ -103,7 +103,17 @@ def _captured(module: nn.Module, images: Tensor) -> Graph:
     refuse_random(graph)
     if not extents_of(graph.input)[0].batch:
         graph = _for_any_count(module, images, graph)
-        images = torch.cat([images] * 3)[:5]
+        _check_same(graph, module, torch.cat([images] * 3)[:5])
+    try:
+        _check_same(graph, module, images[:1])
+    except CaptureError:  # of a single image many a forward drops the axis, on purpose or not
+        _check_same(graph, module, images)
+        graph.conditions += (NOT_ONE,)
+    return graph
+
+
+def _check_same(graph: Graph, module: nn.Module, images: Tensor) -> None:
+    """Refuses a graph that does not compute what its module does."""
     apart, allowed = difference(graph, module, images), TOLERANCE.get(images.dtype, 1e-5)
     if apart > allowed:
         raise CaptureError(
@@ -113,7 +123,6 @@ def _captured(module: nn.Module, images: Tensor) -> Graph:
             "instead), for Python state that changes from call to call (captured as it was), and for random numbers "
             "drawn outside of torch",
         )
-    return graph
 
 
 def _check_finite(module: nn.Module) -> None:

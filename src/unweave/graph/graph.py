@@ -96,15 +96,16 @@ class Graph:
         Raises:
             CaptureError: Names the line that decides so, and a number of images for which it does not.
         """
-        for condition in self.conditions:
-            if images and not condition.allows(images):
-                fewer = next((n for n in range(images, 0, -1) if all(c.allows(n) for c in self.conditions)), None)
-                raise CaptureError(
-                    f"For {images} images the model computes something else than it was captured as: it decides by "
-                    "their number.",
-                    where=condition.line or None,
-                    cure=f"give it {fewer} images at a time" if fewer else "take that decision out of its forward",
-                )
+        refusing = [condition for condition in self.conditions if images and not condition.allows(images)]
+        if refusing:
+            others = (*range(images - 1, 0, -1), *range(images + 1, images + 9))
+            right = next((n for n in others if all(condition.allows(n) for condition in self.conditions)), None)
+            raise CaptureError(
+                f"Of {images} image{'s' if images > 1 else ''} the model computes something else than it was captured "
+                "as: it decides by their number.",
+                where=refusing[0].line or None,
+                cure=f"give it {right} images at a time" if right else "take that decision out of its forward",
+            )
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:
