@@ -366,3 +366,35 @@ def test_threads_that_score_along_different_directions() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_model_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ready(Vit()).requires_grad_(False)
+    model = unweave.Model.from_module(module, input_size=(3, SIZE, SIZE))
+    before = unweave.plan(model).run(pictures()).values
+    exports: list[object] = []
+    honest = torch.export.export
+
+    def counting(*given: object, **options: object) -> object:
+        exports.append(given[0])
+        return honest(*given, **options)
+
+    monkeypatch.setattr(torch.export, "export", counting)
+    for plan in (unweave.plan(model), unweave.plan(model, attention="stop"), unweave.plan(model, level="token")):
+        assert plan.run(pictures()).error.max() < 1e-12
+    assert torch.equal(unweave.decompose(model, pictures()).values, before) and not exports
+    replaced(module, "norm.weight")
+    assert torch.equal(unweave.decompose(model, pictures()).representation, module(pictures())) and not exports
+    wider = torch.randn(2, 3, 2 * SIZE, SIZE).double()
+    with pytest.raises(CaptureError):
+        unweave.plan(model, wider)
+    assert len(exports) == 1
+    module.norm.weight.data[0] = torch.nan
+    with pytest.raises(unweave.errors.NonFiniteError, match=r"norm\.weight"):
+        unweave.plan(model)
+    module.norm.weight.data[0] = 1.0
+    module.blocks[0].mlp.act = nn.ReLU()
+    with pytest.raises(CaptureError, match="make the Model again"):
+        unweave.plan(model)
+    module.blocks[0].mlp.act = nn.GELU()
+    assert torch.allclose(unweave.plan(model).run(pictures()).representation, module(pictures()))

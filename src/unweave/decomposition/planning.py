@@ -27,7 +27,7 @@ from unweave.decomposition.selection import Request, chosen_and_rest, split_by_t
 from unweave.decomposition.walk import walk
 from unweave.errors import ConservationError, NonFiniteError, RuleError, SelectionError, UnweaveError
 from unweave.graph.comparison import TOLERANCE as TOLERANCE
-from unweave.graph.export import capture
+from unweave.graph.following import graph_of
 from unweave.graph.graph import extents_of
 from unweave.graph.interpret import exact
 
@@ -351,7 +351,7 @@ def make_plan(
         SelectionError: The selection matches nothing.
     """
     with exact(example.device):
-        found = walk(capture(module, example), passing=passing, freeze=freeze)
+        found = walk(graph_of(module, example), passing=passing, freeze=freeze)
     if strict and found.lumps:
         lump = found.lumps[0]
         raise RuleError(

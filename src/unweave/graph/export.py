@@ -98,7 +98,7 @@ def versions_of(graph: Graph) -> list[tuple[int, int]]:
 
 
 def _captured(module: nn.Module, images: Tensor) -> Graph:
-    _check_finite(module)
+    check_finite(module)
     graph = _exported(module, images)
     refuse_random(graph)
     if not extents_of(graph.input)[0].batch:
@@ -125,7 +125,12 @@ def _check_same(graph: Graph, module: nn.Module, images: Tensor) -> None:
         )
 
 
-def _check_finite(module: nn.Module) -> None:
+def check_finite(module: nn.Module) -> None:
+    """Refuses weights that are NaN or infinite.
+
+    Raises:
+        NonFiniteError: Names the first.
+    """
     parameters = dict(module.named_parameters())
     for name, tensor in [*parameters.items(), *module.named_buffers()]:
         if tensor.is_floating_point() and tensor.numel():

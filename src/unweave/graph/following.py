@@ -10,14 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from unweave.errors import CaptureError, UnweaveError
 from unweave.graph.comparison import twins
-from unweave.graph.export import EXPORTING, capture, versions_of
+from unweave.graph.export import EXPORTING, capture, check_finite, versions_of
 from unweave.graph.graph import Graph, Origin
 from unweave.graph.original import Original
 from unweave.graph.watch import Change, told
+
+
+def graph_of(module: nn.Module, example: Tensor) -> Graph:
+    """A module's graph (see `capture`); that of a Model's readout is captured once for each size, type and device.
+
+    Raises:
+        CaptureError, NonFiniteError: As for `capture`.
+    """
+    original = Original.of(module)
+    if original is None:
+        return capture(module, example)
+    key = (tuple(example.shape[1:]), example.dtype, example.device)
+    graph = original.graphs.get(key)
+    if graph is not None:
+        try:
+            follow(graph)
+        except CaptureError:
+            graph = None
+        else:
+            check_finite(module)
+    if graph is None:
+        graph = original.graphs[key] = capture(module, example)
+    return graph
 
 
 def follow(graph: Graph) -> int:

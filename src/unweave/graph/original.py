@@ -24,11 +24,15 @@ class Original:
         module: The module.
         twin: A copy of its whole tree, to which it will belong; whatever is taken off the twin later is still kept up.
         make: The twin of a module, as this one was made.
+
+    Attributes:
+        graphs: Those that the twin was captured as, by the size, type and device of its images.
     """
 
     def __init__(self, module: nn.Module, twin: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:
         self.module, self.make = module, make
         self.outer: tuple[nn.Module, str] | None = None
+        self.graphs: dict[Any, Any] = {}
         twins = dict(twin.named_modules())
         self._pairs = [(part, twins[path]) for path, part in module.named_modules() if path in twins]
         self._watch = Watch(module, unwatched=("training",))
@@ -104,7 +108,7 @@ class Original:
         if module is None:
             return None
         new = object.__new__(type(self))
-        new.module, new.make = module, self.make
+        new.module, new.make, new.graphs = module, self.make, {}
         new.outer = None if self.outer is None else copy.deepcopy(self.outer, memo)
         new._pairs = [(copy.deepcopy(part, memo), copy.deepcopy(twin, memo)) for part, twin in self._pairs]
         new._watch = Watch(module, unwatched=("training",))

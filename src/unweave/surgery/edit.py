@@ -42,8 +42,7 @@ from unweave.decomposition.program import Program
 from unweave.decomposition.walk import walk
 from unweave.errors import NonFiniteError, UnweaveError
 from unweave.files import replacing
-from unweave.graph.export import capture
-from unweave.graph.following import follow
+from unweave.graph.following import follow, graph_of
 from unweave.graph.graph import operation
 from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.models import Model
@@ -321,7 +320,7 @@ def mean_ablated(
         NonFiniteError: A weight or a mean is NaN or infinite.
         UnweaveError: There are no images, or they are not of the model's size, device or type.
     """
-    found = walk(capture(model.readout, model.example()), passing=attention == "through", freeze=nonlinear == "freeze")
+    found = walk(graph_of(model.readout, model.example()), passing=attention == "through", freeze=nonlinear == "freeze")
     everything = known(found)
     chosen = [everything[place] for place in select(everything, components)]
     named: dict[int, list[str]] = {}

@@ -18,8 +18,7 @@ from torch import Tensor, fx, nn
 
 from unweave.components import Grid
 from unweave.decomposition.walk import walk
-from unweave.graph.export import capture
-from unweave.graph.following import follow
+from unweave.graph.following import follow, graph_of
 from unweave.graph.graph import arguments, extents_of
 from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.operations.attention import probabilities
@@ -76,7 +75,7 @@ class Attention:
     """
 
     def __init__(self, module: nn.Module, example: Float[Tensor, "image channel height width"]) -> None:
-        found = walk(capture(module, example))
+        found = walk(graph_of(module, example))
         self.graph, self.paths = found.graph, found.paths
 
     @cached_property
