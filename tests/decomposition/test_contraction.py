@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
+from unweave.adjoint.operand import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
 from unweave.decomposition.contraction import Contractions, Value, arranged, multiplied
 from unweave.decomposition.order import EXACT, Network, best_order
 

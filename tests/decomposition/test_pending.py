@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from unweave.adjoint.merge import merged
-from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Irregular, Operand, Term, fresh, reading
+from unweave.adjoint.operand import BATCH, Axis, Constant, Index, Irregular, Operand, fresh, reading
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Extent
 
 IMAGES = 2

@@ -15,7 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unweave.adjoint.pending import Axis, Constant, Index, Operand, Term, reading
+from unweave.adjoint.operand import Axis, Constant, Index, Operand, reading
+from unweave.adjoint.term import Term
 
 
 def merged(terms: Sequence[Term]) -> tuple[Term, ...]:

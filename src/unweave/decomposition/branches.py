@@ -8,7 +8,8 @@ from typing import Literal
 
 from torch import fx
 
-from unweave.adjoint.pending import Constant, Indices, Term
+from unweave.adjoint.operand import Constant, Indices
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Graph
 from unweave.operations.table import Row
 from unweave.structure.residual import Paths, Residual

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unweave.adjoint.merge import read_positions
-from unweave.adjoint.pending import BATCH, Constant, Index, Indices, Operand
+from unweave.adjoint.operand import BATCH, Constant, Index, Indices, Operand
 from unweave.decomposition.order import NOMINAL_BATCH, Tree, best_order
 
 

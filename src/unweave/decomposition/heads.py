@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from unweave.adjoint.merge import read_positions
-from unweave.adjoint.pending import BATCH, Index, Indices, Runtime, Term
+from unweave.adjoint.operand import BATCH, Index, Indices, Runtime
+from unweave.adjoint.term import Term
 from unweave.structure.labels import differs
 from unweave.structure.products import Products
 

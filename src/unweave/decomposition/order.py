@@ -16,7 +16,7 @@ from math import inf
 from random import Random
 from typing import Any, TypeAlias
 
-from unweave.adjoint.pending import BATCH, Index
+from unweave.adjoint.operand import BATCH, Index
 
 NOMINAL_BATCH = 8
 TRAFFIC = 8.0

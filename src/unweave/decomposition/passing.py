@@ -30,7 +30,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx
 
-from unweave.adjoint.pending import Irregular, Term
+from unweave.adjoint.operand import Irregular
+from unweave.adjoint.term import Term
 from unweave.decomposition.branches import Branch, chain
 from unweave.graph.graph import extents_of
 from unweave.operations.table import handed

@@ -15,7 +15,8 @@ from itertools import product
 import numpy as np
 from torch import fx
 
-from unweave.adjoint.pending import BATCH, Axis, Constant, Indices, Operand, Term, fresh, narrowed, size_of
+from unweave.adjoint.operand import BATCH, Axis, Constant, Indices, Operand, fresh, size_of
+from unweave.adjoint.term import Term, narrowed
 from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.names import Names, inside

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from unweave.adjoint.pending import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
+from unweave.adjoint.operand import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
 from unweave.decomposition.contraction import Contractions
 from unweave.decomposition.jobs import Emission, Job
 from unweave.decomposition.schedule import Environment, Instruction, bytes_per_image, scheduled

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import Runtime
+from unweave.adjoint.operand import Runtime
 from unweave.decomposition.contraction import Value, arranged, laid_out, multiplied
 from unweave.decomposition.jobs import Emission
 from unweave.decomposition.order import NOMINAL_BATCH

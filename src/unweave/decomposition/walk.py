@@ -35,7 +35,8 @@ from itertools import zip_longest
 from torch import Tensor, fx
 
 from unweave.adjoint.merge import merged as merged_terms
-from unweave.adjoint.pending import BATCH, Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.operand import BATCH, Axis, Constant, Irregular, Operand, Runtime, fresh
+from unweave.adjoint.term import Term
 from unweave.decomposition.branches import Branch, Lump, Role, Site, Walk, chain
 from unweave.decomposition.heads import heads_of, is_merged, keys_of, laid_apart
 from unweave.decomposition.passing import divided, passes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import Constant
+from unweave.adjoint.operand import Constant
 from unweave.decomposition.contraction import Value, arranged, laid_out, multiplied
 from unweave.decomposition.jobs import Emission
 from unweave.graph.graph import Graph

@@ -14,7 +14,8 @@ from string import ascii_lowercase as _LETTERS
 import torch
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, Runtime, fresh
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Extent, extents_of
 from unweave.operations.table import Reads, Step, row, rule
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unweave.adjoint.pending import Axis, Operand, Runtime, Term, fresh
+from unweave.adjoint.operand import Axis, Operand, Runtime, fresh
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 

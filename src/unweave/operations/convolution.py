@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Term, fresh, reading
+from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, fresh, reading
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 

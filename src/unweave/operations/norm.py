@@ -10,7 +10,8 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, Runtime, fresh
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Runtime, Term, fresh
+from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, Runtime, fresh
+from unweave.adjoint.term import Term
 from unweave.operations.convolution import windows
 from unweave.operations.table import Reads, Step, rule
 

@@ -8,7 +8,8 @@ from itertools import accumulate
 import numpy as np
 from torch import fx
 
-from unweave.adjoint.pending import Axis, Constant, Irregular, Operand, Term
+from unweave.adjoint.operand import Axis, Constant, Irregular, Operand
+from unweave.adjoint.term import Term
 from unweave.graph.graph import Extent, extents_of
 from unweave.operations.affine import number_of
 from unweave.operations.table import Reads, Step, rule

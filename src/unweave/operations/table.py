@@ -22,7 +22,8 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import Constant, Term
+from unweave.adjoint.operand import Constant
+from unweave.adjoint.term import Term
 from unweave.errors import RuleError
 from unweave.graph.graph import Extent, Graph, arguments, extents_of, operation
 

@@ -7,7 +7,8 @@ from typing import Literal
 from torch import fx
 
 from unweave.adjoint.merge import merged
-from unweave.adjoint.pending import BATCH, Axis, Index, Operand, Runtime, Term, fresh, size_of
+from unweave.adjoint.operand import BATCH, Axis, Index, Operand, Runtime, fresh, size_of
+from unweave.adjoint.term import Term
 from unweave.decomposition.branches import Walk
 from unweave.decomposition.pieces import Reading
 from unweave.graph.graph import extents_of

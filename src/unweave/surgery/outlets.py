@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, fx
 
-from unweave.adjoint.pending import BATCH, Index, Term, size_of
+from unweave.adjoint.operand import BATCH, Index, size_of
+from unweave.adjoint.term import Term
 from unweave.components import Component
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.pieces import Piece, pieces_of
