@@ -145,11 +145,11 @@ def held_against(
         component = free.pop(best)
         if piece.kind == "head" and piece.numbered and component.head != piece.head:
             differences.append(_Difference(f"{piece} is called {component}"))
-    groups: dict[tuple[str, str, int, int | None], list[Piece]] = defaultdict(list)
+    groups: dict[tuple[str, str, int, int | None], list[Piece]] = defaultdict(list)  # of one module, or of a list
     for piece in missing:
         if piece.group:
             head = piece.head if piece.kind == "head" else None
-            groups[piece.block, piece.group, piece.turn, head].append(piece)
+            groups[re.sub(r"\.\d+$", "", piece.path), piece.group, piece.turn, head].append(piece)
     for pieces in groups.values():
         together = sum(piece.value for piece in pieces)
         fitting = [

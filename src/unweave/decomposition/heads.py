@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from unweave.adjoint.merge import read_positions
-from unweave.adjoint.operand import BATCH, Index, Indices, Runtime
+from unweave.adjoint.operand import BATCH, Index, Indices, Runtime, size_of
 from unweave.adjoint.term import Term
 from unweave.structure.labels import differs
 from unweave.structure.products import Products
@@ -64,6 +64,22 @@ def heads_of(products: Products, node: fx.Node, live: fx.Node, term: Term, value
 
     indices = (index for index in dict.fromkeys(term.indices) if index in shared and index is not BATCH)
     return tuple(index for index in indices if is_head(index))
+
+
+def agreed(terms: Sequence[Term], heads: Sequence[Indices]) -> tuple[Indices, ...]:
+    """The heads of every term, of which there are as many in each: along the axes on which any term has the most; none
+    where the terms do not run over these alike.
+    """
+    count = max(size_of(indices) for indices in heads)
+    most = next(place for place, indices in enumerate(heads) if size_of(indices) == count)
+    dims = [dim for dim, axis in enumerate(terms[most].axes) if {*axis.indices} & {*heads[most]}]
+    along = [
+        indices
+        if size_of(indices) == count
+        else tuple(index for dim in dims for index in term.axes[dim].indices if index is not BATCH)
+        for term, indices in zip(terms, heads, strict=True)
+    ]
+    return tuple(along) if all(size_of(indices) == count for indices in along) else ((),) * len(terms)
 
 
 def is_merged(products: Products, node: fx.Node, term: Term, heads: Indices) -> bool:

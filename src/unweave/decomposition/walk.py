@@ -38,7 +38,7 @@ from unweave.adjoint.merge import merged as merged_terms
 from unweave.adjoint.operand import BATCH, Axis, Constant, Irregular, Operand, Runtime, fresh
 from unweave.adjoint.term import Term
 from unweave.decomposition.branches import Branch, Lump, Role, Site, Walk, chain
-from unweave.decomposition.heads import heads_of, is_merged, keys_of, laid_apart
+from unweave.decomposition.heads import agreed, heads_of, is_merged, keys_of, laid_apart
 from unweave.decomposition.passing import divided, passes
 from unweave.graph.graph import Graph, arguments, extents_of, line_of, operation
 from unweave.operations.table import Row, find, handed, missing, row
@@ -196,7 +196,7 @@ class _Walker:
             values = tuple(term for _, term in self._handed(node, terms))
         except Irregular:
             values = ()
-        split = tuple(heads_of(self.paths, node, live, *pair) for pair in zip_longest(terms, values))
+        split = agreed(terms, [heads_of(self.paths, node, live, *pair) for pair in zip_longest(terms, values)])
         if self.passing and values and passes(self.paths, node, branch, terms):
             branch.passed, branch.attention = True, node
             if branch.residual is None:
