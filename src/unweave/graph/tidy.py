@@ -57,6 +57,7 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
     for node in list(graph.nodes):
         _single(graph, node)
         _summed(graph, node)
+        _joined(graph, node)
         if images is not None:
             _filled(graph, node, images)
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
@@ -205,6 +206,17 @@ def _summed(graph: fx.Graph, node: fx.Node) -> None:
     replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)
     graph.erase_node(node)
+
+
+def _joined(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrites `hstack` as a concatenation."""
+    if node.op == "call_function" and operation(node) == "aten.hstack":
+        with graph.inserting_before(node):
+            tensors = arguments(node)["tensors"]
+            replacement = graph.call_function(aten.cat.default, (tensors, int(node.meta["val"].dim() > 1)))
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        graph.erase_node(node)
 
 
 def _filled(graph: fx.Graph, node: fx.Node, images: fx.Node) -> None:

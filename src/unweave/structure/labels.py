@@ -219,7 +219,12 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
         return _Places(before.numbers[:, :1].expand(shape), before.height, before.width)
     if known.attends:
         return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
-    return _Places(before.numbers.expand(shape), before.height, before.width)
+    numbers = before.numbers.expand(shape)
+    for source in node.all_input_nodes if known.adds else ():
+        if not graph.image_dependent(source) and _floating(source):  # a token written where there was room for it
+            filled = (numbers == FILLED) & (graph.value(source).cpu() != 0)
+            numbers = torch.where(filled, float(OTHER), numbers)
+    return _Places(numbers, before.height, before.width)
 
 
 def _merged(before: _Places, shape: list[int]) -> _Places:
@@ -298,6 +303,14 @@ class Origins:
             return False
         return bool((square - mean.square() > _TINY).any())
 
+    def sums_nothing(self, node: fx.Node, values: fx.Node) -> bool:
+        """Whether a product sums over an axis of one entry, of which it cannot be told what it is (a single token)."""
+        try:
+            total = self._uniform(node, values, torch.ones(lengths(values, 1), dtype=torch.float64))
+        except (RuntimeError, TypeError, IndexError):
+            return False
+        return bool((total == 1).all())
+
     def sums(self, node: fx.Node, shape: Sequence[int], dim: int) -> bool:
         """Whether an operation on its first varying input, of this shape, sums over one axis of it."""
         value = next(source for source in node.all_input_nodes if self.graph.image_dependent(source))
@@ -325,7 +338,8 @@ class Origins:
         values = self._values(node)
         if values is not None or not inputs or not isinstance(node.meta.get("val"), Tensor):
             return values
-        stays = known.moves or known.softmax or not known.mixes
+        apart = known.norm and len(extents_of(node)) > 3  # a norm of each head
+        stays = known.moves or known.softmax or not known.mixes or apart
         return min(self._follows(node) or inputs, key=self.graph.order.__getitem__) if stays else None
 
     def _origin(self, node: fx.Node) -> Origin | None:
@@ -359,7 +373,20 @@ class Origins:
             sizes = [1 if dim == axis else size for dim, size in enumerate(shape)]
             channels = _random([shape[axis]], self.graph.order[node])
             channels = channels.reshape([-1 if dim == axis else 1 for dim in range(len(shape))])
-            return Origin(channels.expand(shape), _random(sizes, self._places(node)).expand(shape))
+            positions = _random(sizes, self._places(node))
+            if (
+                known.mixes != "last" and shape[0] > 1
+            ):  # beside the images lie heads, or windows: they stay what they are
+                before = self.of(varying[0])
+                if before is None:
+                    return None
+                others = list(range(1, before.channels.dim()))
+                lead = [
+                    labels.mean(others).reshape([-1] + [1] * (len(shape) - 1))
+                    for labels in (before.channels, before.positions)
+                ]
+                channels, positions = channels + lead[0], positions[:1] + lead[1]
+            return Origin(channels.expand(shape), positions.expand(shape))
         if not known.contracts or len(varying) > 1:
             return None
         weights = [source for source in node.all_input_nodes if source is not varying[0] and _floating(source)]

@@ -114,7 +114,9 @@ class Products(ABC):
             return False
         weights, values = pair
         compares = any(self._compares(held, values) for held in weights)
-        return compares or self._attends(values) or self.origins.sums_positions(node, values)
+        if compares or self._attends(values) or self.origins.sums_positions(node, values):
+            return True
+        return any(self._weights(held) for held in weights) and self.origins.sums_nothing(node, values)
 
     def weighed(self, node: fx.Node) -> Iterator[fx.Node]:
         """The products that an attention's values are, moved or scaled at most: all one attention layer, as in linear
