@@ -51,14 +51,13 @@ def said(result, status=0):
 
 
 def test_align_says_how_good_it_is_and_beside_what(run, stores, tmp_path):
-    arguments = ("align", stores / "deit", *SPACE, "--rounds", 1, "-o", "a", "--random-images", 24)
+    arguments = ("align", stores / "deit", *SPACE, "--rounds", 1, "-o", "a", "--random-images", 80)
     found = said(run(*arguments, "--classes", "colour", "--classes", "label", "--json"))
     measured = found["measured"]
     assert found["model"] == "pocket/deit" and found["space"] == "pocket/clip" and found["level"] == "head"
     assert set(measured["controls"]) == {"one map for all", "shuffled targets", "the mean target", "random model"}
     random = measured["controls"]["random model"]
-    assert random["images"] >= 8  # too few to tell which of the two is lower: processors differ in it
-    assert 0 < random["random weights"] < 1 and 0 < random["this model"] < 1
+    assert random["images"] >= 8 and random["random weights"] > random["this model"]
     assert measured["controls"]["shuffled targets"] > measured["objective"]["held out"]
     assert measured["objective"]["held out"] < measured["controls"]["one map for all"]
     assert measured["zero-shot"]["colour"]["classes"] >= 9

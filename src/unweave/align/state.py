@@ -104,6 +104,10 @@ class Keep:
             self.path.unlink(missing_ok=True)
 
 
+ROUNDING = 1e-6
+"""The share of an objective that single precision may gain or lose by rounding alone: no reason to go on."""
+
+
 @dataclass(eq=False)
 class State:
     """Where a solver stands after a step.
@@ -131,8 +135,9 @@ class State:
         if better:
             for name in ("maps", "bias"):
                 self.tensors[f"best {name}"] = self.tensors[name].detach().clone()
+        gained = all(point.total < other.total - ROUNDING * abs(other.total) for other in self.path)
         self.path.append(point)
-        self.idle = 0 if better else self.idle + 1
+        self.idle = 0 if gained else self.idle + 1
         self.done += 1
         return point
 
