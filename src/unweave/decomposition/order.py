@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from itertools import chain, combinations
 from math import inf
 from random import Random
@@ -75,19 +76,30 @@ class Network:
             self._elements[indices] = entries
         return entries
 
+    @cached_property
+    def _inside(self) -> dict[int, int]:
+        return {}
+
     def inside(self, mask: int) -> int:
         """The indices of the product of a subset of the factors: those that the rest, or the result, has too."""
-        own, rest = 0, self.out
-        for place, indices in enumerate(self.sets):
-            if mask >> place & 1:
-                own |= indices
-            else:
-                rest |= indices
-        return own & rest
+        indices = self._inside.get(mask)
+        if indices is None:
+            product, rest = 0, self.out
+            for place, factor in enumerate(self.sets):
+                if mask >> place & 1:
+                    product |= factor
+                else:
+                    rest |= factor
+            indices = self._inside[mask] = product & rest
+        return indices
+
+    @cached_property
+    def _varying(self) -> int:
+        return sum(1 << place for place, constant in enumerate(self.constants) if not constant)
 
     def fixed(self, mask: int) -> bool:
         """Whether a subset is made of weights alone."""
-        return all(constant for place, constant in enumerate(self.constants) if mask >> place & 1)
+        return not mask & self._varying
 
     def step(self, left: int, right: int, result: int, fixed: bool) -> float:
         """What multiplying two tensors costs."""
@@ -152,38 +164,35 @@ def _greedy(network: Network, seed: int) -> tuple[float, Tree]:
     """
     noise = Random(seed)
     weight = (0.0, 1e-3, 1e-2, 0.1)[seed % 4]
-    parts: list[tuple[int, Tree]] = [(1 << place, place) for place in range(len(network.sets))]
-    inside = {mask: network.inside(mask) for mask, _ in parts}
-    scores: dict[tuple[int, int], float] = {}
+    trees: dict[int, Tree] = {1 << place: place for place in range(len(network.sets))}
     total = 0.0
 
-    def score(left: int, right: int) -> float:
-        if (left, right) not in scores:
-            if left | right not in inside:
-                inside[left | right] = network.inside(left | right)
-            joined = inside[left | right]
-            shrinks = network.elements(joined) - network.elements(inside[left]) - network.elements(inside[right])
-            cost = network.step(inside[left], inside[right], joined, network.fixed(left | right))
-            apart = 0 if inside[left] & inside[right] else 1e9
-            blur = 1.0 if seed < 4 else noise.uniform(0.3, 3.0)
-            scores[left, right] = shrinks * blur + weight * min(cost, 1e30) + apart
-        return scores[left, right]
-
-    while len(parts) > EXACT:
-        pairs = [(score(a, b), a, b) for (a, _), (b, _) in combinations(parts, 2)]
-        _, left, right = min(pairs)
-        trees = dict(parts)
+    def cost(left: int, right: int) -> float:
         joined = left | right
-        total += network.step(inside[left], inside[right], inside[joined], network.fixed(joined))
-        parts = [part for part in parts if part[0] not in (left, right)] + [(joined, (trees[left], trees[right]))]
+        return network.step(network.inside(left), network.inside(right), network.inside(joined), network.fixed(joined))
+
+    def candidate(left: int, right: int) -> tuple[float, int, int]:
+        apart = network.inside(left), network.inside(right)
+        shrinks = network.elements(network.inside(left | right)) - sum(map(network.elements, apart))
+        blur = 1.0 if seed < 4 else noise.uniform(0.3, 3.0)
+        unrelated = 0 if apart[0] & apart[1] else 1e9
+        return shrinks * blur + weight * min(cost(left, right), 1e30) + unrelated, left, right
+
+    pairs = [candidate(left, right) for left, right in combinations(trees, 2)]
+    heapify(pairs)
+    while len(trees) > EXACT:
+        _, left, right = heappop(pairs)
+        if left in trees and right in trees:
+            total += cost(left, right)
+            pair = trees.pop(left), trees.pop(right)
+            for other in trees:
+                heappush(pairs, candidate(other, left | right))
+            trees[left | right] = pair
     rest = Network(
-        tuple(inside[mask] for mask, _ in parts),
-        tuple(network.fixed(mask) for mask, _ in parts),
-        network.out,
-        network.sizes,
+        tuple(map(network.inside, trees)), tuple(map(network.fixed, trees)), network.out, network.sizes
     )
-    cost, order = _exact(rest)
-    return total + cost, _grafted(order, [tree for _, tree in parts])
+    remaining, order = _exact(rest)
+    return total + remaining, _grafted(order, list(trees.values()))
 
 
 def _grafted(order: Tree, trees: Sequence[Tree]) -> Tree:
