@@ -34,7 +34,7 @@ from zoo import JUDGED, LEARNED, SCORED, aligner_of, codes, store_of, usual
 import unweave
 from unweave.align import Aligned
 from unweave.attribute import attribute
-from unweave.errors import SelectionError
+from unweave.errors import ArgumentError
 from unweave.pocket.measure import markdown
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted
@@ -99,7 +99,7 @@ class Judge:
             if rule == "interval":
                 return choose(self.found, factor, by=by)
             return choose_best(self.found, factor, self.learned, factor, by=by, probes=200)
-        except SelectionError:
+        except ArgumentError:
             return None
 
     def at_random(self, count: int, column: int) -> float:

@@ -10,7 +10,7 @@ from stores import space_of, stored
 from unweave.align import Aligned, Aligner
 from unweave.attribute import attribute, basis
 from unweave.components import Component
-from unweave.errors import StoreError, TextError
+from unweave.errors import ArgumentError, StoreError
 
 WIDTH, DIM = 10, 8
 NAMES = tuple(Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3))
@@ -158,7 +158,7 @@ def test_margins_are_over_the_other_features(tmp_path):
             expected = float(found.scores[row, column]) - max(others)
             assert float(found.margins()[row, column]) == pytest.approx(expected, abs=1e-6)
     alone = attribute(seen(tmp_path / "t", noise()), space_of(DIM), {"one": ("cat",)}, samples=20)
-    with pytest.raises(TextError, match="no others"):
+    with pytest.raises(ArgumentError, match="no others"):
         alone.margins()
     assert alone.table()["margin"].to_pylist() == [None] * len(NAMES)
 
@@ -186,7 +186,7 @@ def test_too_few_images_are_an_error(tmp_path, images):
     ],
 )
 def test_features_that_cannot_be(tmp_path, features, what):
-    with pytest.raises(TextError, match=what):
+    with pytest.raises(ArgumentError, match=what):
         attribute(seen(tmp_path / "s", noise()), space_of(DIM), features)
 
 
@@ -197,7 +197,7 @@ def test_the_table_has_a_row_for_each_pair(tmp_path):
     row = table.to_pylist()[len(NAMES) + 2]
     assert row["component"] == "blocks.0.attn.head.2" and row["feature"] == "location"
     assert row["score"] == pytest.approx(float(found.scores[2, 1])) and row["low"] <= row["score"] <= row["high"]
-    with pytest.raises(TextError, match="no feature 'x'"):
+    with pytest.raises(ArgumentError, match="no feature 'x'"):
         found.ranked("x")
 
 

@@ -9,7 +9,7 @@ import torch
 from stores import space_of, stored
 from unweave.align import Aligned, Aligner
 from unweave.components import Component
-from unweave.errors import TextError
+from unweave.errors import ArgumentError
 from unweave.textspan import clearest, extremes, table, textspan
 
 WIDTH, DIM = 6, 9
@@ -125,7 +125,7 @@ def test_one_phrase_and_phrases_that_come_twice(tmp_path):
     [([], 5, "no phrases"), (["a"], 0, "0 phrases"), ([" ".join("abcdefghijkl")], 5, "14 tokens")],
 )
 def test_vocabularies_that_cannot_be(tmp_path, words, count, what):
-    with pytest.raises(TextError, match=what):
+    with pytest.raises(ArgumentError, match=what):
         textspan(seen(tmp_path / "s", noise()), space_of(DIM), words, count=count)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unweave.align import Aligned
 from unweave.components import Component
-from unweave.errors import StoreError, TextError
+from unweave.errors import ArgumentError, DataError
 from unweave.text import TextSpace
 
 LEVEL = 0.05
@@ -73,10 +73,10 @@ class Attribution:
         """Each score less the highest that the component has for another feature (as published for image retrieval).
 
         Raises:
-            TextError: There is only one feature.
+            ArgumentError: There is only one feature.
         """
         if len(self.features) < 2:
-            raise TextError("One feature has no others to be compared with.", cure="score two features at least")
+            raise ArgumentError("One feature has no others to be compared with.", cure="score two features at least")
         best = self.scores.topk(2, dim=1).values
         highest = torch.where(self.scores == best[:, :1], best[:, 1:], best[:, :1])
         return self.scores - highest
@@ -85,7 +85,7 @@ class Attribution:
         """The components from the highest score for a feature to the lowest.
 
         Raises:
-            TextError: The feature was not scored.
+            ArgumentError: The feature was not scored.
         """
         return torch.argsort(self.scores[:, self.column(feature)], descending=True, stable=True).tolist()
 
@@ -93,10 +93,10 @@ class Attribution:
         """Which column a feature has.
 
         Raises:
-            TextError: It was not scored.
+            ArgumentError: It was not scored.
         """
         if feature not in self.features:
-            raise TextError(f"There is no feature {feature!r}.", cure=f"use one of {', '.join(self.features)}")
+            raise ArgumentError(f"There is no feature {feature!r}.", cure=f"use one of {', '.join(self.features)}")
         return list(self.features).index(feature)
 
     def table(self) -> pa.Table:
@@ -162,14 +162,14 @@ def attribute(
         on_component: Called with the number of passes over a component that are done; there are two for each.
 
     Raises:
-        TextError: There are no features, or a phrase cannot be encoded.
+        ArgumentError: There are no features, or a phrase cannot be encoded.
         StoreError: There are fewer than three images.
     """
     if not features:
-        raise TextError("There are no features to score.", cure="name one at least")
+        raise ArgumentError("There are no features to score.", cure="name one at least")
     images, components = len(seen.rows), seen.components
     if images < _FEWEST:
-        raise StoreError(
+        raise DataError(
             f"The store has {images} images; a correlation needs {_FEWEST} at least.", where=str(seen.store.place)
         )
     bases = [basis(space.encode(list(phrases))) for phrases in features.values()]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
 
-from unweave.errors import SelectionError
+from unweave.errors import ArgumentError
 
 Kind = Literal["head", "attn", "mlp", "conv", "linear", "embed", "bias", "lumped", "rest"]
 """What a component is made of.
@@ -107,7 +107,7 @@ def select(components: Sequence[Component], selection: Selection) -> list[int]:
         selection: See `Selection`; several are united. A leading `!` takes away from what is chosen so far.
 
     Raises:
-        SelectionError: The selection matches nothing, or one part of it matches nothing, or names an unknown kind.
+        ArgumentError: The selection matches nothing, or one part of it matches nothing, or names an unknown kind.
     """
     if selection is None:
         return list(range(len(components)))
@@ -124,7 +124,7 @@ def select(components: Sequence[Component], selection: Selection) -> list[int]:
         matches = _matcher(components, text or part)
         found = {index for index, component in enumerate(components) if matches(component)}
         if not found:
-            raise SelectionError(
+            raise ArgumentError(
                 f"The selection {part!s:.80} matches none of the {len(components)} components.",
                 cure=f"choose from names such as {', '.join(_examples(components))}, `kind:KIND` or `last:N`",
             )
@@ -132,7 +132,7 @@ def select(components: Sequence[Component], selection: Selection) -> list[int]:
             chosen = set(range(len(components)))
         chosen = chosen - found if without else chosen | found
     if not chosen:
-        raise SelectionError("The selection leaves no component.", cure="take away less, or select nothing to get all")
+        raise ArgumentError("The selection leaves no component.", cure="take away less, or select nothing to get all")
     return sorted(chosen)
 
 
@@ -142,18 +142,18 @@ def _matcher(components: Sequence[Component], part: object) -> Callable[[Compone
     if callable(part):
         return lambda component: bool(part(component))
     if not isinstance(part, str):
-        raise SelectionError(
+        raise ArgumentError(
             f"{part!r} is not a selection.", cure="give a glob, `kind:KIND`, `last:N`, a Component or a predicate"
         )
     if part.startswith("kind:"):
         kind = part.removeprefix("kind:")
         if kind not in KINDS:
-            raise SelectionError(f"There is no kind {kind!r}.", cure=f"choose one of {', '.join(KINDS)}")
+            raise ArgumentError(f"There is no kind {kind!r}.", cure=f"choose one of {', '.join(KINDS)}")
         return lambda component: component.kind == kind
     if part.startswith("last:"):
         number = part.removeprefix("last:")
         if not number.isdigit() or int(number) < 1:
-            raise SelectionError(f"{part!r} does not say how many layers.", cure="write `last:4` for the last four")
+            raise ArgumentError(f"{part!r} does not say how many layers.", cure="write `last:4` for the last four")
         layers = sorted({component.layer for component in components if component.layer is not None})
         kept = set(layers[-int(number) :])
         return lambda component: component.layer in kept

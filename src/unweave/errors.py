@@ -1,4 +1,4 @@
-"""One family of errors.
+"""One family of errors, told apart by what the reader has to mend.
 
 Every error that unweave raises on purpose is an `UnweaveError`. Its message says what happened, where (component,
 module, source line or file), and what to do about it; the command line prints exactly that and leaves with status 2.
@@ -22,39 +22,49 @@ class UnweaveError(Exception):
         super().__init__("\n".join(part for part in parts if part))
 
 
-class ModelError(UnweaveError):
-    """A model cannot be found, loaded, or read: unknown id, missing library, unreachable hub, ill-fitting
-    checkpoint.
+class ArgumentError(UnweaveError):
+    """An argument cannot be used: a number out of range, a name that nothing has, options that contradict each other,
+    or a package that an option needs and that is not installed.
     """
 
 
+class DataError(UnweaveError):
+    """Images, or what is known of them, cannot be used: a file that cannot be read, a field that is missing, too few
+    images.
+    """
+
+
+class ModelError(UnweaveError):
+    """A model cannot be found, loaded, or read: unknown id, missing library, unreachable hub, ill-fitting
+    checkpoint, no classifier, no text encoder.
+    """
+
+
+class NonFiniteError(ModelError):
+    """A weight or an activation is NaN or infinite."""
+
+
 class CaptureError(UnweaveError):
-    """torch.export could not turn the module into a graph."""
+    """torch.export could not turn the module into a graph, or the module is no longer the one that was captured."""
 
 
-class RuleError(UnweaveError):
+class RuleError(CaptureError):
     """An operation on the path has no rule (only raised under `strict`), or a rule is registered twice."""
-
-
-class SelectionError(UnweaveError):
-    """A component selection matches nothing, or is not a selection."""
-
-
-class ImageError(UnweaveError):
-    """An image file, or a folder of them, cannot be read."""
-
-
-class StoreError(UnweaveError):
-    """A store cannot be opened, written, or trusted: it is missing, damaged, of another model, or in use."""
-
-
-class TextError(UnweaveError):
-    """A text, a template or a feature cannot be used, or a model has no text encoder."""
 
 
 class ConservationError(UnweaveError):
     """The contributions do not add up to the representation within the tolerance."""
 
 
-class NonFiniteError(UnweaveError):
-    """A weight or an activation is NaN or infinite."""
+class StoreError(UnweaveError):
+    """What unweave keeps on disk (stores, contributions, indices, edits) cannot be opened, written, or trusted: it is
+    missing, damaged, of another model, or in use.
+    """
+
+
+class AlignmentError(UnweaveError):
+    """An aligner, or a text space, does not belong to the model, or cannot be fitted, read or written."""
+
+
+class DeviceError(UnweaveError):
+    """There is no such device, it lacks the memory, or a process that computes has died."""

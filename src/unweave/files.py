@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from unweave.errors import StoreError, UnweaveError
+from unweave.errors import StoreError
 
 
 @contextlib.contextmanager
@@ -25,14 +25,14 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
         what: What it is, for the error.
 
     Raises:
-        UnweaveError: The place cannot be written.
+        StoreError: The place cannot be written.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
-        raise UnweaveError(f"The {what} cannot be written: {error.strerror or error}.", where=str(path)) from error
+        raise StoreError(f"The {what} cannot be written: {error.strerror or error}.", where=str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

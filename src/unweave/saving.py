@@ -34,7 +34,7 @@ from torch import Tensor
 import unweave
 from unweave.components import Component
 from unweave.contributions import Contributions, Origin
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError, StoreError
 
 FORMAT, VERSION = "unweave contributions", 1
 NAME = "contributions"
@@ -130,10 +130,10 @@ class ContributionsWriter:
             dtype: What values are stored as; the representation and error are kept in float32 at least.
 
         Raises:
-            UnweaveError: The place cannot be written or lacks the room, or numbers of this type cannot be stored.
+            ArgumentError: The place cannot be written or lacks the room, or numbers of this type cannot be stored.
         """
         if dtype not in _NAMES:
-            raise UnweaveError(f"Numbers of type {dtype} cannot be stored.", cure="use float32, float64 or bfloat16")
+            raise ArgumentError(f"Numbers of type {dtype} cannot be stored.", cure="use float32, float64 or bfloat16")
         self.tensors, self.card = files_at(path)
         self.written, self.largest_error = 0, 0.0
         self._components, self._ids, self._tolerance = tuple(components), list[str](), 0.0
@@ -158,13 +158,13 @@ class ContributionsWriter:
         """Write one batch's rows.
 
         Raises:
-            UnweaveError: They are not of these components, more images came than were announced, or the disk is full.
+            StoreError: They are not of these components, more images came than were announced, or the disk is full.
         """
         images = len(contributions.ids)
         if contributions.components != self._components or contributions.values.shape[-1] != self._layout.dim:
-            raise UnweaveError("A batch of other components cannot be appended.", where=str(self.tensors))
+            raise StoreError("A batch of other components cannot be appended.", where=str(self.tensors))
         if self.written + images > self._layout.images:
-            raise UnweaveError(
+            raise StoreError(
                 f"More than the {self._layout.images} announced images came.",
                 where=str(self.tensors),
                 cure="announce as many images as will come",
@@ -237,7 +237,7 @@ class ContributionsWriter:
 
     def _opened(self) -> BinaryIO:
         if self._file is None:
-            raise UnweaveError("The contributions are already finished or discarded.", where=str(self.tensors))
+            raise StoreError("The contributions are already finished or discarded.", where=str(self.tensors))
         return self._file
 
     def _write(self, offset: int, data: memoryview) -> None:
@@ -296,7 +296,7 @@ def load(path: str | os.PathLike[str]) -> Contributions:
     tensors_path, card_path = files_at(path)
     for file in (tensors_path, card_path):
         if not file.is_file():
-            raise UnweaveError(
+            raise StoreError(
                 "There are no contributions here: a file is missing.",
                 where=str(file),
                 cure="give the folder that `unweave decompose` wrote, with both of its files",
@@ -310,13 +310,13 @@ def load(path: str | os.PathLike[str]) -> Contributions:
         if card["format"] != FORMAT:
             raise ValueError(f"its format is {card['format']!r}")
         if card["version"] != VERSION:
-            raise UnweaveError(
+            raise StoreError(
                 f"The contributions have format version {card['version']}; this version of unweave reads {VERSION}.",
                 where=str(card_path),
                 cure="use the version of unweave named in the card, or decompose again",
             )
     if noted != hashlib.sha256(text).hexdigest():
-        raise UnweaveError(
+        raise StoreError(
             "The card and the tensors do not belong together, or the card was changed.",
             where=f"{tensors_path} and {card_path}",
             cure="keep the two files of one run together, or decompose again",
@@ -368,12 +368,12 @@ def check_room(folder: Path, needed: int) -> None:
         needed: Bytes.
 
     Raises:
-        UnweaveError: The disk has fewer bytes left.
+        StoreError: The disk has fewer bytes left.
     """
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UnweaveError(
+        raise StoreError(
             f"The disk lacks the room: {needed:,} bytes are needed and {free:,} are free.",
             where=str(folder),
             cure="select fewer components, take fewer images, or write to another disk",
@@ -397,7 +397,7 @@ def _plainly(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UnweaveError(
+        raise StoreError(
             f"The contributions cannot be written: {error.strerror or error}.",
             where=str(error.filename or path),
             cure="choose another place to write to",
@@ -410,7 +410,7 @@ def _undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UnweaveError(
+        raise StoreError(
             f"The file is damaged or is not one of unweave's: {error}.",
             where=str(path),
             cure="copy it again from where it was made, or decompose again",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unweave.align import Aligned
 from unweave.components import Component
-from unweave.errors import TextError
+from unweave.errors import ArgumentError
 from unweave.text import TextSpace
 
 _NOTHING = 1e-12
@@ -132,10 +132,10 @@ def textspan(
         on_component: Called with the number of components that are done.
 
     Raises:
-        TextError: The vocabulary is empty, a phrase cannot be encoded, or no phrase is asked for.
+        ArgumentError: The vocabulary is empty, a phrase cannot be encoded, or no phrase is asked for.
     """
     if count < 1:
-        raise TextError(f"{count} phrases name nothing.", cure="ask for one at least")
+        raise ArgumentError(f"{count} phrases name nothing.", cure="ask for one at least")
     phrases = list(dict.fromkeys(vocabulary))
     directions = space.encode(phrases).double()
     found = []

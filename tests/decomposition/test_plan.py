@@ -16,11 +16,11 @@ from torch.nn import functional as F
 import unweave
 from tiny import HEADS, WIDTH, Attention, Mlp, Vit, pictures, ready
 from unweave.errors import (
+    ArgumentError,
     CaptureError,
     ConservationError,
     NonFiniteError,
     RuleError,
-    SelectionError,
     UnweaveError,
 )
 from unweave.operations import TABLE, rule, source
@@ -100,9 +100,9 @@ def test_selecting_everything_leaves_no_rest() -> None:
 
 
 def test_a_selection_of_nothing_names_what_there_is() -> None:
-    with pytest.raises(SelectionError, match=r"blocks\.0"):
+    with pytest.raises(ArgumentError, match=r"blocks\.0"):
         plan_of().at(select="blocks.7")
-    with pytest.raises((SelectionError, TypeError), match="heads"):  # where signatures are checked, that speaks first
+    with pytest.raises((ArgumentError, TypeError), match="heads"):  # where signatures are checked, that speaks first
         plan_of().at(level="heads")
 
 

@@ -8,7 +8,7 @@ from families import FAMILIES
 from plans import plan_of
 from tiny import Vit, pictures, ready
 from unweave.components import Component
-from unweave.errors import SelectionError, UnweaveError
+from unweave.errors import ArgumentError, UnweaveError
 
 NAMES = ("timm/dinov2_reg", "timm/cait", "timm/siglip", "timm/swin_padded", "timm/maxvit", "timm/pvtv2", "hf/swin")
 SOME = [family for family in FAMILIES if family.name in NAMES]
@@ -80,5 +80,5 @@ def test_directions_that_do_not_fit_are_refused():
     with pytest.raises(UnweaveError, match="What was not selected"):
         some = plan.at(select="last:1")
         some.score(pictures(2), torch.randn(len(some.wholes), 1, plan.dim, dtype=torch.float64))
-    with pytest.raises(SelectionError):
+    with pytest.raises(ArgumentError):
         plan.split("nothing")

@@ -19,7 +19,7 @@ from PIL import Image
 import unweave
 from stores import SMALL, draw, model, remembered
 from unweave import saving
-from unweave.errors import ImageError, StoreError, UnweaveError
+from unweave.errors import DataError, StoreError, UnweaveError
 from unweave.extraction import Part, Settings, estimate, extract, job, prepare, verify
 from unweave.images import open_images
 from unweave.images.batches import decoded
@@ -97,7 +97,7 @@ def test_broken_images_are_recorded_and_the_others_stay_themselves(photos, tmp_p
     assert "known format" in store.skipped[0][1] and "empty" in store.skipped[1][1]
     whole = extract(model(), str(draw(tmp_path / "whole", 11)), tmp_path / "w", SMALL)
     assert torch.allclose(store.read().values.float(), whole.read(rows=store.ids).values.float(), atol=1e-3)
-    with pytest.raises(ImageError, match="known format"):
+    with pytest.raises(DataError, match="known format"):
         extract(model(), str(photos), tmp_path / "t", replace(SMALL, on_error="raise"))
 
 
@@ -109,7 +109,7 @@ def test_any_number_of_images(tmp_path, count):
 
 def test_no_image_is_an_error(tmp_path):
     (tmp_path / "p").mkdir()
-    with pytest.raises(ImageError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         extract(model(), str(tmp_path / "p"), tmp_path / "s", SMALL)
     assert not (tmp_path / "s").exists()
 

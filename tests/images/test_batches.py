@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images import batches, find_images, sample_images
 
 
@@ -39,7 +39,7 @@ def test_order_and_skipped(folder):
 
 
 def test_raise(folder):
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(DataError) as caught:
         list(batches(Tiny(), find_images(folder), 2, on_error="raise"))
     assert caught.value.where.endswith("3.png")
 
@@ -65,7 +65,7 @@ def test_sizes_that_differ(folder):
         def preprocess(self, image):
             return torch.zeros(3, 4, 4 + image.getpixel((0, 0))[0])
 
-    with pytest.raises(ImageError, match="one size"):
+    with pytest.raises(DataError, match="one size"):
         list(batches(Varying(), find_images(folder), 2))
 
 
@@ -91,7 +91,7 @@ def test_the_next_batch_is_decoded_beside_the_model(folder):
 
 def test_no_images_and_no_batch():
     assert list(batches(Tiny(), [], 4)) == []
-    with pytest.raises(ImageError, match="batch of 0"):
+    with pytest.raises(DataError, match="batch of 0"):
         batches(Tiny(), [], 0)
 
 

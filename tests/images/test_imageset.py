@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images import ImageSet, open_images
 from unweave.images.imageset import columns
 
@@ -50,7 +50,7 @@ def test_a_first_folder_of_splits_is_no_label(tmp_path):
         ("val/cat/z.png", "val", "cat"),
     ]
     assert open_images(str(tmp_path), split="val").ids == ["val/cat/z.png"]
-    with pytest.raises(ImageError, match="No image has the split 'dev'") as caught:
+    with pytest.raises(DataError, match="No image has the split 'dev'") as caught:
         open_images(str(tmp_path), split="dev")
     assert "train" in str(caught.value)
 
@@ -60,7 +60,7 @@ def test_images_beside_folders_have_no_label(tmp_path):
         picture(tmp_path / name)
     found = open_images(str(tmp_path))
     assert found.fields == ["bytes"]
-    with pytest.raises(ImageError, match="Nothing is known of the split"):
+    with pytest.raises(DataError, match="Nothing is known of the split"):
         open_images(str(tmp_path), split="val")
 
 
@@ -93,15 +93,15 @@ def test_the_fingerprint_is_that_of_names_sizes_and_order(tmp_path):
 def test_ids_that_repeat_are_refused(tmp_path):
     with (tmp_path / "t.csv").open("w") as file:
         file.write("id,path\nx,a.png\nx,b.png\ny,c.png\n")
-    with pytest.raises(ImageError, match="2 images have the id 'x'"):
+    with pytest.raises(DataError, match="2 images have the id 'x'"):
         open_images(str(tmp_path / "t.csv"))
 
 
 def test_nothing_is_an_error_that_says_what_there_could_be(tmp_path):
-    with pytest.raises(ImageError, match="no such images") as caught:
+    with pytest.raises(DataError, match="no such images") as caught:
         open_images(str(tmp_path / "nowhere"))
     assert "waterbirds" in str(caught.value)
-    with pytest.raises(ImageError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         open_images(str(tmp_path))
 
 
@@ -130,11 +130,11 @@ def test_a_manifest_brings_its_fields(tmp_path, kind):
 
 def test_a_manifest_without_paths_says_what_it_has(tmp_path):
     (tmp_path / "m.csv").write_text("file,label\na.png,x\n")
-    with pytest.raises(ImageError, match="no column `path`") as caught:
+    with pytest.raises(DataError, match="no column `path`") as caught:
         open_images(str(tmp_path / "m.csv"))
     assert "file" in str(caught.value)
     (tmp_path / "n.csv").write_text("")
-    with pytest.raises(ImageError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         open_images(str(tmp_path / "n.csv"))
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_table_of_waterbirds_is_named(tmp_path):
     waterbirds(tmp_path)
     table = tmp_path / "metadata.csv"
     table.write_text(table.read_text().replace(",1,1,1,", ",1,7,1,").replace(",0,1,1,", ",0,x,1,"))
-    with pytest.raises(ImageError, match="not the table of Waterbirds"):
+    with pytest.raises(DataError, match="not the table of Waterbirds"):
         open_images(str(tmp_path))
 
 
@@ -191,7 +191,7 @@ def test_waterbirds_cleaned(tmp_path):
         ("train/Waterbirds/duck_water.png", "water", "water", 3, "train"),
     ]
     picture(tmp_path / "train/landbird/nothing.png")
-    with pytest.raises(ImageError, match="does not tell the bird and the background"):
+    with pytest.raises(DataError, match="does not tell the bird and the background"):
         open_images(f"waterbirds:{tmp_path}")
 
 
@@ -219,7 +219,7 @@ def test_imagenet_by_its_annotations(tmp_path):
 
 def test_imagenet_whose_classes_are_not_known(tmp_path):
     picture(tmp_path / "val/ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(ImageError, match="class of an image of ImageNet is not known"):
+    with pytest.raises(DataError, match="class of an image of ImageNet is not known"):
         open_images(f"imagenet:{tmp_path}")
 
 
@@ -269,13 +269,13 @@ def test_samples_of_webdataset(tmp_path):
 
 def test_a_tar_that_is_compressed_or_cut_is_refused(tmp_path):
     tar(tmp_path / "z.tar", [("a.png", encoded((1, 0, 0)))], "w:gz")
-    with pytest.raises(ImageError, match="tar cannot be read"):
+    with pytest.raises(DataError, match="tar cannot be read"):
         open_images(str(tmp_path / "z.tar"))
 
 
 def test_a_broken_picture_in_a_tar_is_named(tmp_path):
     tar(tmp_path / "t.tar", [("a.png", b"nothing")])
-    with pytest.raises(ImageError, match="not an image") as caught:
+    with pytest.raises(DataError, match="not an image") as caught:
         open_images(str(tmp_path / "t.tar"))[0].read()
     assert "t/a" in str(caught.value)
 
@@ -298,7 +298,7 @@ def test_a_dataset_of_hugging_face(tmp_path):
     assert rows(found, "label", "where") == [("train/0", "dog", "a"), ("train/1", "cat", "b"), ("train/2", "dog", "c")]
     assert [one.read().getpixel((0, 0))[0] for one in found] == [0, 1, 2]
     assert open_images(str(tmp_path / "d"), split="train").fingerprint == found.fingerprint
-    with pytest.raises(ImageError, match="no split 'test'"):
+    with pytest.raises(DataError, match="no split 'test'"):
         open_images(str(tmp_path / "d"), split="test")
 
 
@@ -307,7 +307,7 @@ def test_a_dataset_on_a_hub_that_is_out_of_reach_is_refused_at_once(monkeypatch)
     from unweave import hub
 
     monkeypatch.setattr(hub, "reachable", lambda url: False)
-    with pytest.raises(ImageError, match="hub cannot be reached") as caught:
+    with pytest.raises(DataError, match="hub cannot be reached") as caught:
         open_images("hf/nobody/nothing", split="train")
     assert "save_to_disk" in str(caught.value)
 
@@ -322,7 +322,7 @@ def test_a_folder_of_masks(tmp_path):
     assert rows(found, "label") == [("cat/a.jpg", "cat")]
     assert found[0].mask().tolist() == [[False, True, False], [False, False, True]]
     picture(tmp_path / "images/dog/b.jpg")
-    with pytest.raises(ImageError, match="has no mask") as caught:
+    with pytest.raises(DataError, match="has no mask") as caught:
         open_images(str(tmp_path))
     assert "dog/b.jpg" in str(caught.value)
 
@@ -340,13 +340,13 @@ def test_imagenet_segmentation(tmp_path):
     assert np.array_equal(np.asarray(found[0].read()), pixels)
     assert np.array_equal(found[0].mask(), truth != 0)
     (tmp_path / "other.mat").write_bytes(b"nothing")
-    with pytest.raises(ImageError, match="not a file of ImageNet-Segmentation"):
+    with pytest.raises(DataError, match="not a file of ImageNet-Segmentation"):
         open_images(str(tmp_path / "other.mat"))
 
 
 def test_images_without_masks_say_so(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="have no masks"):
+    with pytest.raises(DataError, match="have no masks"):
         open_images(str(tmp_path))[0].mask()
 
 
@@ -365,7 +365,7 @@ def test_scenes_and_birds_of_the_pocket_world():
     birds = open_images("pocket/birds/3/test/6")
     assert [one.fields["group"] for one in birds] == [Birds(3, "test").scene(n).factors.group for n in range(6)]
     assert open_images("pocket/world/1/2")[1].fields["location"] is not None
-    with pytest.raises(ImageError, match="no such scenes"):
+    with pytest.raises(DataError, match="no such scenes"):
         open_images("pocket/sea")
 
 

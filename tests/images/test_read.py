@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images import find_images, read_image
 
 
@@ -28,7 +28,7 @@ def photograph(path: Path, size: tuple[int, int] = (40, 30), **options: object) 
 def test_truncated(tmp_path):
     path = photograph(tmp_path / "a.jpg", (200, 200))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageError, match="truncated") as caught:
+    with pytest.raises(DataError, match="truncated") as caught:
         read_image(path)
     assert caught.value.where == str(path)
 
@@ -38,7 +38,7 @@ def test_truncated(tmp_path):
 def test_truncated_in_any_format(tmp_path, name, part):
     path = photograph(tmp_path / name, (200, 200))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(ImageError):
+    with pytest.raises(DataError):
         read_image(path)
 
 
@@ -59,7 +59,7 @@ def test_numbers_without_a_range_are_refused(tmp_path):
     Image.fromarray(np.array([[0, 2.5]], dtype=np.float32)).save(tmp_path / "f.tif")
     Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)).save(tmp_path / "n.tif")
     for name in "ifn":
-        with pytest.raises(ImageError, match="unknown"):
+        with pytest.raises(DataError, match="unknown"):
             read_image(tmp_path / f"{name}.tif")
     Image.fromarray(np.array([[0, 1]], dtype=np.float32)).save(tmp_path / "unit.tif")
     assert pixels(tmp_path / "unit.tif")[0].tolist() == [[0] * 3, [255] * 3]
@@ -111,7 +111,7 @@ def test_damaged_exif_does_not_hide_a_photograph(tmp_path):
 
 def test_zero_sized(tmp_path):
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(ImageError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -119,14 +119,14 @@ def test_zero_sized(tmp_path):
 def test_not_an_image(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(DataError) as caught:
         read_image(path)
     assert caught.value.where == str(path)
 
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(ImageError):
+        with pytest.raises(DataError):
             read_image(path)
 
 
@@ -136,7 +136,7 @@ def test_decompression_bomb(tmp_path):
     content = bytearray(path.read_bytes())
     content[18:26] = struct.pack("<ii", 60000, 60000)
     path.write_bytes(content)
-    with pytest.raises(ImageError, match="too large"):
+    with pytest.raises(DataError, match="too large"):
         read_image(path)
 
 
@@ -175,12 +175,12 @@ def test_find_makes_strange_names_printable(tmp_path):
 
 
 def test_find_says_what_is_wrong(tmp_path):
-    with pytest.raises(ImageError, match="no such file"):
+    with pytest.raises(DataError, match="no such file"):
         find_images(tmp_path / "none")
-    with pytest.raises(ImageError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         find_images(tmp_path)
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ImageError, match=r"1 with \.txt"):
+    with pytest.raises(DataError, match=r"1 with \.txt"):
         find_images(tmp_path)
-    with pytest.raises(ImageError, match="No images"):
+    with pytest.raises(DataError, match="No images"):
         find_images([])

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 import unweave
 from unweave.components import Component
-from unweave.errors import SelectionError, StoreError
+from unweave.errors import ArgumentError, StoreError
 from unweave.store import Manifest, Place, Store, export, summary, writer
 from unweave.store.manifest import Listing
 from unweave.store.writer import Block
@@ -253,7 +253,7 @@ def test_a_block_that_is_written_again_is_the_same(filled):
 def test_questions_without_an_answer_are_refused(filled):
     for question, error, what in (
         (lambda: filled.read(level="token"), StoreError, "no level 'token'"),
-        (lambda: filled.read("nothing.*"), SelectionError, "nothing"),
+        (lambda: filled.read("nothing.*"), ArgumentError, "nothing"),
         (lambda: filled.read(rows=[9]), StoreError, "none with the number 9"),
         (lambda: filled.read(rows=["nobody"]), StoreError, "no image 'nobody'"),
         (lambda: filled.read(rows=[True]), StoreError, "do not choose"),

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from stores import space_of, stored
 from unweave.align import Aligner
 from unweave.components import Component
-from unweave.errors import SelectionError, StoreError
+from unweave.errors import ArgumentError, StoreError
 from unweave.tasks.ablation import (
     Accuracy,
     Step,
@@ -120,7 +120,7 @@ def test_orders():
     assert one_by_one(NAMES, [2]) == (Step("blocks.0.attn.head.1", (2,)),)
     again = selections(NAMES, ["blocks.1.*", "kind:head"])
     assert [step.components for step in again] == [(3, 4, 5), (1, 2)]
-    with pytest.raises(SelectionError):
+    with pytest.raises(ArgumentError):
         selections(NAMES, ["nothing"])
 
 

@@ -9,7 +9,7 @@ import torch
 from stores import stored
 from unweave.attribute import Attribution
 from unweave.components import Component
-from unweave.errors import StoreError, TextError
+from unweave.errors import ArgumentError, StoreError
 from unweave.tasks.debias import Accuracy, Groups, Side, _carried, candidates, debias, groups_of, ranked
 from unweave.tasks.head import probe
 
@@ -58,7 +58,7 @@ ORDER = ranked(
 def test_the_ranking_is_by_the_difference_and_leaves_biases_out():
     assert ORDER == (3, 6, 4, 0, 2, 1)
     assert candidates(NAMES) == [0, 1, 2, 3, 4, 6]
-    with pytest.raises(TextError, match="no feature"):
+    with pytest.raises(ArgumentError, match="no feature"):
         ranked(attribution([0.0] * 7, [0.0] * 7), "background", "x")
 
 

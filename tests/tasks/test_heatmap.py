@@ -16,7 +16,7 @@ from stores import Classifier, model, space_of
 from tiny import SIZE, WIDTH, Vit, pictures, ready
 from unweave.align import Aligner
 from unweave.components import Component
-from unweave.errors import ModelError, SelectionError, StoreError, TextError, UnweaveError
+from unweave.errors import ArgumentError, ModelError, StoreError, UnweaveError
 from unweave.models import Model
 from unweave.tasks.heatmap import Heatmaps, Mapper, as_pixels, best, joined, spread, viewed
 from unweave.tasks.target import Target, affine, toward_classes, toward_texts
@@ -236,14 +236,14 @@ def test_classes_go_by_any_of_their_names(monkeypatch):
 
 
 def test_targets_that_cannot_be_are_refused():
-    with pytest.raises(TextError, match="none of the 40 classes"):
+    with pytest.raises(ArgumentError, match="none of the 40 classes"):
         toward_classes(pocket("deit"), ["unicorn"])
     with pytest.raises(ModelError, match="no classifier"):
         toward_classes(pocket("dino"))
     own, plan = model(), unweave.plan(model())
     with pytest.raises(StoreError, match="not the image encoder"):
         toward_texts(pocket("deit"), space_of(5), ["a dog"])
-    with pytest.raises(TextError, match="no texts"):
+    with pytest.raises(ArgumentError, match="no texts"):
         toward_texts(own, space_of(5), [])
     with pytest.raises(StoreError, match="another model"):
         toward_texts(pocket("deit"), space_of(5), ["a dog"], aligner_of(plan))
@@ -282,20 +282,20 @@ def test_components_are_chosen_by_score_above_chance_where_they_read_tokens():
     assert len(best(plan, table, ["colour"], 100)) == len(heads) - 2
     assert [str(part) for part in best(plan, table, ["colour"])] == heads[:3:-1]
     assert str(best(plan, table, ["colour", "shape"], 1)[0]) == heads[0]
-    with pytest.raises(TextError, match="no feature 'size'"):
+    with pytest.raises(ArgumentError, match="no feature 'size'"):
         best(plan, table, ["size"], 3)
-    with pytest.raises(TextError, match="no table of scores"):
+    with pytest.raises(ArgumentError, match="no table of scores"):
         best(plan, pa.table({"a": [1]}), ["size"], 3)
-    with pytest.raises(SelectionError, match="above chance"):
+    with pytest.raises(ArgumentError, match="above chance"):
         best(plan, scores([(heads[0], "colour", 1.0, False)]), ["colour"], 3)
-    with pytest.raises(SelectionError, match="no component of the model"):
+    with pytest.raises(ArgumentError, match="no component of the model"):
         best(plan, scores([("stem", "colour", 1.0, True)]), ["colour"], 3)
 
 
 def test_what_reads_no_tokens_cannot_be_mapped():
-    with pytest.raises(SelectionError, match="reads tokens at known places"):
+    with pytest.raises(ArgumentError, match="reads tokens at known places"):
         Mapper(tiny(), "kind:bias")
-    with pytest.raises(SelectionError, match="matches none"):
+    with pytest.raises(ArgumentError, match="matches none"):
         Mapper(tiny(), "nothing")
 
 

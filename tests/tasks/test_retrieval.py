@@ -14,7 +14,7 @@ from stores import SIZE, draw, model, space_of, stored
 from unweave.align import Aligned, Aligner
 from unweave.attribute import Attribution, attribute
 from unweave.components import Component
-from unweave.errors import ImageError, SelectionError, StoreError, TextError
+from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.extraction import Settings, extractor
 from unweave.tasks import retrieval
 from unweave.tasks.index import Index
@@ -66,21 +66,21 @@ def test_a_number_overrides_the_rule():
     one = choose(scored(SCORES, p=1.0), "colour", k=5)
     assert one.places == (0, 2, 1, 3, 5) and one.rule == "count"
     for k in (0, 6):
-        with pytest.raises(SelectionError, match="there are 5 that are no biases"):
+        with pytest.raises(ArgumentError, match="there are 5 that are no biases"):
             choose(scored(SCORES), "colour", k=k)
 
 
 def test_nothing_above_chance_is_an_error():
-    with pytest.raises(SelectionError, match="No component is above chance for 'location'"):
+    with pytest.raises(ArgumentError, match="No component is above chance for 'location'"):
         choose(scored(SCORES, p=1.0), "location")
-    with pytest.raises(SelectionError, match="4 components are above chance for 'colour', but each scores higher"):
+    with pytest.raises(ArgumentError, match="4 components are above chance for 'colour', but each scores higher"):
         choose(scored([[own, 1.0] for own, _ in SCORES]), "colour", by="margin")
 
 
 def test_an_unknown_feature_and_a_single_one_are_errors():
-    with pytest.raises(TextError, match="no feature 'shape'"):
+    with pytest.raises(ArgumentError, match="no feature 'shape'"):
         choose(scored(SCORES), "shape")
-    with pytest.raises(TextError, match="no others"):
+    with pytest.raises(ArgumentError, match="no others"):
         choose(scored([own[:1] for own in SCORES]), "colour", by="margin")
 
 
@@ -163,7 +163,7 @@ def test_the_best_number_on_some_images(tmp_path):
     assert few.path != some.path and choose_best(scored(SCORES), "colour", store, "colour", probes=5).path == few.path
     with pytest.raises(StoreError, match="no field 'shape'"):
         choose_best(scored(SCORES), "colour", store, "shape")
-    with pytest.raises(SelectionError, match="9 components"):
+    with pytest.raises(ArgumentError, match="9 components"):
         choose_best(scored(SCORES), "colour", store, "colour", most=9)
     with pytest.raises(StoreError, match="other components"):
         choose_best(scored(SCORES[:4], components=NAMES[:4]), "colour", store, "colour")
@@ -256,14 +256,14 @@ def test_a_new_image_is_decomposed_as_the_store_was(photos, monkeypatch):
 def test_probes_that_cannot_be(photos, monkeypatch, tmp_path):
     store, _ = photos
     load(monkeypatch, model())
-    with pytest.raises(ImageError, match="neither in the store nor as a file") as error:
+    with pytest.raises(DataError, match="neither in the store nor as a file") as error:
         probe_of(store, "nowhere.png")
     assert error.value.where == "nowhere.png"
     (tmp_path / "broken.png").write_bytes((photos[1] / "images/0001.png").read_bytes()[:60])
     (tmp_path / "empty.png").touch()
     Image.new("RGB", (1, 900)).save(tmp_path / "narrow.png")
     for name, what in (("broken", "cannot be decoded"), ("empty", "empty"), ("narrow", "narrow")):
-        with pytest.raises(ImageError, match=what) as error:
+        with pytest.raises(DataError, match=what) as error:
             probe_of(store, tmp_path / f"{name}.png")
         assert error.value.where == str(tmp_path / f"{name}.png")
 

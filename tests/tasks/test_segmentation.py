@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import unweave
 from stores import model
 from tiny import SIZE, Vit, pictures, ready
-from unweave.errors import ImageError, ModelError, TextError
+from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.images import ImageSet
 from unweave.tasks import baselines
 from unweave.tasks.attention import Attention
@@ -212,7 +212,7 @@ def test_tokens_without_a_cell_are_left_out():
 def images_of(count=5, masks=True, labels=None, size=(SIZE, SIZE), broken=(), empty=()):
     def read(row):
         if row in broken:
-            raise ImageError("The image is damaged.", where=str(row))
+            raise DataError("The image is damaged.", where=str(row))
         return Image.fromarray(np.random.default_rng(row).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
 
     def mask(row):
@@ -271,7 +271,7 @@ def test_images_that_cannot_be_used_are_left_out_and_said():
     found = measured(images_of(broken=(1,), empty=(3,)), methods=[OURS])
     assert found.skipped == (("p1", "The image is damaged."), ("p3", "its mask is empty"))
     assert found.qualities[0].images == 3
-    with pytest.raises(ImageError, match="None of the 2 images"):
+    with pytest.raises(DataError, match="None of the 2 images"):
         measured(images_of(2, broken=(0, 1)), methods=[OURS])
 
 
@@ -285,17 +285,17 @@ def test_a_method_without_meaning_has_a_reason_and_no_number(monkeypatch):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ImageError, match="no masks"):
+    with pytest.raises(DataError, match="no masks"):
         measured(images_of(masks=False))
-    with pytest.raises(ImageError, match="16 x 12 pixels, the image 16 x 16"):
+    with pytest.raises(DataError, match="16 x 12 pixels, the image 16 x 16"):
         measured(images_of(size=(12, 16)))
-    with pytest.raises(ImageError, match="Nothing is known of the kind"):
+    with pytest.raises(DataError, match="Nothing is known of the kind"):
         measured(images_of(), label="kind")
-    with pytest.raises(TextError, match="'7' is none of the 3 classes") as caught:
+    with pytest.raises(ArgumentError, match="'7' is none of the 3 classes") as caught:
         measured(images_of(2, labels=[0, 7]))
     assert "p1" in str(caught.value)
     for methods in ([], ["magic"]):
-        with pytest.raises(TextError, match="no method"):
+        with pytest.raises(ArgumentError, match="no method"):
             measured(images_of(), methods=methods)
 
 

@@ -16,7 +16,7 @@ import unweave
 from families import FAMILIES, Family, core
 from tiny import WIDTH, Attention, Mlp, Vit, pictures, ready
 from unweave.components import Component
-from unweave.errors import NonFiniteError, SelectionError, UnweaveError
+from unweave.errors import ArgumentError, NonFiniteError, UnweaveError
 from unweave.models.weights import fingerprint, randomise
 from unweave.surgery.edit import mean_ablated
 
@@ -519,7 +519,7 @@ def test_what_can_be_expressed_is_although_other_things_are_refused():
 
 def test_bad_input_is_refused():
     model = tiny(Vit())
-    with pytest.raises(SelectionError, match="matches none"):
+    with pytest.raises(ArgumentError, match="matches none"):
         mean_ablated(model, "blocks.7.mlp", pictures())
     with pytest.raises(UnweaveError, match="no images"):
         mean_ablated(model, "blocks.0.mlp", [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unweave.errors import TextError
+from unweave.errors import ArgumentError
 from unweave.text import TEMPLATES, features, read_phrases, read_templates
 from unweave.text.phrases import chosen, shipped, spoken
 from unweave.text.vocabulary import made, vocabulary
@@ -47,7 +47,7 @@ def test_features_of_ones_own(tmp_path):
 def test_features_that_cannot_be(tmp_path, text, what):
     path = tmp_path / "f.toml"
     path.write_text(text)
-    with pytest.raises(TextError, match=what) as caught:
+    with pytest.raises(ArgumentError, match=what) as caught:
         features(path)
     assert str(path) in str(caught.value)
 
@@ -56,17 +56,17 @@ def test_lines_of_phrases_and_templates(tmp_path):
     path = tmp_path / "v.txt"
     path.write_text("# a comment\nred\n\n  blue \nred\n")
     assert read_phrases(path) == ("red", "blue")
-    with pytest.raises(TextError, match=r"needs one \{\}: 'red'"):
+    with pytest.raises(ArgumentError, match=r"needs one \{\}: 'red'"):
         read_templates(path)
     path.write_text("a photo of {}\n")
     assert read_templates(path) == ("a photo of {}",)
     path.write_text("# nothing\n")
-    with pytest.raises(TextError, match="holds nothing"):
+    with pytest.raises(ArgumentError, match="holds nothing"):
         read_phrases(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(TextError, match="not UTF-8"):
+    with pytest.raises(ArgumentError, match="not UTF-8"):
         read_phrases(path)
-    with pytest.raises(TextError, match="No such file"):
+    with pytest.raises(ArgumentError, match="No such file"):
         read_phrases(tmp_path / "nothing")
 
 
@@ -105,7 +105,7 @@ def test_the_vocabulary_takes_nouns_by_their_first_sense(tmp_path):
         "dog",
         "ice cream",
     ]
-    with pytest.raises(TextError, match="WordNet cannot be read"):
+    with pytest.raises(ArgumentError, match="WordNet cannot be read"):
         made(tmp_path / "nothing")
 
 
@@ -119,14 +119,14 @@ def test_what_is_asked_for():
     assert chosen(known) == known
     assert chosen(known, ["place"], ["an owl"]) == {"place": ("sea",), "an owl": ("an owl",)}
     assert list(chosen(known, ["colour"], each=True)) == ["colour", "red", "blue"]
-    with pytest.raises(TextError, match="no feature 'x'"):
+    with pytest.raises(ArgumentError, match="no feature 'x'"):
         chosen(known, ["x"])
-    with pytest.raises(TextError, match="a feature and a phrase"):
+    with pytest.raises(ArgumentError, match="a feature and a phrase"):
         chosen(known, [], ["place"])
 
 
 def test_features_that_are_shipped_have_names():
     read = shipped(features="features.toml", birds="waterbirds.toml")
     assert set(read("birds")) == {"background", "bird"} and "color" in read()
-    with pytest.raises(TextError, match="No features 'x' are shipped"):
+    with pytest.raises(ArgumentError, match="No features 'x' are shipped"):
         read("x")

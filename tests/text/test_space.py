@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 import unweave
-from unweave.errors import TextError
+from unweave.errors import ArgumentError
 from unweave.pocket import evaluation, text
 from unweave.pocket.views import whole
 from unweave.text import TextSpace, cache, features
@@ -76,7 +76,7 @@ def test_the_pocket_worlds_features_are_in_words_that_it_knows():
     ],
 )
 def test_phrases_that_cannot_be(phrases, what):
-    with pytest.raises(TextError, match=what):
+    with pytest.raises(ArgumentError, match=what):
         unweave.text_space("pocket/clip").encode(phrases)
 
 
@@ -84,13 +84,13 @@ def test_templates_may_be_chosen():
     space = unweave.text_space("pocket/clip", templates=["there is {}"])
     assert space.templates == ("there is {}",)
     assert torch.equal(space.encode(["a bird"]), space.encode(["there is a bird"], ["{}"]))
-    with pytest.raises(TextError, match="no templates"):
+    with pytest.raises(ArgumentError, match="no templates"):
         space.encode(["a bird"], [])
 
 
 @pytest.mark.parametrize("id", ["timm/vit_tiny_patch16_224", "pocket/deit"])
 def test_a_model_without_texts_is_refused(id):
-    with pytest.raises(TextError, match="no text"):
+    with pytest.raises(ArgumentError, match="no text"):
         unweave.text_space(id, random_weights=True)
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_or_closed_cache_costs_time_only(own_cache):
 
 def test_a_text_that_is_too_long_is_refused():
     space, _ = counted()
-    with pytest.raises(TextError, match="has 5 tokens, and the encoder reads 4") as caught:
+    with pytest.raises(ArgumentError, match="has 5 tokens, and the encoder reads 4") as caught:
         space.encode(["one two three four"])
     assert "a one two three four" in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_a_space_of_open_clip(monkeypatch):
     )
     assert torch.allclose(space.encode(["a dog", "grass"], ["{}", "see {}"]), expected, atol=1e-6)
     assert space.encoder.context == 12 and space.encoder.tokens("a dog") == 4
-    with pytest.raises(TextError, match="encoder reads 12"):
+    with pytest.raises(ArgumentError, match="encoder reads 12"):
         space.encode(["a dog on the grass in the sun before the house of a friend"])
     image = torch.randn(2, 3, 32, 32)
     assert torch.allclose(space.images.readout(image), module.encode_image(image), atol=1e-5)
@@ -208,7 +208,7 @@ def test_a_space_of_transformers(tmp_path, kind):
         expected = module.get_image_features(image)
         expected = expected if isinstance(expected, torch.Tensor) else expected.pooler_output
         assert torch.allclose(space.images.readout(image), expected, atol=1e-5)
-    with pytest.raises(TextError, match="encoder reads 10"):
+    with pytest.raises(ArgumentError, match="encoder reads 10"):
         space.encode(["elephants everywhere"])
     assert unweave.text_space(f"hf/{tmp_path}", random_weights=True).weights_hash != space.weights_hash
 
@@ -219,5 +219,5 @@ def test_a_model_of_images_alone_has_no_texts(tmp_path):
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
     )
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(TextError, match="no text tower"):
+    with pytest.raises(ArgumentError, match="no text tower"):
         unweave.text_space(f"hf/{tmp_path}")

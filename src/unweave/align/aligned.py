@@ -15,7 +15,7 @@ from torch import Tensor
 from unweave.align.aligner import Aligner
 from unweave.align.alignment import identical, is_own
 from unweave.components import Component
-from unweave.errors import StoreError
+from unweave.errors import AlignmentError, ArgumentError, DataError
 from unweave.store import Rows, Store
 from unweave.text import TextSpace, text_space
 
@@ -45,10 +45,10 @@ class Aligned:
     def __post_init__(self) -> None:
         """Refuse what does not belong together."""
         if not len(self.rows):
-            raise StoreError("No image was chosen.", where=str(self.store.place), cure="choose rows that there are")
+            raise DataError("No image was chosen.", where=str(self.store.place), cure="choose rows that there are")
         places = self.places
         if len(places) < len(self.aligner.components):
-            raise StoreError(
+            raise AlignmentError(
                 f"The store has {len(places)} of the aligner's {len(self.aligner.components)} components, which do not "
                 "add up to the representation.",
                 where=str(self.store.place),
@@ -148,7 +148,7 @@ def open_aligned(
         StoreError: Neither or both are given, or they do not belong together.
     """
     if (aligner is None) == (space is None):
-        raise StoreError(
+        raise ArgumentError(
             "The components have to be brought into one text space.",
             cure="name the folder of an aligner; or, if the model is a CLIP itself, its text space",
         )
@@ -156,7 +156,7 @@ def open_aligned(
         assert space is not None
         found = text_space(space, templates=templates, device=device)
         if not is_own(store, found):
-            raise StoreError(
+            raise AlignmentError(
                 f"The store's model, {store.manifest.model}, is not the image encoder of {space}.",
                 where=str(store.place),
                 cure="align it: `unweave align STORE --text-space ID`, then name the aligner",
@@ -166,7 +166,7 @@ def open_aligned(
     own = loaded.identity
     found = text_space(own["space"], templates=templates, device=device, **own["space_loading"])
     if found.weights_hash != own["space_hash"]:
-        raise StoreError(
+        raise AlignmentError(
             f"The text space {own['space']} has other weights now than when the aligner was fitted.",
             where=f"{aligner}, field `space_hash`",
             cure="align again",

@@ -20,7 +20,7 @@ from torch import Tensor
 from unweave.align.objective import defect
 from unweave.components import Component
 from unweave.contributions import Contributions, Origin
-from unweave.errors import StoreError
+from unweave.errors import AlignmentError
 from unweave.files import read_pair
 
 FORMAT, VERSION = "unweave aligner", 1
@@ -62,11 +62,11 @@ class Aligner:
         """The aligned representation: the sum of all aligned contributions, and the bias.
 
         Raises:
-            StoreError: As for a call, or components are missing.
+            AlignmentError: As for a call, or components are missing.
         """
         rows = self.rows(contributions)
         if len(rows) < len(self.components):
-            raise StoreError("The sum needs all components.", cure="read them without a selection")
+            raise AlignmentError("The sum needs all components.", cure="read them without a selection")
         return torch.einsum("ncw,cwd->nd", contributions.values.to(self.maps.dtype), self.maps[rows]) + self.bias
 
     def rows(self, contributions: Contributions) -> list[int]:
@@ -83,7 +83,7 @@ class Aligner:
             own = {name: getattr(origin, name) for name in ("model", "weights_hash", "preprocessing", "level")}
             for name, value in json.loads(json.dumps(own)).items():
                 if name in self.identity and value != self.identity[name]:
-                    raise StoreError(
+                    raise AlignmentError(
                         f"The aligner is of another {name.replace('_', ' ')}: {self.identity[name]!s:.80}, "
                         f"not {value!s:.80}.",
                         where=f"field `{name}`",
@@ -92,7 +92,7 @@ class Aligner:
         place = {component: row for row, component in enumerate(self.components)}
         unknown = next((one for one in components if one not in place), None)
         if unknown is not None:
-            raise StoreError(
+            raise AlignmentError(
                 f"The aligner has no map for the component {unknown}.", cure="use the selection that it was fitted to"
             )
         return [place[component] for component in components]
@@ -106,7 +106,7 @@ class Aligner:
         """Write both files into a folder; returns the tensors' file.
 
         Raises:
-            StoreError: They cannot be written.
+            AlignmentError: They cannot be written.
         """
         folder = Path(path)
         card = {
@@ -126,7 +126,7 @@ class Aligner:
             fresh[0].replace(folder / TENSORS)
             fresh[1].replace(folder / CARD)
         except OSError as error:
-            raise StoreError(
+            raise AlignmentError(
                 f"The aligner cannot be written: {error.strerror or error}.",
                 where=str(folder),
                 cure="choose another place",
@@ -138,7 +138,7 @@ class Aligner:
         """Read what `save` wrote.
 
         Raises:
-            StoreError: A file is missing, damaged, of a newer version, or does not belong to the other.
+            AlignmentError: A file is missing, damaged, of a newer version, or does not belong to the other.
         """
         folder = Path(path)
         try:
@@ -151,7 +151,7 @@ class Aligner:
             components = tuple(Component(**fields) for fields in known.pop("components"))
             return cls(maps, bias, components, known, measured)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise StoreError(
+            raise AlignmentError(
                 f"The aligner cannot be read: {error}.", where=str(folder), cure="name a folder that `align` wrote"
             ) from error
 
@@ -166,7 +166,7 @@ class Aligner:
             The address.
 
         Raises:
-            StoreError: The hub refuses it, or does not answer.
+            AlignmentError: The hub refuses it, or does not answer.
         """
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
@@ -178,7 +178,7 @@ class Aligner:
                 api.create_repo(repository, exist_ok=True)
                 return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
             except (OSError, ValueError, HfHubHTTPError) as error:
-                raise StoreError(
+                raise AlignmentError(
                     f"The aligner cannot be uploaded: {error}.",
                     where=repository,
                     cure="log in with `hf auth login`, and name it ORG/NAME",

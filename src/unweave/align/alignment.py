@@ -26,7 +26,7 @@ from unweave.align.rows import Rows, held_out, rows_of
 from unweave.align.solvers import SOLVERS, Recipe, Solver, ranged, ranges_of
 from unweave.align.state import Keep, OnPoint
 from unweave.align.targets import OnImages, embeddings
-from unweave.errors import StoreError, TextError, UnweaveError
+from unweave.errors import ArgumentError, DataError, UnweaveError
 from unweave.extraction import Settings, extract, pictures
 from unweave.images import ImageSet
 from unweave.images.imageset import columns
@@ -78,13 +78,13 @@ def align(
         components, shuffled targets, the mean target, and the model with random weights.
 
     Raises:
-        StoreError: There are too few images, or see `embeddings`.
+        DataError: There are too few images, or see `embeddings`.
     """
     level = level or store.manifest.levels[0]
     components, identity = store.components(level), _identity(store, space, level)
     side = held_out(store.ids, share, recipe.seed)
     if not 2 <= side.sum() <= len(side) - 2:
-        raise StoreError(
+        raise DataError(
             f"Of {len(store)} images {int(side.sum())} are held out: too few on one side.",
             where=str(store.place),
             cure="extract more images, or hold out another share",
@@ -166,7 +166,7 @@ def _zero_shot(aligned: Float[Tensor, "image dim"], other: Rows, space: TextSpac
         return {"left out": f"{len(values)} different texts are no classes"}
     try:
         directions = space.encode([spoken(value) for value in values])
-    except TextError as error:
+    except ArgumentError as error:
         return {"left out": str(error)}
     place = {value: number for number, value in enumerate(values)}
     true = torch.tensor([place.get(known[row], -1) for row in other.numbers.tolist()])

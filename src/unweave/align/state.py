@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unweave.errors import StoreError
+from unweave.errors import AlignmentError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Keep:
         """Keep a state in the place of the one before.
 
         Raises:
-            StoreError: It cannot be written.
+            AlignmentError: It cannot be written.
         """
         if self.path is None:
             return
@@ -89,7 +89,7 @@ class Keep:
             )
             fresh.replace(self.path)
         except (OSError, SafetensorError) as error:
-            raise StoreError(
+            raise AlignmentError(
                 f"The state of the alignment cannot be kept: {error}.",
                 where=str(self.path),
                 cure="make room, or choose another output",

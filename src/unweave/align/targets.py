@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unweave.errors import StoreError
+from unweave.errors import DataError
 from unweave.extraction import pictures
 from unweave.images import ImageSet, Picture
 from unweave.images.batches import decoded
@@ -66,7 +66,7 @@ def _embedded(space: TextSpace, chosen: Sequence[Picture]) -> Iterator[Tensor]:
     waiting: list[Tensor] = []
     for count, (picture, tensor) in enumerate(decoded(space.images, chosen, ahead=2 * _AT_ONCE), 1):
         if not isinstance(tensor, Tensor):
-            raise StoreError(f"An image can no longer be read: {tensor.what}", where=picture.id)
+            raise DataError(f"An image can no longer be read: {tensor.what}", where=picture.id)
         waiting.append(tensor)
         if len(waiting) == _AT_ONCE or count == len(chosen):
             with torch.inference_mode():

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
     from unweave.tasks.ablation import Ablation, Step
@@ -58,7 +58,7 @@ def ablate(
 ) -> None:
     """Ablate components step by step, and tell classes after each: everything else is held."""
     if aligner and len(aligner) != len(stores):
-        raise UnweaveError(
+        raise ArgumentError(
             f"{len(stores)} stores have {len(aligner)} aligners.", cure="give one for each, in their order"
         )
     with working("Reading"):

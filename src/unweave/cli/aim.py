@@ -18,14 +18,14 @@ def target_of(
 ) -> Any:
     """Texts through an aligner or in a CLIP's own space, or classes of the model's own classifier."""
     from unweave.align import Aligner
-    from unweave.errors import StoreError
+    from unweave.errors import ArgumentError
     from unweave.tasks.target import toward_classes, toward_texts
     from unweave.text import read_templates, text_space
 
     if not texts:
         return toward_classes(model, list(names) if names is not None else None)
     if (aligner is None) == (space is None):
-        raise StoreError(
+        raise ArgumentError(
             "Texts need a text space.", cure="give --aligner FOLDER; or, for a CLIP in its own space, --text-space ID"
         )
     loaded = Aligner.load(aligner) if aligner is not None else None
@@ -39,14 +39,14 @@ def scored(path: Path) -> Any:
     """The table that `unweave score` wrote: its folder, or the Parquet file."""
     from pyarrow import ArrowException, parquet
 
-    from unweave.errors import TextError
+    from unweave.errors import DataError
 
     file = path / "scores.parquet" if path.is_dir() else path
     try:
         return parquet.read_table(file)
     except (OSError, ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise TextError(
+        raise DataError(
             f"The scores cannot be read: {reason}.", where=str(file), cure="name the folder that `unweave score` wrote"
         ) from error
 

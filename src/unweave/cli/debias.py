@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
     from unweave.tasks.debias import Debiased, Written
@@ -95,12 +95,12 @@ def debias(
 ) -> None:
     """Rank components by what misleads a classifier, and ablate the first; groups before and after, beside controls."""
     if k != "auto" and not k.isdecimal():
-        raise UnweaveError(f"{k!r} is no number of components.", cure="use a number, or `auto`")
+        raise ArgumentError(f"{k!r} is no number of components.", cure="use a number, or `auto`")
     called: dict[str, list[str]] = {}
     for one in call or []:
         name, equals, phrase = one.partition("=")
         if not equals or not phrase:
-            raise UnweaveError(
+            raise ArgumentError(
                 f"{one!r} calls nothing by a name.", cure="write CLASS=PHRASE, such as 'land=a landbird'"
             )
         called.setdefault(name, []).append(phrase)

@@ -16,7 +16,7 @@ from rich.text import Text
 from unweave.cli import options
 from unweave.cli.console import in_bytes, in_percent, print_error, print_json, print_note, print_warning, table, working
 from unweave.cli.explain import coverage_text
-from unweave.errors import ImageError, UnweaveError
+from unweave.errors import DataError, DeviceError
 
 if TYPE_CHECKING:
     from unweave.images import Batches
@@ -70,7 +70,7 @@ def decompose(
         if images:
             sources = open_images(images[0], limit=limit) if len(images) == 1 else find_images(images)[:limit]
         if device == "cuda" and not torch.cuda.is_available():
-            raise UnweaveError("There is no CUDA device here.", cure="use `--device cpu`")
+            raise DeviceError("There is no CUDA device here.", cure="use `--device cpu`")
         place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         numbers: torch.dtype = getattr(torch, dtype)
         loaded = unweave.load_model(
@@ -100,7 +100,7 @@ def decompose(
         skipped = tuple(loader.skipped)
         if not writer.written:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
-            raise ImageError(f"None of the {len(sources)} images could be read ({reasons}).", where=str(sources[0].id))
+            raise DataError(f"None of the {len(sources)} images could be read ({reasons}).", where=str(sources[0].id))
         chosen = ", ".join(select) if select else None
         tensors = writer.finish(
             Origin(loaded.id, loaded.weights_hash, loaded.preprocessing, level, chosen, dtype, skipped)
@@ -173,7 +173,7 @@ def _written(plan: Any, loader: Batches, writer: ContributionsWriter, device: st
             try:
                 contributions = plan.run(batch.to(device, dtype), ids)
             except (MemoryError, torch.OutOfMemoryError) as error:
-                raise UnweaveError(
+                raise DeviceError(
                     f"The memory does not hold a batch of {len(ids)} images.",
                     where=str(error),
                     cure="use a smaller `--batch-size`, or `--select` fewer components",

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import print_files, print_json, print_note, print_warning, table, working
-from unweave.errors import ImageError, UnweaveError
+from unweave.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from unweave.tasks.heatmap import Heatmaps
@@ -67,13 +67,13 @@ def heatmap(
     forms = list(dict.fromkeys(form or ["png", "npz"]))
     wrong = next((own for own in forms if own not in ("png", "svg", "npz", "safetensors")), None)
     if wrong:
-        raise UnweaveError(f"There is no format {wrong!r}.", cure="use png, svg, npz or safetensors")
+        raise ArgumentError(f"There is no format {wrong!r}.", cure="use png, svg, npz or safetensors")
     if bool(text) == bool(class_):
-        raise UnweaveError("Maps are of texts or of classes.", cure="give --text or --class, and not both")
+        raise ArgumentError("Maps are of texts or of classes.", cure="give --text or --class, and not both")
     if (feature is None) != (scores is None):
-        raise UnweaveError("A feature needs its scores.", cure="give --feature NAME and --scores FOLDER together")
+        raise ArgumentError("A feature needs its scores.", cure="give --feature NAME and --scores FOLDER together")
     if feature is not None and select:
-        raise UnweaveError("Components are chosen by a feature or by --select.", cure="give one of the two")
+        raise ArgumentError("Components are chosen by a feature or by --select.", cure="give one of the two")
     with working(f"Reading {model}"):
         import unweave
         from unweave.cli.aim import scored, target_of
@@ -105,7 +105,7 @@ def heatmap(
         views = [as_pixels(viewed(loaded.preprocess, read[name].read())) for name, _ in parts]
     skipped = [{"id": name, "reason": reason} for name, reason in loader.skipped]
     if not parts:
-        raise ImageError(f"None of the images could be read ({skipped[0]['reason']}).", where=skipped[0]["id"])
+        raise DataError(f"None of the images could be read ({skipped[0]['reason']}).", where=skipped[0]["id"])
     found = joined([own for _, own in parts])
     files: dict[str, str] = {}
     for suffix in (own for own in forms if own in ("npz", "safetensors")):

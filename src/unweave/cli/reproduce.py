@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import print_error, print_files, print_json, print_note, table, working
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +61,7 @@ def reproduce(
         folder = work or output / "work"
         common: dict[str, Any] = {"limit": limit, "random_weights": random_weights, "seed": seed, "device": device}
         if which in TABLES and not pocket and data is None:
-            raise UnweaveError(
+            raise ArgumentError(
                 "The images were not named.", cure=f"`--data`: {TABLES[which].needs}; or `--pocket`, which needs none"
             )
         if pocket:

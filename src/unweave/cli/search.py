@@ -13,7 +13,7 @@ from rich.text import Text
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
 from unweave.cli.seen import origin, seen_in
-from unweave.errors import SelectionError
+from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
     from unweave.attribute import Attribution
@@ -86,7 +86,7 @@ def search(
 ) -> None:
     """Find images that a text names, or that are like one image in a property: one row of results for each feature."""
     if (text is None) == (image is None):
-        raise SelectionError("Look for a text, or for an image.", cure='give `--text "..."` or `--image ID`')
+        raise ArgumentError("Look for a text, or for an image.", cure='give `--text "..."` or `--image ID`')
     with working(f"Reading {store}"):
         from dataclasses import replace
 
@@ -151,7 +151,7 @@ def search(
 def _fields(best: Sequence[str], asked: Sequence[str]) -> dict[str, str]:
     found = dict(one.split("=", 1) for one in best if "=" in one)
     if len(found) < len(best) or not set(found) <= set(asked):
-        raise SelectionError(
+        raise ArgumentError(
             f"This says not of which feature a field decides: {', '.join(best)}.",
             cure="write FEATURE=FIELD, once for each, such as colour=colour",
         )

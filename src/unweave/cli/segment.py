@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, print_note, print_warning, progress, table, working
+from unweave.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from unweave.tasks.segmentation import Segmentation
@@ -66,7 +67,6 @@ def segment(
     with working(f"Reading {model}"):
         import unweave
         from unweave.cli.aim import features_of, scored, target_of
-        from unweave.errors import ImageError, UnweaveError
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
         from unweave.tasks.heatmap import Mapper, best
@@ -74,16 +74,16 @@ def segment(
         from unweave.text.phrases import spoken
 
         if (feature or select) and bool(select) == (scores is not None):
-            raise UnweaveError("Components are chosen by --scores or by --select.", cure="give one of the two")
+            raise ArgumentError("Components are chosen by --scores or by --select.", cure="give one of the two")
         if "{}" not in phrase:
-            raise UnweaveError(f"The phrase {phrase!r} has no place for the class.", cure="write {} where it goes")
+            raise ArgumentError(f"The phrase {phrase!r} has no place for the class.", cure="write {} where it goes")
         texts = aligner is not None or text_space is not None
         if predicted and texts:
-            raise UnweaveError("Only a classifier predicts.", cure="leave out --predicted, or the text space")
+            raise ArgumentError("Only a classifier predicts.", cure="leave out --predicted, or the text space")
         images = unweave.open_images(data, limit=limit)
         if not predicted and label not in images.fields:
             fields = ", ".join(images.fields) or "none"
-            raise ImageError(
+            raise DataError(
                 f"Nothing is known of the {label} of these images.",
                 where=images.origin,
                 cure=f"their fields: {fields}; or use --predicted",

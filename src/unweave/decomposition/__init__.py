@@ -47,7 +47,7 @@ def plan(
     Raises:
         CaptureError: The module does not export.
         RuleError: Under `strict`, an operation on the path cannot be followed.
-        SelectionError: The selection matches nothing.
+        ArgumentError: The selection matches nothing.
     """
     options: dict[str, Any] = {
         "level": level,

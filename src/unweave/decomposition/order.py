@@ -188,9 +188,7 @@ def _greedy(network: Network, seed: int) -> tuple[float, Tree]:
             for other in trees:
                 heappush(pairs, candidate(other, left | right))
             trees[left | right] = pair
-    rest = Network(
-        tuple(map(network.inside, trees)), tuple(map(network.fixed, trees)), network.out, network.sizes
-    )
+    rest = Network(tuple(map(network.inside, trees)), tuple(map(network.fixed, trees)), network.out, network.sizes)
     remaining, order = _exact(rest)
     return total + remaining, _grafted(order, list(trees.values()))
 

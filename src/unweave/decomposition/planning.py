@@ -25,7 +25,7 @@ from unweave.decomposition.pieces import pieces_of
 from unweave.decomposition.program import Program
 from unweave.decomposition.selection import Request, chosen_and_rest, split_by_token
 from unweave.decomposition.walk import walk
-from unweave.errors import ConservationError, NonFiniteError, RuleError, SelectionError, UnweaveError
+from unweave.errors import ArgumentError, ConservationError, DataError, NonFiniteError, RuleError
 from unweave.graph.comparison import TOLERANCE as TOLERANCE
 from unweave.graph.following import graph_of
 from unweave.graph.graph import extents_of
@@ -115,11 +115,11 @@ class Plan:
         apart, dim = directions.dim() == 3, self.dim
         if directions.shape[-1] != dim or not directions.numel() or (apart and len(directions) != len(self.wholes)):
             wanted = f"[direction, {dim}] or [{len(self.wholes)}, direction, {dim}]"
-            raise UnweaveError(
+            raise ArgumentError(
                 f"Directions should be {wanted}, not {list(directions.shape)}.", cure="one row for each direction"
             )
         if apart and any(component.kind == "rest" for component in self.components):
-            raise UnweaveError(
+            raise ArgumentError(
                 "What was not selected has no directions of its own.",
                 where=self.name,
                 cure="plan without a selection, and `split` what is chosen",
@@ -144,7 +144,7 @@ class Plan:
         """The same model at another level or with another selection, without capturing it again.
 
         Raises:
-            SelectionError: There is no such level, or the selection matches nothing.
+            ArgumentError: There is no such level, or the selection matches nothing.
         """
         return _planned(self.name, self._walk, level or self.level, select)
 
@@ -155,7 +155,7 @@ class Plan:
             select: Of the components at level `head`.
 
         Raises:
-            SelectionError: The selection matches nothing.
+            ArgumentError: The selection matches nothing.
         """
         return _split(self.name, self._walk, select)
 
@@ -211,18 +211,18 @@ class Plan:
     ) -> tuple[tuple[str, ...], float]:
         expected = self._walk.graph.input.meta["val"]
         if images.dim() != expected.dim() or tuple(images.shape[1:]) != tuple(expected.shape[1:]):
-            raise UnweaveError(
+            raise DataError(
                 f"The plan is for images {list(expected.shape[1:])}, these are {list(images.shape)}.",
                 cure="preprocess them with the model's own preprocessing, or plan for this size",
             )
         if images.dtype != expected.dtype or images.device != expected.device:
-            raise UnweaveError(
+            raise DataError(
                 f"The plan is for {expected.dtype} on {expected.device}, not {images.dtype} on {images.device}.",
                 cure="move the images, or plan again after moving the model",
             )
         names = tuple(ids) if ids is not None else tuple(str(row) for row in range(len(images)))
         if len(names) != len(images):
-            raise UnweaveError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
+            raise ArgumentError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
         return names, TOLERANCE.get(images.dtype, 1e-5) if tolerance is None else tolerance
 
     def _conserved(self, error: Tensor, allowed: float, names: Sequence[str], values: Tensor) -> None:
@@ -348,7 +348,7 @@ def make_plan(
     Raises:
         CaptureError: The module does not export.
         RuleError: Under `strict`, an operation on the path has no rule.
-        SelectionError: The selection matches nothing.
+        RuleError: The selection matches nothing.
     """
     with exact(example.device):
         found = walk(graph_of(module, example), passing=passing, freeze=freeze)
@@ -367,7 +367,7 @@ def make_plan(
 def _planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:
     """A plan from a finished walk."""
     if level not in LEVELS:
-        raise SelectionError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
+        raise ArgumentError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
     pieces, grids, unplaced = pieces_of(walk, level)
     chosen = select([component for piece in pieces for component in piece.components], selection)
     return _made(name, walk, level, grids, unplaced, chosen_and_rest(pieces, chosen, walk.branches))

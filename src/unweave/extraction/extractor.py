@@ -21,7 +21,7 @@ import unweave
 from unweave.components import Level
 from unweave.contributions import Contributions
 from unweave.decomposition import Plan
-from unweave.errors import ImageError, StoreError
+from unweave.errors import DataError, DeviceError, StoreError
 from unweave.images import ImageSet, Picture, open_images
 from unweave.images.batches import decoded, stacked
 from unweave.models import Model
@@ -47,9 +47,9 @@ class Awaited:
     picture: Picture | None
 
     def read(self) -> Image:
-        """The picture; raises an ImageError where there is none."""
+        """The picture; raises an DataError where there is none."""
         if self.picture is None:
-            raise ImageError("The image is no longer where it was listed.", where=self.id)
+            raise DataError("The image is no longer where it was listed.", where=self.id)
         return self.picture.read()
 
 
@@ -57,10 +57,10 @@ def device_of(wanted: str) -> str:
     """`auto`, `cpu` or `cuda` as the device that is meant.
 
     Raises:
-        StoreError: There is no CUDA device.
+        DeviceError: There is no CUDA device.
     """
     if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise StoreError("There is no CUDA device here.", cure="use `--device cpu`")
+        raise DeviceError("There is no CUDA device here.", cure="use `--device cpu`")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
@@ -78,7 +78,7 @@ class Extractor:
         place: The store.
         manifest: What it says of itself.
         device: Where to compute.
-        on_error: At a broken image: `skip` notes it in the store, `raise` stops with its ImageError.
+        on_error: At a broken image: `skip` notes it in the store, `raise` stops with its DataError.
         model: The model, where it is loaded already.
         plans: Its plans, where they are made already.
         images: The images of each listing, where they are opened already.
@@ -136,7 +136,7 @@ class Extractor:
         for number, awaited in self._awaited(blocks):
             writer.put(self.place, self.manifest, self.block(number, awaited, on_images))
 
-    def _awaited(self, blocks: Iterable[int]) -> Iterator[tuple[int, Iterator[tuple[Awaited, Tensor | ImageError]]]]:
+    def _awaited(self, blocks: Iterable[int]) -> Iterator[tuple[int, Iterator[tuple[Awaited, Tensor | DataError]]]]:
         """For each block its pictures, while those that come next are read, of the next block too."""
         pictures = (one for number in blocks for one in self.listed(number))
         return groupby(decoded(self.model, pictures, ahead=2 * self.manifest.batch), key=lambda found: found[0].block)
@@ -158,7 +158,7 @@ class Extractor:
             self._places[which] = {name: place for place, name in enumerate(self._images[which].ids)}
         return self._images[which], self._places[which]
 
-    def block(self, number: int, awaited: Iterable[tuple[Awaited, Tensor | ImageError]], on_images: OnImages) -> Block:
+    def block(self, number: int, awaited: Iterable[tuple[Awaited, Tensor | DataError]], on_images: OnImages) -> Block:
         """A block of the store, computed."""
         batch = self.manifest.batch
         reasons: list[str | None] = []
@@ -166,7 +166,7 @@ class Extractor:
         tensors: list[Tensor] = []
         parts: list[dict[str, Any]] = []
         for image, found in awaited:
-            if isinstance(found, ImageError):
+            if isinstance(found, DataError):
                 if self.on_error == "raise":
                     raise found
                 reasons.append(found.what)
@@ -203,7 +203,7 @@ class Extractor:
             try:
                 contributions = plan.run(images, ids)
             except (MemoryError, torch.OutOfMemoryError) as error:
-                raise StoreError(
+                raise DeviceError(
                     f"The memory does not hold a batch of {len(ids)} images.",
                     where=str(error),
                     cure="use a smaller `--batch-size`, or `--select` fewer components",
@@ -225,7 +225,7 @@ class Extractor:
         """Images a second, from reading to the store's numbers, measured on the first of these for some seconds.
 
         Raises:
-            ImageError: None of them can be read.
+            DataError: None of them can be read.
         """
         some = list(images[: self.manifest.batch])
         ids = [image.id for image in some]
@@ -235,7 +235,7 @@ class Extractor:
 
         tensors = read()
         if not tensors:
-            raise ImageError("None of the first images could be read.", where=images.origin, cure="check the images")
+            raise DataError("None of the first images could be read.", where=images.origin, cure="check the images")
         self.computed(ids[:1], tensors[:1])  # makes the weight products
         began, count = time.perf_counter(), 0
         while count == 0 or (count < 4 * len(some) and time.perf_counter() - began < 5):

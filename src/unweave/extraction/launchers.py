@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unweave.errors import StoreError, UnweaveError
+from unweave.errors import ArgumentError, DeviceError, UnweaveError
 from unweave.extraction.extractor import Extractor, OnImages
 from unweave.store import Manifest, Place, writer
 
@@ -28,7 +28,7 @@ def processes(extractor: Extractor, blocks: list[int], workers: int | None, on_i
     """In several processes of this machine, each with a model of its own, and its share of the cores or a GPU.
 
     Raises:
-        StoreError: One of them failed; the message says why. What the others have done is kept.
+        DeviceError: One of them failed; the message says why. What the others have done is kept.
     """
     count = min(_hands(extractor, workers), len(blocks))
     context = multiprocessing.get_context("spawn")
@@ -51,7 +51,7 @@ def processes(extractor: Extractor, blocks: list[int], workers: int | None, on_i
                 continue
             word = said.get()
             if isinstance(word, str):
-                raise StoreError(f"A process failed. {word}", where=str(extractor.place))
+                raise DeviceError(f"A process failed. {word}", where=str(extractor.place))
             on_images(word)
     finally:
         for process in team:
@@ -59,7 +59,7 @@ def processes(extractor: Extractor, blocks: list[int], workers: int | None, on_i
             process.join()
     missing = sorted(set(blocks) - writer.done(extractor.place))
     if missing:
-        raise StoreError(
+        raise DeviceError(
             f"A process ended before its work was done: block {missing[0]} is not there.",
             where=str(extractor.place),
             cure="run the same command again, with fewer workers if the memory was short",
@@ -91,14 +91,14 @@ def ray(extractor: Extractor, blocks: list[int], workers: int | None, on_images:
     images and the store must be reachable from there. An actor that is lost is replaced, and its block given again.
 
     Raises:
-        StoreError: Ray is not installed, an actor failed, or a block was lost several times.
+        ArgumentError: Ray is not installed, an actor failed, or a block was lost several times.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray as cluster
     except ImportError as error:
-        raise StoreError("Ray is not installed.", cure="pip install 'unweave[ray]'") from error
+        raise ArgumentError("Ray is not installed.", cure="pip install 'unweave[ray]'") from error
     place = extractor.place  # actors have working folders of their own
     url = place.url if place.local is None else str(place.local.resolve())
     started = not cluster.is_initialized()
@@ -152,7 +152,7 @@ def _dealt(cluster: Any, hired: Callable[[], Any], blocks: list[int], count: int
             idle.append(actor)
         except cluster.exceptions.RayActorError as error:
             if attempts[block] == _ATTEMPTS:
-                raise StoreError(
+                raise DeviceError(
                     f"Block {block} was lost with its actor {_ATTEMPTS} times: {error}",
                     cure="look at the machine's memory; use fewer workers or a smaller batch",
                 ) from error
@@ -166,7 +166,7 @@ def _dealt(cluster: Any, hired: Callable[[], Any], blocks: list[int], count: int
 
 def _hands(extractor: Extractor, workers: int | None) -> int:
     if workers is not None and workers < 1:
-        raise StoreError(f"{workers} workers do nothing.", cure="use 1 or more")
+        raise ArgumentError(f"{workers} workers do nothing.", cure="use 1 or more")
     cuda = _device(extractor, 0).startswith("cuda")
     return workers or (torch.cuda.device_count() if cuda else 2)
 

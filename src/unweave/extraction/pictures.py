@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from unweave.errors import StoreError
+from unweave.errors import DataError
 from unweave.images import ImageSet, Picture, open_images
 from unweave.store import Store
 
@@ -18,8 +18,8 @@ def pictures(store: Store, ids: Sequence[str], images: Mapping[int, ImageSet] | 
         images: The images of each listing, where the store cannot open them.
 
     Raises:
-        StoreError: An image is no longer there.
-        ImageError: A listing can no longer be opened.
+        DataError: An image is no longer there.
+        DataError: A listing can no longer be opened.
     """
     wanted, found = set(ids), dict[str, Picture]()
     for number, own in enumerate(store.manifest.listings):
@@ -27,5 +27,5 @@ def pictures(store: Store, ids: Sequence[str], images: Mapping[int, ImageSet] | 
         found.update({name: opened[place] for place, name in enumerate(opened.ids) if name in wanted})
     missing = next((name for name in ids if name not in found), None)
     if missing is not None:
-        raise StoreError("An image of the store is no longer there.", where=missing, cure="put it back")
+        raise DataError("An image of the store is no longer there.", where=missing, cure="put it back")
     return [found[name] for name in ids]

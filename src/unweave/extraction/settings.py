@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unweave.components import LEVELS
-from unweave.errors import StoreError
+from unweave.errors import ArgumentError
 
 Launcher = Literal["here", "processes", "ray"]
 
@@ -29,11 +29,11 @@ class Part:
         """`2/8`, the second of eight.
 
         Raises:
-            StoreError: It is not of this form.
+            ArgumentError: It is not of this form.
         """
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-            raise StoreError(f"There is no part {text!r}.", cure="write K/N with K from 1 to N, such as 2/8")
+            raise ArgumentError(f"There is no part {text!r}.", cure="write K/N with K from 1 to N, such as 2/8")
         return cls(int(number), int(of))
 
     def blocks(self, count: int) -> range:
@@ -81,17 +81,17 @@ class Settings:
         """Refuse what cannot be.
 
         Raises:
-            StoreError: A level is unknown or comes twice, or a number is not positive.
+            ArgumentError: A level is unknown or comes twice, or a number is not positive.
         """
         if not self.levels or len(set(self.levels)) < len(self.levels) or not set(self.levels) <= set(LEVELS):
-            raise StoreError(
+            raise ArgumentError(
                 f"These are no levels: {', '.join(self.levels) or 'none'}.", cure=f"use some of {', '.join(LEVELS)}"
             )
         for name in ("batch", "rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 what = {"batch": "a batch", "rows": "a block"}[name]
-                raise StoreError(f"There are no images in {what} of {value}.", cure="use 1 or more")
+                raise ArgumentError(f"There are no images in {what} of {value}.", cure="use 1 or more")
 
     @property
     def load(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 _INK, _FAINT = "#2b2b2b", "#8a8a86"
 
@@ -50,12 +50,12 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], *, title: str, across: 
         up: What the values are.
 
     Raises:
-        UnweaveError: There is nothing to draw, or a band has not as many values as its line.
+        ArgumentError: There is nothing to draw, or a band has not as many values as its line.
     """
     if not panels or not all(panels.values()):
-        raise UnweaveError("There are no curves to draw.")
+        raise ArgumentError("There are no curves to draw.")
     if any(len(band) != len(own.values) for curves in panels.values() for own in curves for band in _bands(own)):
-        raise UnweaveError("A band has not as many values as its line.")
+        raise ArgumentError("A band has not as many values as its line.")
     figure = Figure(figsize=(1.0 + 5.4 * len(panels), 4.3), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for axes, (name, curves) in zip(

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from unweave.components import Component
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 _INK, _GREY = "#2b2b2b", "#e6e4e0"
 _KINDS = ("embed", "attn", "mlp", "conv", "linear", "lumped")
@@ -42,10 +42,10 @@ def factors_figure(
         told: For each factor, which of the numbers can be told from chance; the others are greyed out.
 
     Raises:
-        UnweaveError: There is nothing to draw, or not one number for each component.
+        ArgumentError: There is nothing to draw, or not one number for each component.
     """
     if not carried or any(len(values) != len(components) for values in carried.values()):
-        raise UnweaveError(f"{len(components)} components cannot be drawn for {len(carried)} factors.")
+        raise ArgumentError(f"{len(components)} components cannot be drawn for {len(carried)} factors.")
     heads = max((part.head + 1 for part in components if part.head is not None), default=0)
     kinds = [kind for kind in _KINDS if any(part.kind == kind for part in components)]
     cells, rows = [], list(dict.fromkeys(_row(part) for part in components if part.kind in ("head", *kinds)))
@@ -55,7 +55,7 @@ def factors_figure(
         elif part.kind in kinds:
             cells.append((place, heads + 0.5 + kinds.index(part.kind), rows.index(_row(part))))
     if not cells:
-        raise UnweaveError("None of the components has a place in the figure.")
+        raise ArgumentError("None of the components has a place in the figure.")
     width = heads + 0.5 + len(kinds)
     across = max(1, min(len(carried), int(14 / (0.26 * width + 0.75))))
     down = -(-len(carried) // across)

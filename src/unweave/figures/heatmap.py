@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 _INK, _FAINT = "#2b2b2b", "#6f6f6a"
 
@@ -39,10 +39,10 @@ def heatmap_figure(
         columns: Images in a row.
 
     Raises:
-        UnweaveError: There are no images, or not one map and caption for each.
+        ArgumentError: There are no images, or not one map and caption for each.
     """
     if not len(images) or not len(images) == len(maps) == len(captions):
-        raise UnweaveError(f"{len(images)} images with {len(maps)} maps and {len(captions)} captions cannot be drawn.")
+        raise ArgumentError(f"{len(images)} images with {len(maps)} maps and {len(captions)} captions cannot be drawn.")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.9 * columns + 0.8, 1.72 * rows + 0.6), dpi=150, layout="constrained", facecolor="white")
@@ -97,10 +97,10 @@ def maps_figure(
         own_scales: Whether each column has a scale of its own, for maps of different units; else all share one.
 
     Raises:
-        UnweaveError: There is nothing to draw, or a row has not one map for each heading.
+        ArgumentError: There is nothing to draw, or a row has not one map for each heading.
     """
     if not rows or not headings or any(len(row.maps) != len(headings) for row in rows):
-        raise UnweaveError(f"{len(rows)} images with maps of {len(headings)} kinds cannot be drawn.")
+        raise ArgumentError(f"{len(rows)} images with maps of {len(headings)} kinds cannot be drawn.")
     count = len(headings) + 1
     notes = max(len(row.notes) for row in rows)
     height = 1.9 + 0.12 * notes

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 _INK, _FAINT, _BAR = "#2b2b2b", "#6f6f6a", "#3d6fb0"
 
@@ -42,10 +42,10 @@ def names_figure(rows: Sequence[NamedComponent], *, title: str) -> Figure:
         title: Set above all.
 
     Raises:
-        UnweaveError: There is nothing to draw.
+        ArgumentError: There is nothing to draw.
     """
     if not rows:
-        raise UnweaveError("No component has a name, so there is nothing to draw.", cure="use more images")
+        raise ArgumentError("No component has a name, so there is nothing to draw.", cure="use more images")
     most, least = len(rows[0].most), len(rows[0].least)
     height = 1.12
     figure = Figure(

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 _INK, _FAINT = "#2b2b2b", "#6f6f6a"
 _CELL, _LABEL, _TOP = 1.02, 1.75, 0.62
@@ -54,11 +54,11 @@ def retrieval_figure(
         caption: Beside the probe.
 
     Raises:
-        UnweaveError: There is nothing to draw, or not one similarity for each image.
+        ArgumentError: There is nothing to draw, or not one similarity for each image.
     """
     most = max((len(row.images) for row in rows), default=0)
     if not most or any(len(row.images) != len(row.similarity) for row in rows):
-        raise UnweaveError("Nothing was found, so there is nothing to draw.", cure="search in more images")
+        raise ArgumentError("Nothing was found, so there is nothing to draw.", cure="search in more images")
     above = 0.45 if probe is None else _CELL
     width, height = _LABEL + _CELL * max(most, 4), _TOP + above + 0.12 + _CELL * len(rows)
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")

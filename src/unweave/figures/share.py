@@ -24,7 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 
 from unweave.components import KINDS, Component
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 from unweave.files import replacing
 
 _COLOURS = {
@@ -86,10 +86,10 @@ def share_figure(
         images: Over how many images the shares were averaged.
 
     Raises:
-        UnweaveError: There is nothing to draw, or not one share for each component.
+        ArgumentError: There is nothing to draw, or not one share for each component.
     """
     if not components or len(components) != len(share):
-        raise UnweaveError(f"{len(components)} components with {len(share)} shares cannot be drawn.")
+        raise ArgumentError(f"{len(components)} components with {len(share)} shares cannot be drawn.")
     groups = _grouped(components, [100 * value for value in share])
     rows = sum(group.height for group in groups)
     columns = max((head + 1 for group in groups for cells in group.rows.values() for head in cells), default=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from unweave.errors import ImageError, UnweaveError
+from unweave.errors import DataError, UnweaveError
 from unweave.hub import fetching
 from unweave.images.imageset import Field, ImageSet, columns
 from unweave.images.read import SUFFIXES, read_image
@@ -27,13 +27,13 @@ def webdataset(path: str) -> ImageSet:
         path: A tar, a folder of tars, or a pattern such as `train-*.tar`.
 
     Raises:
-        ImageError: There is no such tar, or one is damaged or compressed.
+        DataError: There is no such tar, or one is damaged or compressed.
     """
     named = Path(path)
     found = named.glob("*.tar") if named.is_dir() else named.parent.glob(named.name)
     files = sorted(str(file) for file in found if file.is_file())
     if not files:
-        raise ImageError("There are no tars here.", where=path, cure="name a tar, or a folder or pattern of tars")
+        raise DataError("There are no tars here.", where=path, cure="name a tar, or a folder or pattern of tars")
     samples: list[tuple[str, str, int, int, dict[str, Field]]] = []
     for file in files:
         samples += _samples(file, Path(file).stem)
@@ -69,7 +69,7 @@ def _samples(file: str, shard: str) -> list[tuple[str, str, int, int, dict[str, 
                     assert inner is not None
                     known.setdefault(name, {}).update(_said(ending, inner.read()))
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise ImageError(
+        raise DataError(
             f"The tar cannot be read: {error}.", where=file, cure="use tars that are whole and not compressed"
         ) from error
     return [(f"{shard}/{name}", file, *at, known.get(name, {})) for name, at in images.items()]
@@ -97,12 +97,12 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
         split: Which split; needed where there are several.
 
     Raises:
-        ImageError: The library is not installed, there is no such dataset or split, or it has no images.
+        DataError: The library is not installed, there is no such dataset or split, or it has no images.
     """
     try:
         import datasets
     except ImportError as error:
-        raise ImageError("Datasets of Hugging Face need a library.", cure="pip install 'unweave[hf]'") from error
+        raise DataError("Datasets of Hugging Face need a library.", cure="pip install 'unweave[hf]'") from error
     try:
         if Path(name).is_dir():
             found = datasets.load_from_disk(name)
@@ -110,15 +110,15 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
             with fetching(name, cure="go online once, or name a folder that `save_to_disk` wrote"):
                 found = datasets.load_dataset(name)
     except UnweaveError as error:
-        raise ImageError(error.what, where=name, cure=error.cure) from error
+        raise DataError(error.what, where=name, cure=error.cure) from error
     # Whatever the hub or the reading of a file trips over.
     except Exception as error:
-        raise ImageError(f"The dataset cannot be loaded: {error}", where=name) from error
+        raise DataError(f"The dataset cannot be loaded: {error}", where=name) from error
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) == 1:
             split = next(iter(found))
         if split not in found:
-            raise ImageError(
+            raise DataError(
                 f"The dataset has no split {split!r}." if split else "The dataset has several splits.",
                 where=name,
                 cure=f"choose one of {', '.join(found)}",
@@ -127,7 +127,7 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
     kinds = found.features
     image = next((column for column, kind in kinds.items() if isinstance(kind, datasets.Image)), None)
     if image is None:
-        raise ImageError("The dataset has no column of images.", where=name, cure=f"its columns are {list(kinds)}")
+        raise DataError("The dataset has no column of images.", where=name, cure=f"its columns are {list(kinds)}")
     found = found.cast_column(image, datasets.Image(decode=False))
     lock = threading.Lock()
     rows: dict[str, list[Field]] = {"id": _row_ids(found, split)}

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 
 _NARROW = 200
 """How many times longer than its short side an image may be."""
@@ -29,7 +29,7 @@ class Source(Protocol):
         """The image's name in the results."""
 
     def read(self) -> Image:
-        """The RGB picture; raises an ImageError where there is none."""
+        """The RGB picture; raises an DataError where there is none."""
 
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -70,13 +70,13 @@ class Batches:
             model: Its `preprocess` turns a picture into a tensor.
             images: What to read.
             batch_size: Images in a batch.
-            on_error: `skip` leaves a broken image out and notes it in `skipped`; `raise` stops with its ImageError.
+            on_error: `skip` leaves a broken image out and notes it in `skipped`; `raise` stops with its DataError.
 
         Raises:
-            ImageError: The batch size is not positive.
+            DataError: The batch size is not positive.
         """
         if batch_size < 1:
-            raise ImageError(f"A batch of {batch_size} images is not possible.", cure="use a batch size of 1 or more")
+            raise DataError(f"A batch of {batch_size} images is not possible.", cure="use a batch size of 1 or more")
         self._model, self._images, self._batch_size, self._on_error = model, images, batch_size, on_error
         self.skipped: list[Skipped] = []
 
@@ -91,7 +91,7 @@ class Batches:
         ids: list[str] = []
         tensors: list[Tensor] = []
         for image, found in decoded(self._model, self._images, ahead=self._batch_size):
-            if isinstance(found, ImageError):
+            if isinstance(found, DataError):
                 if self._on_error == "raise":
                     raise found
                 self.skipped.append(Skipped(image.id, found.what))
@@ -107,7 +107,7 @@ class Batches:
 
 def decoded(
     model: Preprocessor, images: Iterable[AnySource], *, ahead: int
-) -> Iterator[tuple[AnySource, Tensor | ImageError]]:
+) -> Iterator[tuple[AnySource, Tensor | DataError]]:
     """Preprocessed images in their order, or why there is none, while threads read the next ones.
 
     Args:
@@ -116,7 +116,7 @@ def decoded(
         ahead: How many images are read before they are asked for.
     """
     coming = iter(images)
-    waiting: deque[tuple[AnySource, Future[Tensor | ImageError]]] = deque()
+    waiting: deque[tuple[AnySource, Future[Tensor | DataError]]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="unweave-images")
     try:
         while True:
@@ -130,19 +130,19 @@ def decoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tensor(model: Preprocessor, image: Source) -> Tensor | ImageError:
+def _tensor(model: Preprocessor, image: Source) -> Tensor | DataError:
     try:
         picture = image.read()
         # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow along without bound.
         if max(picture.size) > _NARROW * min(picture.size):
-            return ImageError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
-    except ImageError as error:
+            return DataError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
+    except DataError as error:
         return error
     try:
         return model.preprocess(picture)
     # A preprocessing is anybody's code, and one odd picture must not end the run.
     except Exception as error:
-        return ImageError(f"The preprocessing failed: {error}", where=image.id)
+        return DataError(f"The preprocessing failed: {error}", where=image.id)
 
 
 def batches(model: Preprocessor, images: Sequence[Source], batch_size: int, on_error: OnError = "skip") -> Batches:
@@ -154,12 +154,12 @@ def stacked(ids: Sequence[str], tensors: Sequence[Tensor]) -> Tensor:
     """Preprocessed images as one batch.
 
     Raises:
-        ImageError: They are not of one size.
+        DataError: They are not of one size.
     """
     first = tensors[0].shape
     for name, tensor in zip(ids, tensors, strict=True):
         if tensor.shape != first:
-            raise ImageError(
+            raise DataError(
                 f"The preprocessing gives {list(tensor.shape)} here and {list(first)} for {ids[0]}.",
                 where=name,
                 cure="use a preprocessing with one size, or a batch size of 1",

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images.imageset import Field, ImageSet, columns
 from unweave.images.read import ImageFile, find_images, read_image
 
@@ -28,7 +28,7 @@ def folder(path: str) -> ImageSet:
     `label`. `bytes` is the file's size.
 
     Raises:
-        ImageError: See `find_images`.
+        DataError: See `find_images`.
     """
     images = find_images(path)
     parts = [image.id.split("/")[:-1] for image in images]
@@ -64,7 +64,7 @@ def imagenet(path: str) -> ImageSet:
     files, where these lie beside it.
 
     Raises:
-        ImageError: An image has no label; see `find_images`.
+        DataError: An image has no label; see `find_images`.
     """
     root = Path(path)
     data = next((one for one in (root / "ILSVRC/Data/CLS-LOC", root / "Data/CLS-LOC") if one.is_dir()), root)
@@ -78,7 +78,7 @@ def imagenet(path: str) -> ImageSet:
         label = next((part for part in inner if re.fullmatch(r"n\d{8}", part)), None)
         labels.append(label or known.get(Path(image.id).stem))
     if None in labels and "test" not in splits:
-        raise ImageError(
+        raise DataError(
             "The class of an image of ImageNet is not known.",
             where=images[labels.index(None)].id,
             cure="sort the images into folders of their classes, or put LOC_val_solution.csv beside them",
@@ -108,7 +108,7 @@ def waterbirds(path: str) -> ImageSet:
     and `split` where it is known.
 
     Raises:
-        ImageError: There is no such folder, or the table or a file's name is not of this shape.
+        DataError: There is no such folder, or the table or a file's name is not of this shape.
     """
     root = Path(path)
     return _published(root) if (root / "metadata.csv").is_file() else _cleaned(root)
@@ -127,7 +127,7 @@ def _published(root: Path) -> ImageSet:
                 splits.append(("train", "val", "test")[int(row["split"])])
         return from_files(str(root), images, _grouped(birds, places) | {"split": splits})
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise ImageError(
+        raise DataError(
             f"This is not the table of Waterbirds: {error!r}.",
             where=str(table),
             cure="its columns are img_filename, y, place and split",
@@ -142,7 +142,7 @@ def _cleaned(root: Path) -> ImageSet:
         found = [KINDS.index(own) for own in _words(" ".join(folders).replace("bird", " "))]
         behind = [KINDS.index(own) for own in _words(re.sub(r"(land|water)[ _-]?bird", "", name))]
         if len(set(found)) != 1 or len(set(behind)) != 1:
-            raise ImageError(
+            raise DataError(
                 "The name does not tell the bird and the background.",
                 where=image.id,
                 cure="folders name the bird (landbird, waterbird), the file's name the background (land, water)",
@@ -169,7 +169,7 @@ def manifest(path: str) -> ImageSet:
     Paths are relative to the table's folder, or absolute.
 
     Raises:
-        ImageError: The table cannot be read, or has no column `path`.
+        DataError: The table cannot be read, or has no column `path`.
     """
     from pyarrow import csv as tables
     from pyarrow import parquet
@@ -180,15 +180,15 @@ def manifest(path: str) -> ImageSet:
         else:
             table = tables.read_csv(path, convert_options=tables.ConvertOptions(column_types={"id": pa.string()}))
     except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"The table of images cannot be read: {error}", where=path) from error
+        raise DataError(f"The table of images cannot be read: {error}", where=path) from error
     if "path" not in table.column_names:
-        raise ImageError(
+        raise DataError(
             "The table of images has no column `path`.", where=path, cure=f"its columns are {table.column_names}"
         )
     rows = {name: table[name].to_pylist() for name in table.column_names}
     files = rows.pop("path")
     if None in files:
-        raise ImageError("An image has no path.", where=f"{path}, row {files.index(None) + 1}")
+        raise DataError("An image has no path.", where=f"{path}, row {files.index(None) + 1}")
     ids = [str(own) for own in rows.pop("id", files)]
     images = [ImageFile(own, Path(path).parent / file) for own, file in zip(ids, files, strict=True)]
     return from_files(path, images, {name: _plain(values) for name, values in rows.items() if name != "bytes"})

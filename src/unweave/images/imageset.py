@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Bool
 from PIL import Image
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 
 Field = str | int | float | bool | None
 
@@ -36,13 +36,13 @@ class Picture:
     _set: ImageSet
 
     def read(self) -> Image.Image:
-        """The upright RGB picture; raises an ImageError where there is none."""
+        """The upright RGB picture; raises an DataError where there is none."""
         return self._set.read(self.row)
 
     def mask(self) -> Bool[np.ndarray, "height width"]:
-        """Where the object is; raises an ImageError where that is not known."""
+        """Where the object is; raises an DataError where that is not known."""
         if self._set.read_mask is None:
-            raise ImageError("These images have no masks.", where=self._set.origin, cure="use a set with masks")
+            raise DataError("These images have no masks.", where=self._set.origin, cure="use a set with masks")
         return self._set.read_mask(self.row)
 
 
@@ -55,7 +55,7 @@ class ImageSet(Sequence[Picture]):
     Attributes:
         origin: What it was opened as; opens it again.
         table: One row for each image: the column `id`, and one column for each field.
-        read: The picture of a row of the set as it was found; raises an ImageError where there is none.
+        read: The picture of a row of the set as it was found; raises an DataError where there is none.
         read_mask: Where the object is in it; None where that is not known.
         mark: What else tells this set from another with the same table.
     """
@@ -71,11 +71,11 @@ class ImageSet(Sequence[Picture]):
         """Refuse ids that repeat.
 
         Raises:
-            ImageError: Two images have one id.
+            DataError: Two images have one id.
         """
         if self._rows is None and len(set(self.ids)) < len(self.ids):
             name, count = Counter(self.ids).most_common(1)[0]
-            raise ImageError(f"{count} images have the id {name!r}.", where=self.origin, cure="give each its own id")
+            raise DataError(f"{count} images have the id {name!r}.", where=self.origin, cure="give each its own id")
 
     @cached_property
     def ids(self) -> list[str]:
@@ -115,10 +115,10 @@ class ImageSet(Sequence[Picture]):
         """Only the images of which a field has a value.
 
         Raises:
-            ImageError: There is no such field, or no image has this value; the message lists those that there are.
+            DataError: There is no such field, or no image has this value; the message lists those that there are.
         """
         if field not in self.fields:
-            raise ImageError(
+            raise DataError(
                 f"Nothing is known of the {field} of these images.",
                 where=self.origin,
                 cure=f"their fields are {', '.join(self.fields)}" if self.fields else "leave it out",
@@ -127,7 +127,7 @@ class ImageSet(Sequence[Picture]):
         places = [place for place, own in enumerate(values) if own == value]
         if not places:
             known = sorted({str(own) for own in values})[:10]
-            raise ImageError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
+            raise DataError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
         return self.take(places)
 
     @cached_property
@@ -151,10 +151,10 @@ def columns(rows: Mapping[str, Sequence[Field]], *, where: str) -> pa.Table:
     """A table from columns; a column of mixed types becomes text.
 
     Raises:
-        ImageError: There are no images.
+        DataError: There are no images.
     """
     if not rows["id"]:
-        raise ImageError("There are no images here.", where=where, cure="check what was named")
+        raise DataError("There are no images here.", where=where, cure="check what was named")
     arrays = {}
     for name, values in rows.items():
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images.folders import from_files
 from unweave.images.imageset import ImageSet, columns
 from unweave.images.read import find_images, rgb
@@ -25,16 +25,16 @@ def masked(path: str) -> ImageSet:
     What is black in a mask is background. The `label` is the first folder below `images/`, where all have one.
 
     Raises:
-        ImageError: A folder is missing, or an image has no mask.
+        DataError: A folder is missing, or an image has no mask.
     """
     root = Path(path)
     if not (root / "images").is_dir() or not (root / "masks").is_dir():
-        raise ImageError("This folder has no `images` and `masks`.", where=path, cure="put both into one folder")
+        raise DataError("This folder has no `images` and `masks`.", where=path, cure="put both into one folder")
     images = find_images(root / "images")
     known = {Path(mask.id).with_suffix("").as_posix(): mask for mask in find_images(root / "masks")}
     found = [known.get(Path(image.id).with_suffix("").as_posix()) for image in images]
     if None in found:
-        raise ImageError("An image has no mask.", where=images[found.index(None)].id, cure="add it to `masks`")
+        raise DataError("An image has no mask.", where=images[found.index(None)].id, cure="add it to `masks`")
     parts = [image.id.split("/")[:-1] for image in images]
     files = from_files(path, images, {"label": [own[0] for own in parts]} if all(parts) else {})
 
@@ -46,7 +46,7 @@ def masked(path: str) -> ImageSet:
                 values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else rgb(image))
         # Decoders of damaged files raise whatever their parsing trips over.
         except Exception as error:
-            raise ImageError(f"The mask cannot be read: {error}", where=str(own.path)) from error
+            raise DataError(f"The mask cannot be read: {error}", where=str(own.path)) from error
         return (values != 0) if values.ndim == 2 else (values != 0).any(-1)
 
     return ImageSet(path, files.table, files.read, mask)
@@ -56,21 +56,19 @@ def segmentation(path: str) -> ImageSet:
     """ImageNet-Segmentation (Guillaumin et al., 2014), from `gtsegs_ijcv.mat`.
 
     Raises:
-        ImageError: The library that reads it is missing, or the file is not of this shape.
+        DataError: The library that reads it is missing, or the file is not of this shape.
     """
     try:
         import h5py
     except ImportError as error:
-        raise ImageError(
-            "This file needs a library.", where=path, cure="pip install 'unweave[segmentation]'"
-        ) from error
+        raise DataError("This file needs a library.", where=path, cure="pip install 'unweave[segmentation]'") from error
     lock = threading.Lock()  # HDF5 is not made for several threads
     try:
         file = h5py.File(path, "r")
         pictures, truths = file["value/img"], file["value/gt"]
         ids = _names(file, len(pictures))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ImageError(
+        raise DataError(
             f"This is not a file of ImageNet-Segmentation: {error}.", where=path, cure="name gtsegs_ijcv.mat"
         ) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images.archives import huggingface, webdataset
 from unweave.images.folders import folder, imagenet, manifest, waterbirds
 from unweave.images.imageset import ImageSet
@@ -44,7 +44,7 @@ def open_images(data: str, *, split: str | None = None, limit: int | None = None
         limit: Only the first so many.
 
     Raises:
-        ImageError: There are no such images.
+        DataError: There are no such images.
     """
     found = replace(_opened(data, split), origin=lasting(data))
     if split is not None:
@@ -73,7 +73,7 @@ def _opened(data: str, split: str | None) -> ImageSet:
         if data.startswith("hf/"):
             return huggingface(data.removeprefix("hf/"), split)
         if not (data.endswith(".tar") and any(sign in data for sign in "*?[")):
-            raise ImageError(
+            raise DataError(
                 "There are no such images.",
                 where=data,
                 cure="name a folder, a table (.csv, .parquet), tars, `hf/ORG/NAME` or `pocket/evaluation`; "

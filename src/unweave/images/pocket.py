@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 from unweave.images.imageset import ImageSet, columns
 from unweave.pocket.birds import Birds
 from unweave.pocket.shipped import evaluation
@@ -24,7 +24,7 @@ def pocket(name: str) -> ImageSet:
             `birds/SEED/SPLIT/COUNT`, birds, whose `label` is the bird's kind.
 
     Raises:
-        ImageError: There are no such scenes.
+        DataError: There are no such scenes.
     """
     scenes: Any
     match name.split("/"):
@@ -36,7 +36,7 @@ def pocket(name: str) -> ImageSet:
         case ["birds", seed, split, number] if seed.isdecimal() and number.isdecimal():
             scenes, count = Birds(int(seed), split), int(number)
         case _:
-            raise ImageError("There are no such scenes.", where=f"pocket/{name}", cure=f"name {PATTERN}")
+            raise DataError("There are no such scenes.", where=f"pocket/{name}", cure=f"name {PATTERN}")
     known = [scenes.scene(row) for row in range(count)]
     found = [{**asdict(scene.factors), "caption": scene.caption} for scene in known]
     rows: dict[str, list[Any]] = {"id": [f"{name.partition('/')[0]}/{row:06}" for row in range(count)]}

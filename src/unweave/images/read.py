@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unweave.errors import ImageError
+from unweave.errors import DataError
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -56,7 +56,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         paths: One path or several.
 
     Raises:
-        ImageError: A path does not exist or cannot be listed, or a folder holds no images.
+        DataError: A path does not exist or cannot be listed, or a folder holds no images.
     """
     roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found: dict[str, tuple[Path, ImageFile]] = {}
@@ -64,7 +64,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         for image in _below(root):
             found.setdefault(os.path.realpath(image.path), (root, image))
     if not found:
-        raise ImageError("No images were named.", cure="give image files or folders")
+        raise DataError("No images were named.", cure="give image files or folders")
     counts = Counter(image.id for _, image in found.values())
     clashing = {root for root, image in found.values() if counts[image.id] > 1}
     return [
@@ -77,7 +77,7 @@ def _below(root: Path) -> list[ImageFile]:
     if root.is_file():
         return [ImageFile(_printable(root.name), root)]
     if not root.is_dir():
-        raise ImageError("There is no such file or folder.", where=str(root), cure="check the path to the images")
+        raise DataError("There is no such file or folder.", where=str(root), cure="check the path to the images")
     images, others, visited = [], Counter[str](), set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unlistable):
         real = os.path.realpath(folder)
@@ -96,12 +96,12 @@ def _below(root: Path) -> list[ImageFile]:
     if not images:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(3))
         holds = f"It holds no images, only other files ({kinds})." if others else "The folder is empty."
-        raise ImageError(holds, where=str(root), cure="name a folder of photographs (JPEG, PNG, WebP, TIFF, ...)")
+        raise DataError(holds, where=str(root), cure="name a folder of photographs (JPEG, PNG, WebP, TIFF, ...)")
     return sorted(images, key=lambda image: image.id)
 
 
 def _unlistable(error: OSError) -> None:
-    raise ImageError(f"A folder cannot be listed: {error.strerror}.", where=error.filename) from error
+    raise DataError(f"A folder cannot be listed: {error.strerror}.", where=error.filename) from error
 
 
 def _printable(path: str) -> str:
@@ -120,26 +120,26 @@ def read_image(source: str | os.PathLike[str] | BufferedIOBase, *, name: str | N
         name: What to call it in messages; the path if not given.
 
     Raises:
-        ImageError: The file is missing, empty, truncated, not an image, too large to decode safely, or holds numbers
+        DataError: The file is missing, empty, truncated, not an image, too large to decode safely, or holds numbers
             whose range is unknown.
     """
     where = name or str(source)
     try:
         if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
-            raise ImageError("The file is empty.", where=where)
+            raise DataError("The file is empty.", where=where)
         with Image.open(source) as image:  # type: ignore[arg-type]  # it asks for less than IO
             image.load()
             return rgb(_upright(image))
-    except ImageError as error:
-        raise ImageError(error.what, where=where, cure=error.cure) from None
+    except DataError as error:
+        raise DataError(error.what, where=where, cure=error.cure) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"The image is too large to decode safely: {error}", where=where) from error
+        raise DataError(f"The image is too large to decode safely: {error}", where=where) from error
     except UnidentifiedImageError as error:
-        raise ImageError("This is not an image in a known format.", where=where) from error
+        raise DataError("This is not an image in a known format.", where=where) from error
     # Decoders of damaged files raise whatever their parsing trips over, so no narrower list is complete.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"The image cannot be decoded: {reason.strip(' .')}.", where=where) from error
+        raise DataError(f"The image cannot be decoded: {reason.strip(' .')}.", where=where) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -166,7 +166,7 @@ def _scaled(image: Image.Image, white: int, kind: str) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white):
-        raise ImageError(
+        raise DataError(
             f"The image holds {kind} from {low:g} to {high:g}, and which of them is white is unknown.",
             cure=f"scale the values to 0 ... {white:g}, or save the image with 8 bits",
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 from unweave.pocket.backgrounds import background
 from unweave.pocket.captions import PLACES, with_article
 from unweave.pocket.paint import pattern
@@ -99,7 +99,7 @@ class Birds:
     def __post_init__(self) -> None:
         """Refuse what no scene can be drawn from."""
         if self.split not in SPLITS:
-            raise UnweaveError(f"There is no split {self.split!r}.", cure=f"use one of {', '.join(SPLITS)}")
+            raise ArgumentError(f"There is no split {self.split!r}.", cure=f"use one of {', '.join(SPLITS)}")
 
     def scene(self, number: int) -> BirdScene:
         """Draw a scene: the same for the same birds and number, whatever was drawn before.

@@ -12,7 +12,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 from PIL.Image import Resampling, Transform
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 from unweave.pocket.backgrounds import SIDE
 from unweave.pocket.paint import paint_map, painted, pattern
 from unweave.pocket.sprites import sprite
@@ -73,10 +73,10 @@ def stream(*key: int) -> Generator:
     """Random numbers of their own for each key, the same on every machine.
 
     Raises:
-        UnweaveError: A number of the key is negative.
+        ArgumentError: A number of the key is negative.
     """
     if min(key) < 0:
-        raise UnweaveError(f"Scenes and seeds are numbered from 0, so there is no {min(key)}.")
+        raise ArgumentError(f"Scenes and seeds are numbered from 0, so there is no {min(key)}.")
     return np.random.default_rng(key)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from unweave.errors import UnweaveError
+from unweave.errors import DataError
 from unweave.pocket.backgrounds import SIDE
 from unweave.pocket.scene import Factors, Scene
 from unweave.pocket.things import STYLES
@@ -106,7 +106,7 @@ def _table(path: Path) -> dict[str, Any]:
         if len(lengths) != 1 or not {_IMAGES, _MASKS} <= set(table["sha256"]):
             raise ValueError("its columns do not fit together")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnweaveError(
+        raise DataError(
             f"The factors of the evaluation set cannot be read: {error}.", where=str(path), cure=_CURE
         ) from error
     return table
@@ -120,7 +120,7 @@ def _sheet(path: Path, mode: str, hashes: dict[str, str]) -> np.ndarray:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert(mode))
     except (OSError, ValueError) as error:
-        raise UnweaveError(
+        raise DataError(
             f"A sheet of the evaluation set cannot be read: {error}.", where=str(path), cure=_CURE
         ) from error
     rows, columns = pixels.shape[0] // SIDE, pixels.shape[1] // SIDE

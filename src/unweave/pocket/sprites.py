@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 from PIL.Image import Resampling
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError, DataError
 from unweave.pocket.things import STYLES
 
 CELL = 64
@@ -49,14 +49,14 @@ def sprite(name: str, style: str) -> Image.Image:
         An RGBA image of `CELL` pixels squared.
 
     Raises:
-        UnweaveError: There is no such drawing, or the sheet that holds it is damaged.
+        ArgumentError: There is no such drawing, or the sheet that holds it is damaged.
     """
     if style not in STYLES:
-        raise UnweaveError(f"There is no style {style!r}.", cure=f"use one of {', '.join(STYLES)}")
+        raise ArgumentError(f"There is no style {style!r}.", cure=f"use one of {', '.join(STYLES)}")
     if name in SHAPES:
         return _shape(name, shaded=style == "noto")
     if name not in EMOJI:
-        raise UnweaveError(f"There is no drawing of {name!r}.", cure=f"use one of {', '.join((*EMOJI, *SHAPES))}")
+        raise ArgumentError(f"There is no drawing of {name!r}.", cure=f"use one of {', '.join((*EMOJI, *SHAPES))}")
     row, column = divmod(list(EMOJI).index(name), _COLUMNS)
     left, top = column * CELL, row * CELL
     return _sheet(style).crop((left, top, left + CELL, top + CELL))
@@ -72,7 +72,7 @@ def _sheet(style: str) -> Image.Image:
                 raise ValueError(f"it is {image.mode} of {image.size[0]} x {image.size[1]} pixels")
             return image.copy()
     except (OSError, ValueError, SyntaxError) as error:
-        raise UnweaveError(
+        raise DataError(
             f"The sprites of the pocket world cannot be read: {error}.",
             where=str(path),
             cure="install unweave again, or run `python -m unweave.pocket.sprites`",
@@ -142,13 +142,13 @@ def rebuild(font: Path, folder: Path, target: Path) -> None:
 
 def _noto(font: Path) -> list[Image.Image]:
     if not font.is_file():
-        raise UnweaveError(
+        raise DataError(
             "The font of the first style is missing.",
             where=str(font),
             cure="install Noto Color Emoji (`apt-get install fonts-noto-color-emoji`), or name it by --font",
         )
     if not features.check("raqm"):
-        raise UnweaveError("This Pillow cannot join emoji sequences.", cure="install a Pillow that has raqm")
+        raise DataError("This Pillow cannot join emoji sequences.", cure="install a Pillow that has raqm")
     letters = ImageFont.truetype(str(font), 109)
     images = []
     for character in EMOJI.values():
@@ -163,7 +163,7 @@ def _twemoji(folder: Path) -> list[Image.Image]:
     for name, character in EMOJI.items():
         path = folder / ("-".join(f"{ord(point):04x}" for point in character) + ".png")
         if not path.is_file():
-            raise UnweaveError(
+            raise DataError(
                 f"The second style's drawing of {name!r} is missing.",
                 where=str(path),
                 cure="unpack the npm package emoji-datasource-twitter, and name its folder img/twitter/64 by --twemoji",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unweave.errors import UnweaveError
+from unweave.errors import DataError
 
 
 def explained(
@@ -28,13 +28,13 @@ def explained(
         codes: The factor's value in each image; images where it is negative are left out.
 
     Raises:
-        UnweaveError: There are fewer than two values, or no more images than values.
+        DataError: There are fewer than two values, or no more images than values.
     """
     seen = codes >= 0
     _, groups = codes[seen].unique(return_inverse=True)
     count, kinds = len(groups), int(groups.max()) + 1 if len(groups) else 0
     if kinds < 2 or count <= kinds:
-        raise UnweaveError(
+        raise DataError(
             f"A factor with {kinds} values in {count} images explains nothing.",
             cure="give more images, of two values at least",
         )

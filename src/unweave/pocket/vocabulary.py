@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import UInt8
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Vocabulary:
         """The words of texts, in whatever case and punctuation, as numbers, filled up with 0.
 
         Raises:
-            UnweaveError: A text has no words, or too many, or one that is not known.
+            ArgumentError: A text has no words, or too many, or one that is not known.
         """
         numbers = np.zeros((len(texts), self.length), np.uint8)
         for row, text in zip(numbers, texts, strict=True):
             words = re.findall(r"\w+", text.lower())
             if not 1 <= len(words) <= self.length:
-                raise UnweaveError(
+                raise ArgumentError(
                     f"A text has {len(words)} words.", where=repr(text), cure=f"write 1 to {self.length} words"
                 )
             row[: len(words)] = [self._number(word, text) for word in words]
@@ -49,7 +49,7 @@ class Vocabulary:
     def _number(self, word: str, text: str) -> int:
         if word not in self._numbers:
             near = difflib.get_close_matches(word, self.words, n=4, cutoff=0.5) or self.words[:8]
-            raise UnweaveError(
+            raise ArgumentError(
                 f"The pocket world has no word {word!r}.", where=repr(text), cure=f"one of {', '.join(near)}"
             )
         return self._numbers[word]

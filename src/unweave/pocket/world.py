@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 from unweave.pocket.backgrounds import background
 from unweave.pocket.captions import caption
 from unweave.pocket.scene import Factors, Scene, compose, draw_object, stream
@@ -46,9 +46,9 @@ class World:
         """Refuse what no scene can be drawn from."""
         unknown = sorted(set(self.styles) - set(STYLES))
         if unknown or not self.styles:
-            raise UnweaveError(f"There is no style {unknown or 'given'}.", cure=f"use {' or '.join(STYLES)}")
+            raise ArgumentError(f"There is no style {unknown or 'given'}.", cure=f"use {' or '.join(STYLES)}")
         if not 0 <= self.plain <= 1:
-            raise UnweaveError(f"The share of plain scenes lies between 0 and 1, so it cannot be {self.plain}.")
+            raise ArgumentError(f"The share of plain scenes lies between 0 and 1, so it cannot be {self.plain}.")
 
     def scene(self, number: int) -> Scene:
         """Draw a scene: the same for the same seed and number, whatever was drawn before.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 from unweave.reproduce.setting import POCKET, POCKET_SPACE, PUBLISHED, SPACE, Say, Setting, Subject, chosen
 from unweave.reproduce.tables import TABLES
 
@@ -57,10 +57,10 @@ def reproduce(table: str, setting: Setting, subjects: Sequence[Subject]) -> pa.T
         One row for each model and line of the table; columns `... (published)` where there are such figures.
 
     Raises:
-        UnweaveError: There is no such table, or a step cannot be done.
+        ArgumentError: There is no such table, or a step cannot be done.
     """
     if table not in TABLES:
-        raise UnweaveError(f"There is no table {table!r}.", cure=f"use one of {', '.join(TABLES)}")
+        raise ArgumentError(f"There is no table {table!r}.", cure=f"use one of {', '.join(TABLES)}")
     rows = []
     for subject in subjects:
         known = {} if setting.pocket else published(table).get(subject.name, {})

@@ -13,7 +13,7 @@ from typing import Any
 
 import unweave
 from unweave.align import Recipe, align
-from unweave.errors import UnweaveError
+from unweave.errors import ArgumentError
 from unweave.extraction import Settings, extract
 from unweave.files import replacing
 from unweave.images import open_images
@@ -101,10 +101,10 @@ class Setting:
         """The images that the table is about.
 
         Raises:
-            UnweaveError: They were not named.
+            ArgumentError: They were not named.
         """
         if self.data is None:
-            raise UnweaveError("The images were not named.", cure="name them with `--data`, or use `--pocket`")
+            raise ArgumentError("The images were not named.", cure="name them with `--data`, or use `--pocket`")
         return self.data
 
     @property
@@ -112,10 +112,10 @@ class Setting:
         """The images that aligners are fitted to.
 
         Raises:
-            UnweaveError: They were not named.
+            ArgumentError: They were not named.
         """
         if self.fitted is None:
-            raise UnweaveError(
+            raise ArgumentError(
                 "The images to fit aligners to were not named.", cure="name them with `--fit`, or use `--pocket`"
             )
         return self.fitted
@@ -196,13 +196,13 @@ def chosen(subjects: Sequence[Subject], names: Sequence[str]) -> tuple[Subject, 
     """The subjects with these names or ids, or models of one's own by their id; all if none is named.
 
     Raises:
-        UnweaveError: A name is neither.
+        ArgumentError: A name is neither.
     """
     known: Mapping[str, Subject] = {key: own for own in subjects for key in (own.name, own.model)}
     found = []
     for name in names:
         if name not in known and "/" not in name:
-            raise UnweaveError(
+            raise ArgumentError(
                 f"There is no model {name!r}.", cure=f"use some of {', '.join(own.name for own in subjects)}"
             )
         found.append(known.get(name) or Subject(name, name, "zero-shot" if name.startswith("open_clip/") else "probe"))

@@ -14,7 +14,7 @@ import torch
 import unweave
 from unweave.align import Aligner, open_aligned
 from unweave.attribute import attribute
-from unweave.errors import ImageError, SelectionError
+from unweave.errors import ArgumentError, DataError
 from unweave.figures import MapRow, maps_figure, save_figure
 from unweave.images import ImageSet, open_images
 from unweave.models import Model
@@ -157,7 +157,7 @@ def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
         values = [store.field(name)[place] for place in usual]
         try:
             places = choose(scores, name, by="margin").places
-        except SelectionError:  # no component is more about this than about the others: so the table says
+        except ArgumentError:  # no component is more about this than about the others: so the table says
             places = ()
         found = precision(Index.build(store, places, rows=usual), values, samples=20).mean if places else None
         row[f"{name}, chosen"] = found
@@ -184,7 +184,7 @@ def segmentations(setting: Setting, subject: Subject) -> list[Row]:
     scores = attribute(seen, space, classes, samples=20, seed=setting.seed).table()
     try:
         heads = best(plan, scores, list(classes))
-    except SelectionError:  # too few images to tell any from chance
+    except ArgumentError:  # too few images to tell any from chance
         heads = None
     mapper = Mapper(plan, heads)
     # ImageNet-Segmentation names no classes: there the map is of the class that the model itself sees, as usual.
@@ -264,10 +264,10 @@ def _labels(images: ImageSet) -> list[str]:
     """The classes of images.
 
     Raises:
-        ImageError: They name none.
+        DataError: They name none.
     """
     if "label" not in images.fields:
-        raise ImageError("These images name no classes.", where=images.origin, cure="use images with a label")
+        raise DataError("These images name no classes.", where=images.origin, cure="use images with a label")
     return sorted({str(value) for value in images.table["label"].to_pylist() if value is not None})
 
 

@@ -41,7 +41,7 @@ def export(
         The file.
 
     Raises:
-        StoreError, SelectionError: There is nothing to write, or the file cannot be written.
+        StoreError, ArgumentError: There is nothing to write, or the file cannot be written.
     """
     own = store.components(level)
     columns = range(len(own)) if components is None else select(own, components)

@@ -183,7 +183,7 @@ class Store:
             Values `[image, component, dim]` in the numbers that are stored.
 
         Raises:
-            StoreError, SelectionError: There is no such level, row or component, or a block is damaged.
+            StoreError, ArgumentError: There is no such level, row or component, or a block is damaged.
         """
         level = level or self.manifest.levels[0]
         own = self.components(level)

@@ -40,7 +40,7 @@ from unweave.decomposition.branches import Walk
 from unweave.decomposition.jobs import Job
 from unweave.decomposition.program import Program
 from unweave.decomposition.walk import walk
-from unweave.errors import NonFiniteError, UnweaveError
+from unweave.errors import ArgumentError, DataError, ModelError, NonFiniteError, StoreError
 from unweave.files import replacing
 from unweave.graph.following import follow, graph_of
 from unweave.graph.graph import operation
@@ -110,7 +110,7 @@ class Edit:
         Memory: the model's weights once more.
 
         Raises:
-            UnweaveError: The module holds something that Python cannot copy.
+            ModelError: The module holds something that Python cannot copy.
         """
         parts = (self.model.module, self.model.readout, self.model.classifier)
         memo: dict[int, Any] = {}
@@ -133,7 +133,7 @@ class Edit:
         try:
             module, readout, classifier = copy.deepcopy(parts, memo)
         except Exception as error:
-            raise UnweaveError(
+            raise ModelError(
                 f"The module cannot be copied, and unweave never works on the original: {error}",
                 where=type(self.model.module).__qualname__,
                 cure="keep what cannot be copied (locks, open files, handles) out of the module",
@@ -229,13 +229,13 @@ class Edit:
             path: A name that ends in `.safetensors`; the card is beside it, in JSON.
 
         Raises:
-            UnweaveError: The name ends otherwise, or the place cannot be written.
+            ArgumentError: The name ends otherwise, or the place cannot be written.
         """
         from safetensors.torch import save_file
 
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise UnweaveError(
+            raise ArgumentError(
                 "Weights are written as safetensors.", where=str(path), cure="give a name that ends in .safetensors"
             )
         state = {
@@ -259,13 +259,13 @@ class Edit:
         folder = Path(folder)
         module = self.apply().module
         if not callable(getattr(module, "save_pretrained", None)):
-            raise UnweaveError(
+            raise ModelError(
                 "The module has no `save_pretrained`.",
                 where=type(module).__qualname__,
                 cure="save a state dict, under a name that ends in .safetensors",
             )
         if folder.exists():
-            raise UnweaveError("There is something at this place.", where=str(folder), cure="choose another folder")
+            raise ArgumentError("There is something at this place.", where=str(folder), cure="choose another folder")
         text = json.dumps(self.card, indent=1) + "\n"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ class Edit:
                 (whole / "edit.json").write_text(text, "utf-8")
                 whole.rename(folder)
         except OSError as error:
-            raise UnweaveError(f"The model cannot be written: {error.strerror or error}.", where=str(folder)) from error
+            raise StoreError(f"The model cannot be written: {error.strerror or error}.", where=str(folder)) from error
         return folder
 
 
@@ -315,7 +315,7 @@ def mean_ablated(
         on_images: Called with the number of images that are done.
 
     Raises:
-        SelectionError: The selection matches nothing.
+        ArgumentError: The selection matches nothing.
         CaptureError: The module does not export.
         NonFiniteError: A weight or a mean is NaN or infinite.
         UnweaveError: There are no images, or they are not of the model's size, device or type.
@@ -370,12 +370,12 @@ def _means(
     total, images = torch.zeros(columns, dtype=torch.float64), 0
     for batch in [batches] if isinstance(batches, Tensor) else batches:
         if batch.dim() != 4 or batch.shape[1:] != expected.shape[1:]:
-            raise UnweaveError(
+            raise DataError(
                 f"The model takes images {list(expected.shape[1:])}, these are {list(batch.shape)}.",
                 cure="give batches [image, channel, height, width] of the model's own preprocessing",
             )
         if batch.dtype != expected.dtype or batch.device != expected.device:
-            raise UnweaveError(
+            raise DataError(
                 f"The model is in {expected.dtype} on {expected.device}; these images are in {batch.dtype} on "
                 f"{batch.device}.",
                 cure="move the images to the model's device and type",
@@ -386,7 +386,7 @@ def _means(
             images += len(batch)
             on_images(images)
     if not images:
-        raise UnweaveError("There are no images to take means of.", cure="give one batch at least")
+        raise ArgumentError("There are no images to take means of.", cure="give one batch at least")
     means = [total[start:end] / total[end] for start, end in spans]
     for outlet, mean in zip(places, means, strict=True):
         if not bool(torch.isfinite(mean).all()):

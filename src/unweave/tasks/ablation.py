@@ -22,7 +22,7 @@ from torch import Tensor
 from unweave.align import Aligned
 from unweave.align.rows import held_out
 from unweave.components import Component, Selection, select
-from unweave.errors import StoreError
+from unweave.errors import DataError
 from unweave.store import Rows, Store
 from unweave.tasks.head import Head
 
@@ -130,7 +130,7 @@ def selections(components: Sequence[Component], chosen: Sequence[Selection]) -> 
     """A step for each selection; a component that comes again is ablated already.
 
     Raises:
-        SelectionError: A selection matches nothing.
+        ArgumentError: A selection matches nothing.
     """
     gone, steps = set[int](), []
     for own in chosen:
@@ -195,11 +195,11 @@ def means(store: Store, rows: Rows = None, *, level: str | None = None) -> Float
     """The mean contribution of every component over some images, read a few images at a time.
 
     Raises:
-        StoreError: There are no images.
+        DataError: There are no images.
     """
     numbers = store.rows(rows)
     if not len(numbers):
-        raise StoreError("There are no images to take means of.", where=str(store.place), cure="choose some")
+        raise DataError("There are no images to take means of.", where=str(store.place), cure="choose some")
     columns = range(len(store.components(level)))
     size = max(1, _BYTES // (4 * len(columns) * store.manifest.dim))
     total = torch.zeros(len(columns), store.manifest.dim, dtype=torch.float64)
@@ -236,14 +236,14 @@ def ablation(
         on_component: Called with the number of components that are ablated.
 
     Raises:
-        StoreError: There are no such images, field or classes, or a class is none of the head's.
+        DataError: There are no such images, field or classes, or a class is none of the head's.
     """
     level = str(head.aligner.identity["level"]) if head.aligner is not None else level or store.manifest.levels[0]
     numbers = store.rows(rows)
     codes = head.codes(store, field, numbers)
     numbers, codes = numbers[codes >= 0], codes[codes >= 0]
     if not len(numbers):
-        raise StoreError(f"No image has a {field}.", where=str(store.place), cure="choose images, or another field")
+        raise DataError(f"No image has a {field}.", where=str(store.place), cure="choose images, or another field")
     replaced = means(store, mean_rows, level=level) if to == "mean" else None
     sums = Sums(head, store, numbers, replaced, level)
     total = sums.whole()

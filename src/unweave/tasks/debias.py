@@ -27,7 +27,7 @@ from unweave.align import open_aligned
 from unweave.attribute import Attribution
 from unweave.attribute import attribute as attribute_to
 from unweave.components import Component
-from unweave.errors import StoreError
+from unweave.errors import AlignmentError, ArgumentError, DataError, ModelError
 from unweave.extraction import pictures
 from unweave.images import batches
 from unweave.models import Model
@@ -156,7 +156,7 @@ def ranked(found: Attribution, spurious: str, core: str) -> tuple[int, ...]:
     """The components from the one that is most about the spurious feature, and least about the core one.
 
     Raises:
-        TextError: One of the features was not scored.
+        ArgumentError: One of the features was not scored.
     """
     difference = found.scores[:, found.column(spurious)] - found.scores[:, found.column(core)]
     places = candidates(found.components)
@@ -179,7 +179,7 @@ def groups_of(
         The names of the groups, the group of each image, and its class.
 
     Raises:
-        StoreError: There are no such fields, an image lacks one of them, or a group has no images.
+        DataError: There are no such fields, an image lacks one of them, or a group has no images.
     """
     numbers = store.rows(rows)
     codes = head.codes(store, field, numbers)
@@ -189,7 +189,7 @@ def groups_of(
         (row for row, code, value in zip(numbers, codes, values, strict=True) if code < 0 or value is None), None
     )
     if lacking is not None:
-        raise StoreError(
+        raise DataError(
             f"The image has no {field} or no {attribute}, so it is in no group.",
             where=f"{store.place}: {store.ids[int(lacking)]}",
             cure="choose images that have both",
@@ -203,7 +203,7 @@ def groups_of(
     if len(names) < 2 or not counts.all():
         empty = next((name for name, count in zip(names, counts, strict=True) if not count), None)
         what = f"The group {empty!r} has no images." if empty else f"There are {len(names)} groups."
-        raise StoreError(what, where=str(store.place), cure="choose images of every class with every value")
+        raise DataError(what, where=str(store.place), cure="choose images of every class with every value")
     return names, own, codes
 
 
@@ -250,13 +250,13 @@ def debias(
     level = str(head.aligner.identity["level"]) if head.aligner is not None else test.store.manifest.levels[0]
     components = test.store.components(level)
     if k is not None and not 0 <= k <= len(order):
-        raise StoreError(
+        raise ArgumentError(
             f"{k} components cannot be ablated: there are {len(order)}.",
             where=str(test.store.place),
             cure="ask for fewer",
         )
     if any(side.store.components(level) != components for side in (fitted, held_out)):
-        raise StoreError("The stores have different components.", where=str(test.store.place), cure="extract all alike")
+        raise DataError("The stores have different components.", where=str(test.store.place), cure="extract all alike")
     most = min(max(most, k or 0), len(order))
     replaced = means(fitted.store, fitted.rows, level=level)
     measured = _Told(test, head, replaced, field, attribute, level)
@@ -425,11 +425,11 @@ def experiment(
         device: Where the text space computes.
 
     Raises:
-        StoreError, TextError: A side has no images, or a feature is not there.
+        StoreError, ArgumentError: A side has no images, or a feature is not there.
     """
     stores = [open_store(own) for own in (store, held_out or store, test or store)]
     if (held_out is None) != (test is None) or len(splits) != len(stores):
-        raise StoreError(
+        raise DataError(
             "There have to be images to fit to, to choose by and to report on.",
             where=str(store),
             cure="name one store with three splits, or three stores",
@@ -438,7 +438,7 @@ def experiment(
     sides = [Side(own, numbers) for own, numbers in zip(stores, rows, strict=True)]
     for side in sides:
         if not len(side.numbers):
-            raise StoreError("A side has no images.", where=str(side.store.place), cure="see the values of `split`")
+            raise DataError("A side has no images.", where=str(side.store.place), cure="see the values of `split`")
     source = sides[2] if published else sides[1]
     seen, text = open_aligned(source.store, aligner, space, rows=source.rows, device=device)
     known = read_features(features) if features else text.features("birds")
@@ -511,14 +511,14 @@ def written(
         UnweaveError: The checkpoint cannot be written.
     """
     if plan.head.aligner is not None and not plan.head.aligner.measured.get("identity"):
-        raise StoreError(
+        raise AlignmentError(
             "A head in another model's text space cannot read a checkpoint by itself.",
             where=found.model,
             cure="use a probe or the model's own classifier; or extract the edited checkpoint, and align it",
         )
     counts = _tried(found.k) if k is None else [k]
     if not counts or not 1 <= counts[-1] <= len(found.order):
-        raise StoreError("No components were ablated, so there is nothing to write.", where=found.model)
+        raise ArgumentError("No components were ablated, so there is nothing to write.", where=found.model)
     manifest = plan.fitted.store.manifest
     loaded = model or unweave.load_model(manifest.model, **manifest.loading)
     plan.fitted.store.agree(weights_hash=loaded.weights_hash)
@@ -548,7 +548,7 @@ def written(
         before = plan.head.predicted(plan.held_out.store.representation(plan.held_out.rows)) == codes
         best = _carried({count: told(edit, plan.held_out) for count, edit in edits.items()}, before)
     if best is None:
-        raise StoreError(
+        raise ModelError(
             f"In the weights the ablation costs more than it brings: with {', '.join(map(str, edits))} components, "
             "held-out images are told worse than by the model as it is.",
             where=found.model,

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 import unweave
 from unweave.align import Aligned, Aligner
-from unweave.errors import StoreError
+from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.models import Model
 from unweave.pocket import shelf
 from unweave.store import Rows, Store
@@ -62,7 +62,7 @@ class Head:
         """The classes of images, from what a field says of them: a name, or a number; -1 where it says nothing.
 
         Raises:
-            StoreError: There is no such field, or a value is none of the classes.
+            DataError: There is no such field, or a value is none of the classes.
         """
         numbers, known = store.rows(rows), store.field(field)
         found = np.full(len(numbers), -1, np.int64)
@@ -71,7 +71,7 @@ class Head:
                 continue
             code = value if isinstance(value, int) else self._places.get(_plain(str(value)), -1)
             if not 0 <= code < len(self.called):
-                raise StoreError(
+                raise DataError(
                     f"{value!r} is none of the {len(self.called)} classes ({', '.join(self.classes[:4])}, ...).",
                     where=f"{store.place}, field `{field}`",
                     cure="name the field that has the classes, or use another head",
@@ -97,7 +97,7 @@ def classifier(store: Store, *, model: Model | None = None, classes: Sequence[st
         StoreError: The model has no classifier, or the names are not as many as its classes.
     """
     if store.manifest.classes is None:
-        raise StoreError(
+        raise ModelError(
             "The model has no classifier.", where=store.manifest.model, cure="use a zero-shot head or a linear probe"
         )
     loaded = model or unweave.load_model(store.manifest.model, **store.manifest.loading)
@@ -106,7 +106,7 @@ def classifier(store: Store, *, model: Model | None = None, classes: Sequence[st
     assert own is not None
     names = tuple((name,) for name in classes) if classes else class_names(loaded, store.manifest.classes)
     if len(names) != store.manifest.classes:
-        raise StoreError(
+        raise ArgumentError(
             f"{len(names)} names are given for {store.manifest.classes} classes.", where=store.manifest.model
         )
     kind = next((parameter.dtype for parameter in own.parameters()), torch.float32)
@@ -136,14 +136,14 @@ def probe(store: Store, field: str, rows: Rows = None, *, softness: float = 0.1)
         softness: scikit-learn's `C`: the smaller, the smaller the weights.
 
     Raises:
-        StoreError: There are fewer than two classes.
+        DataError: There are fewer than two classes.
     """
     numbers = store.rows(rows)
     values = [store.field(field)[row] for row in numbers]
     known = [place for place, value in enumerate(values) if value is not None]
     names = sorted({str(values[place]) for place in known})
     if len(names) < 2:
-        raise StoreError(
+        raise DataError(
             f"A head has to tell two classes at least; the field {field!r} has {len(names)} in these images.",
             where=str(store.place),
         )
@@ -180,14 +180,14 @@ def head_of(
         softness: Of a probe.
 
     Raises:
-        StoreError: A zero-shot head has no text space; or see the heads.
+        ArgumentError: A zero-shot head has no text space; or see the heads.
     """
     if kind == "classifier":
         return classifier(store)
     if kind == "probe":
         return probe(store, label, rows, softness=softness)
     if words is None:
-        raise StoreError("A zero-shot head needs a text space.", cure="name an aligner, or the text space of a CLIP")
+        raise ArgumentError("A zero-shot head needs a text space.", cure="name an aligner, or the text space of a CLIP")
     seen, space = words
     values = sorted({str(value) for value in store.field(label) if value is not None})
     return zero_shot(space, called or {value: (spoken(value),) for value in values}, seen.aligner)

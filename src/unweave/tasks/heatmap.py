@@ -32,7 +32,7 @@ from torch.nn.functional import interpolate
 
 from unweave.components import Component, Grid, Selection, select
 from unweave.decomposition import Plan
-from unweave.errors import SelectionError, TextError, UnweaveError
+from unweave.errors import ArgumentError, DataError
 from unweave.files import replacing
 from unweave.tasks.target import Target
 
@@ -140,11 +140,11 @@ class Heatmaps:
         """Write the arrays, with the card as text, into a file that ends in `.npz` or `.safetensors`.
 
         Raises:
-            UnweaveError: The file has another ending, or cannot be written.
+            ArgumentError: The file has another ending, or cannot be written.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
-            raise UnweaveError(f"Maps cannot be written as {path.suffix!r}.", cure=f"use {' or '.join(SUFFIXES)}")
+            raise ArgumentError(f"Maps cannot be written as {path.suffix!r}.", cure=f"use {' or '.join(SUFFIXES)}")
         card = json.dumps(self.card())
         with replacing(path, "file of maps") as partial:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class Mapper:
         chosen: Which components are mapped; all heads if not given.
 
     Raises:
-        SelectionError: The selection matches nothing, or nothing that reads tokens at known places.
+        ArgumentError: The selection matches nothing, or nothing that reads tokens at known places.
     """
 
     def __init__(self, plan: Plan, chosen: Selection = None) -> None:
@@ -228,8 +228,8 @@ class Mapper:
             text = f"None of the {len(self.components)} chosen components reads tokens at known places ({some})."
             place = next(iter(self.plan.unplaced.values()), None)
             if place is None:
-                raise SelectionError(text, where=plan.name, cure="choose heads, such as `kind:head` or `last:4`")
-            raise SelectionError(
+                raise ArgumentError(text, where=plan.name, cure="choose heads, such as `kind:head` or `last:4`")
+            raise ArgumentError(
                 f"{text} Where they lie in the image is lost at {place}.",
                 where=plan.name,
                 cure="write that step with operations that move tokens or convolve them, or report the operation",
@@ -302,24 +302,24 @@ def best(plan: Plan, scores: pa.Table, features: Sequence[str], count: int | Non
         count: The most components; the better half if not given.
 
     Raises:
-        TextError: A feature was not scored, or the table is none of scores.
-        SelectionError: No component is above chance, or the table is of another model.
+        ArgumentError: A feature was not scored, or the table is none of scores.
+        ArgumentError: No component is above chance, or the table is of another model.
     """
     needed = {"component", "feature", "score", "above_chance"}
     if not needed <= set(scores.column_names):
-        raise TextError("This is no table of scores.", cure="name scores.parquet, which `unweave score` wrote")
+        raise DataError("This is no table of scores.", cure="name scores.parquet, which `unweave score` wrote")
     rows = scores.select(sorted(needed)).to_pylist()
     known = list(dict.fromkeys(row["feature"] for row in rows))
     missing = next((feature for feature in features if feature not in known), None)
     if missing is not None or not features:
-        raise TextError(f"There is no feature {missing!r} in the table.", cure=f"use one of {', '.join(known)}")
+        raise ArgumentError(f"There is no feature {missing!r} in the table.", cure=f"use one of {', '.join(known)}")
     named = {str(component): component for component in plan.at("head").components}
     placed = {part.whole for part in plan.at("token").components if part.row is not None}
     total: dict[Component, float] = {}
     above: set[Component] = set()
     for row in rows:
         if row["component"] not in named:
-            raise SelectionError(
+            raise ArgumentError(
                 f"The table scores {row['component']}, which is no component of the model.",
                 where=plan.name,
                 cure="score a store of this model at level `head`",
@@ -332,7 +332,7 @@ def best(plan: Plan, scores: pa.Table, features: Sequence[str], count: int | Non
     found = ranked[: len(ranked) // 2 if count is None else count]
     chosen = tuple(component for component in found if component in above)
     if not chosen:
-        raise SelectionError(
+        raise ArgumentError(
             f"No component that reads tokens is above chance for {', '.join(features):.80}.",
             cure="choose components yourself",
         )

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from unweave.align import Aligned
 from unweave.components import Component
-from unweave.errors import StoreError
+from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.files import read_pair, replacing
 from unweave.saving import check_room
 from unweave.store import Rows, Store
@@ -118,11 +118,11 @@ class Index:
             on_images: Called with the number of images that were just dealt with, in either pass.
 
         Raises:
-            StoreError: There are fewer than two images or no components, or the place cannot be written.
+            DataError: There are fewer than two images or no components, or the place cannot be written.
         """
         summed = _Summed(source, places, rows, level)
         if len(summed.numbers) < 2:
-            raise StoreError(
+            raise DataError(
                 "There are no images to choose from." if not len(summed.numbers) else "There is one image only.",
                 where=str(summed.store.place),
                 cure="search in two images at least",
@@ -167,9 +167,9 @@ class Index:
 
     def _check(self, queries: Float[Tensor, "query dim"], count: int) -> None:
         if count < 1:
-            raise StoreError(f"{count} images cannot be asked for.", cure="ask for one at least")
+            raise ArgumentError(f"{count} images cannot be asked for.", cure="ask for one at least")
         if queries.shape[1] != self.rows.shape[1]:
-            raise StoreError(
+            raise ArgumentError(
                 f"The queries have {queries.shape[1]} numbers and the rows {self.rows.shape[1]}.",
                 cure="search for texts in an aligned index, and for images in one of the model's own space",
             )
@@ -197,18 +197,18 @@ class Index:
                 and miss some.
 
         Raises:
-            StoreError: The package faiss is not installed, or refuses these words.
+            ArgumentError: The package faiss is not installed, or refuses these words.
         """
         try:
             import faiss
         except ImportError as error:
-            raise StoreError("faiss is not installed.", cure="pip install 'unweave[search]'") from error
+            raise ArgumentError("faiss is not installed.", cure="pip install 'unweave[search]'") from error
         values = self.rows.contiguous().numpy()
         try:
             found = faiss.index_factory(values.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
             found.train(values)
         except RuntimeError as error:
-            raise StoreError(
+            raise ArgumentError(
                 f"faiss makes no index of {len(self)} images with {factory!r}.", cure="use `Flat`, or see its wiki"
             ) from error
         for start in range(0, len(values), _AT_ONCE):
@@ -331,7 +331,7 @@ class _Summed:
         self.numbers = seen.rows if seen and rows is None else self.store.rows(rows)
         known = self.store.components(self.level)
         if places is not None and not len(places):
-            raise StoreError("No component was chosen.", where=str(self.store.place), cure="choose one at least")
+            raise ArgumentError("No component was chosen.", where=str(self.store.place), cure="choose one at least")
         self.places = range(len(known)) if places is None else places
         self.maps = [seen.aligner.maps[row].float() for row in seen.places] if seen else None
         self.bias = seen.aligner.bias.float() if seen and places is None else torch.zeros(())

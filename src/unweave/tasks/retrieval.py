@@ -29,7 +29,7 @@ from unweave.align import Aligned, embeddings
 from unweave.attribute import Attribution
 from unweave.components import Component
 from unweave.contributions import Contributions
-from unweave.errors import ImageError, SelectionError, StoreError
+from unweave.errors import ArgumentError, DataError
 from unweave.extraction.extractor import Extractor
 from unweave.images import ImageFile, batches
 from unweave.store import Rows, Store
@@ -80,8 +80,8 @@ def choose(found: Attribution, feature: str, *, by: By = "score", k: int | None 
         k: The first so many instead, whatever their scores.
 
     Raises:
-        TextError: The feature was not scored, or `by` is `margin` and there is no other.
-        SelectionError: No component passes the rule, or there are fewer than `k`.
+        ArgumentError: The feature was not scored, or `by` is `margin` and there is no other.
+        ArgumentError: No component passes the rule, or there are fewer than `k`.
     """
     column, values, ranked = _ranked(found, feature, by)
     if k is not None:
@@ -89,13 +89,13 @@ def choose(found: Attribution, feature: str, *, by: By = "score", k: int | None 
     told = found.above()[:, column] & (found.low[:, column] > found.chance_high[:, column])
     above = [place for place in ranked if told[place]]
     if not above:
-        raise SelectionError(
+        raise ArgumentError(
             f"No component is above chance for {feature!r}.",
             cure="score more images or other phrases, or say how many components to take",
         )
     places = [place for place in above if by == "score" or values[place] > 0]
     if not places:
-        raise SelectionError(
+        raise ArgumentError(
             f"{len(above)} components are above chance for {feature!r}, but each scores higher for another feature.",
             cure="choose by score, compare with other features, or say how many components to take",
         )
@@ -131,13 +131,13 @@ def choose_best(
         seed: Of that draw.
 
     Raises:
-        TextError, SelectionError: As for `choose`.
-        StoreError: There is no such field, no two of the images have it in common, or the store has other components.
+        DataError: As for `choose`.
+        DataError: There is no such field, no two of the images have it in common, or the store has other components.
     """
     _, values, ranked = _ranked(found, feature, by)
     level = level or store.manifest.levels[0]
     if store.components(level) != found.components:
-        raise StoreError("The store has other components than were scored.", where=str(store.place))
+        raise DataError("The store has other components than were scored.", where=str(store.place))
     numbers, known = store.rows(rows), store.field(field)
     codes = _codes([known[row] for row in numbers], where=f"{store.place}, field `{field}`")
     asked = _asked(codes)
@@ -161,7 +161,7 @@ def _ranked(found: Attribution, feature: str, by: By) -> tuple[int, Tensor, list
 
 def _possible(k: int, ranked: Sequence[int]) -> int:
     if not 1 <= k <= len(ranked):
-        raise SelectionError(
+        raise ArgumentError(
             f"{k} components cannot be chosen: there are {len(ranked)} that are no biases.",
             cure=f"use a number from 1 to {len(ranked)}",
         )
@@ -216,7 +216,7 @@ def by_text(
         on_images: As for `Index.build`.
 
     Raises:
-        TextError: The text cannot be encoded.
+        ArgumentError: The text cannot be encoded.
         StoreError: There are fewer than two images, or other components than those that were scored.
     """
     query = space.encode([text])
@@ -257,7 +257,7 @@ def by_image(
         on_images: As for `Index.build`.
 
     Raises:
-        StoreError, ImageError: As for `probe_of`; or there are fewer than two images, or other components than those
+        StoreError, DataError: As for `probe_of`; or there are fewer than two images, or other components than those
             that were scored.
     """
     level = level or store.manifest.levels[0]
@@ -275,7 +275,7 @@ def by_image(
 
 def _places(one: Chosen, components: Sequence[Component]) -> Sequence[int]:
     if tuple(components[place] for place in one.places if place < len(components)) != one.components:
-        raise StoreError(
+        raise DataError(
             f"The store has other components than were scored for {one.feature!r}.",
             cure="score components of the same model, at the same level",
         )
@@ -300,15 +300,15 @@ def probe_of(
         device: Where a new image is decomposed.
 
     Raises:
-        ImageError: The image is neither in the store nor a file, or it cannot be read.
-        StoreError: The model has other weights now than when the store was written.
+        DataError: The image is neither in the store nor a file, or it cannot be read.
+        DataError: The model has other weights now than when the store was written.
         ModelError: The model cannot be loaded.
     """
     level = level or store.manifest.levels[0]
     if image in store.ids:
         return store.read(rows=[str(image)], level=level)
     if not Path(image).is_file():
-        raise ImageError(
+        raise DataError(
             "There is no such image, neither in the store nor as a file.",
             where=str(image),
             cure="name a file, or an id of the store",
@@ -377,10 +377,10 @@ def precision(index: Index, values: Sequence[Any], *, samples: int = 400, seed: 
         seed: Of the bootstrap.
 
     Raises:
-        StoreError: There is not one value for each image, or no two images have one in common.
+        ArgumentError: There is not one value for each image, or no two images have one in common.
     """
     if len(values) != len(index):
-        raise StoreError(f"{len(values)} values do not belong to {len(index)} images.")
+        raise ArgumentError(f"{len(values)} values do not belong to {len(index)} images.")
     codes = _codes(values, where="the field")
     asked = _asked(codes)
     found = _precisions(index.rows, codes, asked)
@@ -397,7 +397,7 @@ def _codes(values: Sequence[Any], *, where: str) -> Int[np.ndarray, " image"]:
     known: dict[Any, int] = {}
     codes = np.array([-1 if own is None else known.setdefault(own, len(known)) for own in values], np.int64)
     if not len(_asked(codes)):
-        raise StoreError("No two images have a value in common.", where=where, cure="use another field, or more images")
+        raise DataError("No two images have a value in common.", where=where, cure="use another field, or more images")
     return codes
 
 
@@ -472,10 +472,10 @@ def agreement(
         on_component: Called with the number of components that are done.
 
     Raises:
-        StoreError: The scores are of other components, or an image can no longer be read.
+        DataError: The scores are of other components, or an image can no longer be read.
     """
     if seen.components != found.components:
-        raise StoreError("The store has other components than were scored.", where=str(seen.store.place))
+        raise DataError("The store has other components than were scored.", where=str(seen.store.place))
     groups = list(found.features.values())
     directions = space.encode([phrase for phrases in groups for phrase in phrases])
     parts = [slice(end - len(own), end) for own, end in zip(groups, accumulate(map(len, groups)), strict=True)]

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unweave.decomposition import plan as plan_for
-from unweave.errors import ImageError, ModelError, TextError
+from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.images import ImageSet, Picture
 from unweave.models import Model
 from unweave.tasks.attention import Attention
@@ -184,20 +184,20 @@ def segment(
         on_image: Called with the number of images that are done.
 
     Raises:
-        ImageError: The images have no masks or no such field, a mask has another size than its image, or no image is
+        DataError: The images have no masks or no such field, a mask has another size than its image, or no image is
             left.
-        TextError: An image's class is none of the target's, or there is no such method.
+        ArgumentError: An image's class is none of the target's, or there is no such method.
         ModelError: GradCAM was asked for by name, and its library is missing.
     """
     passed_over = Unfit if methods is not None else ModelError
     methods = METHODS if methods is None else methods
     unknown = next((name for name in methods if name not in METHODS), None)
     if unknown is not None or not methods:
-        raise TextError(f"There is no method {unknown!r}.", cure=f"use some of {', '.join(METHODS)}")
+        raise ArgumentError(f"There is no method {unknown!r}.", cure=f"use some of {', '.join(METHODS)}")
     if images.read_mask is None:
-        raise ImageError("These images have no masks.", where=images.origin, cure="use a set with masks (`masks:PATH`)")
+        raise DataError("These images have no masks.", where=images.origin, cure="use a set with masks (`masks:PATH`)")
     if label is not None and label not in images.fields:
-        raise ImageError(
+        raise DataError(
             f"Nothing is known of the {label} of these images.",
             where=images.origin,
             cure=f"name the field of their classes: {', '.join(images.fields) or 'there is none; use the predicted'}",
@@ -228,7 +228,7 @@ def segment(
         done += len(pictures)
         on_image(done)
     if not any(tally.precisions for tally in tallies.values()) and tallies:
-        raise ImageError(f"None of the {len(images)} images could be used ({skipped[0][1]}).", where=skipped[0][0])
+        raise DataError(f"None of the {len(images)} images could be used ({skipped[0][1]}).", where=skipped[0][0])
     found = [
         tallies[name].quality(name) if name in tallies else Quality(name, reason=reasons[name]) for name in methods
     ]
@@ -242,8 +242,8 @@ def _class(target: Target, picture: Picture, label: str) -> int:
     value = picture.fields[label]
     try:
         return target.place(str(value))
-    except TextError as error:
-        raise TextError(error.what, where=f"{picture.id}, field `{label}`", cure=error.cure) from None
+    except ArgumentError as error:
+        raise DataError(error.what, where=f"{picture.id}, field `{label}`", cure=error.cure) from None
 
 
 def _parts(images: ImageSet, classes: Sequence[int], size: int) -> Iterator[list[tuple[Picture, int]]]:
@@ -257,11 +257,11 @@ def _read(model: Model, picture: Picture, skipped: list[tuple[str, str]]) -> tup
     try:
         image, mask = picture.read(), None
         mask = picture.mask()
-    except ImageError as error:
+    except DataError as error:
         skipped.append((picture.id, error.what))
         return None
     if mask.shape != image.size[::-1]:
-        raise ImageError(
+        raise DataError(
             f"The mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {image.width} x {image.height}.",
             where=picture.id,
             cure="give a mask of the image's own size",
@@ -305,7 +305,7 @@ def _directions(
         return target.directions
     found = [(scores, z) for _, scores, z in _totals(model, mapper, images, target, batch)]
     if not found:
-        raise ImageError("None of the images could be used.", where=images.origin)
+        raise DataError("None of the images could be used.", where=images.origin)
     scores, representations = zip(*found, strict=True)
     return nearest(torch.cat(representations), torch.cat(scores))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unweave.align import Aligned, open_aligned
 from unweave.components import Component
-from unweave.errors import StoreError
+from unweave.errors import ArgumentError, DataError
 from unweave.store import Store, open_store
 from unweave.tasks.ablation import split
 from unweave.tasks.head import Head, HeadKind, head_of
@@ -52,10 +52,10 @@ class Study:
         """The fitted rows in a text space, and the space.
 
         Raises:
-            StoreError: There is none.
+            ArgumentError: There is none.
         """
         if self.seen is None or self.space is None:
-            raise StoreError(
+            raise ArgumentError(
                 "Words need a text space.",
                 where=str(self.store.place),
                 cure="name the folder of an aligner; or, if the model is a CLIP itself, its text space",
@@ -90,7 +90,7 @@ def study(
         device: Where the text space computes.
 
     Raises:
-        StoreError: There are no such images, an image is on both sides, or the head has no text space.
+        DataError: There are no such images, an image is on both sides, or the head has no text space.
     """
     opened = store if isinstance(store, Store) else open_store(store)
     everything = opened.chosen(measured) if measured else np.arange(len(opened))
@@ -107,7 +107,7 @@ def study(
             if len(both)
             else f"There are {len(learned)} images to fit to and {len(asked)} to measure on."
         )
-        raise StoreError(what, where=str(opened.place), cure="choose images so that there are some on either side")
+        raise DataError(what, where=str(opened.place), cure="choose images so that there are some on either side")
     seen, text = None, None
     if aligner is not None or space is not None:
         seen, text = open_aligned(opened, aligner, space, rows=learned, device=device)

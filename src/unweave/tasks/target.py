@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from unweave.align import Aligner
 from unweave.components import Component
 from unweave.contributions import Origin
-from unweave.errors import ModelError, StoreError, TextError
+from unweave.errors import AlignmentError, ArgumentError, ModelError
 from unweave.models import Model
 from unweave.tasks import head
 from unweave.text import TextSpace
@@ -58,7 +58,7 @@ class Target:
         Kept once made, as every map is read for it.
 
         Raises:
-            StoreError: The aligner has no map for a component.
+            AlignmentError: The aligner has no map for a component.
         """
         if self.aligner is None or self.places is None:
             return self.directions
@@ -67,7 +67,7 @@ class Target:
             return self._known[asked]
         unknown = next((one for one in asked if one not in self.places), None)
         if unknown is not None:
-            raise StoreError(
+            raise AlignmentError(
                 f"The aligner has no map for the component {unknown}.", cure="align with the options of this plan"
             )
         maps, directions = self.aligner.maps, self.directions.to(self.aligner.maps.dtype)
@@ -91,13 +91,13 @@ class Target:
         """Which direction has a name.
 
         Raises:
-            TextError: None has.
+            ArgumentError: None has.
         """
         names = [*self.aliases.items(), *((own, place) for place, own in reversed([*enumerate(self.names)]))]
         found = {own.casefold().replace("_", " "): place for own, place in names}.get(name.casefold().replace("_", " "))
         if found is None:
             some = ", ".join(self.names[:6])
-            raise TextError(f"{name!r} is none of the {len(self.names)} classes.", cure=f"use one of {some}, ...")
+            raise ArgumentError(f"{name!r} is none of the {len(self.names)} classes.", cure=f"use one of {some}, ...")
         return found
 
 
@@ -116,16 +116,16 @@ def toward_texts(
         aligner: Of the model to the space; not needed for the space's own image encoder.
 
     Raises:
-        TextError: There are no texts, or one cannot be encoded.
+        ArgumentError: There are no texts, or one cannot be encoded.
         StoreError: The aligner is of another model, space or level, or there is none and one is needed.
     """
     named = dict(texts) if isinstance(texts, Mapping) else {text: (text,) for text in texts}
     if not named:
-        raise TextError("There are no texts.", cure="name one at least")
+        raise ArgumentError("There are no texts.", cure="name one at least")
     directions = torch.stack([normalize(space.encode(list(own)).mean(0), dim=0) for own in named.values()])
     if aligner is None:
         if model.weights_hash != space.images.weights_hash:
-            raise StoreError(
+            raise AlignmentError(
                 f"The model is not the image encoder of {space.id}, so its components are not in that space.",
                 where=model.id,
                 cure="name an aligner, which `unweave align` makes",
@@ -134,7 +134,7 @@ def toward_texts(
     origin = Origin(model.id, model.weights_hash, model.preprocessing, "head")
     places = aligner.places(aligner.components, origin)
     if space.weights_hash != aligner.identity.get("space_hash", space.weights_hash):
-        raise StoreError("The aligner leads to another text space.", where=space.id, cure="use its own space")
+        raise AlignmentError("The aligner leads to another text space.", where=space.id, cure="use its own space")
     rows = dict(zip(aligner.components, places, strict=True))
     return Target(tuple(named), directions, directions @ aligner.bias.float(), space.id, rows, aligner)
 
@@ -148,7 +148,7 @@ def toward_classes(model: Model, classes: Sequence[str] | None = None) -> Target
 
     Raises:
         ModelError: The model has no classifier, or it is not linear.
-        TextError: There is no such class.
+        ArgumentError: There is no such class.
     """
     weight, bias = affine(model)
     called = head.class_names(model, len(weight))
@@ -158,7 +158,7 @@ def toward_classes(model: Model, classes: Sequence[str] | None = None) -> Target
     if classes is None:
         return every
     if not classes:
-        raise TextError("There are no classes.", cure="name one at least")
+        raise ArgumentError("There are no classes.", cure="name one at least")
     numbered = {str(number): number for number in range(len(names))}
     return every.take([numbered[own] if own in numbered else every.place(own) for own in classes])
 

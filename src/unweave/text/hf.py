@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unweave.errors import TextError
+from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import Model
 from unweave.models.checkpoint import load_checkpoint
@@ -49,7 +49,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     """The space of a model of transformers; the image tower in `images` has the same weights.
 
     Raises:
-        TextError: The model has no text tower.
+        ModelError: The model has no text tower.
         ModelError: It cannot be fetched.
     """
     import transformers
@@ -58,7 +58,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     with fetching(id, allowed=not options["random_weights"] or options["checkpoint"] is not None):
         config = transformers.AutoConfig.from_pretrained(name)
         if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
-            raise TextError("The model has no text tower.", where=id, cure="use a CLIP or SigLIP model")
+            raise ModelError("The model has no text tower.", where=id, cure="use a CLIP or SigLIP model")
         if options["random_weights"] or options["checkpoint"] is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(options["seed"])
@@ -71,7 +71,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     module = module.to(options["device"])
     if not hasattr(module, "get_text_features"):
-        raise TextError("The model has no text tower.", where=id, cure="use a CLIP or SigLIP model")
+        raise ModelError("The model has no text tower.", where=id, cure="use a CLIP or SigLIP model")
     bias = getattr(module, "logit_bias", None)
     sigmoid = bias is not None
     match = Match(float(module.logit_scale.detach().exp()), float(bias.detach()) if bias is not None else 0.0, sigmoid)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unweave.errors import TextError
+from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import Model
 from unweave.models.weights import fingerprint
@@ -47,14 +47,14 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     """The space of an OpenCLIP model, whose two towers are one module.
 
     Raises:
-        TextError: The module has no text tower.
+        ModelError: The module has no text tower.
         ModelError: Its tokenizer cannot be fetched.
     """
     import open_clip
 
     module: Any = images.module
     if not hasattr(module, "encode_text") or not hasattr(module, "context_length"):
-        raise TextError("The model has no text tower.", where=id, cure="use one of OpenCLIP's CLIP or SigLIP models")
+        raise ModelError("The model has no text tower.", where=id, cure="use one of OpenCLIP's CLIP or SigLIP models")
     name = id.split("/")[1]
     with fetching(id):
         tokenizer = open_clip.get_tokenizer(name)

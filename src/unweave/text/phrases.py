@@ -10,7 +10,7 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 
-from unweave.errors import TextError
+from unweave.errors import ArgumentError, DataError
 
 _HERE = Path(__file__).parent
 
@@ -43,12 +43,14 @@ def read_templates(path: str | PathLike[str]) -> tuple[str, ...]:
     """Templates from a text file, one on each line, with `{}` where the phrase goes; `#` begins a comment line.
 
     Raises:
-        TextError: The file cannot be read, or a line has not exactly one `{}`.
+        ArgumentError: The file cannot be read, or a line has not exactly one `{}`.
     """
     found = _lines(Path(path))
     for line in found:
         if line.count("{}") != 1:
-            raise TextError(f"A template needs one {{}}: {line!r}.", where=str(path), cure="write {} for the phrase")
+            raise ArgumentError(
+                f"A template needs one {{}}: {line!r}.", where=str(path), cure="write {} for the phrase"
+            )
     return found
 
 
@@ -56,7 +58,7 @@ def read_phrases(path: str | PathLike[str]) -> tuple[str, ...]:
     """A vocabulary from a text file, one phrase on each line, each once; `#` begins a comment line.
 
     Raises:
-        TextError: The file cannot be read, or holds no phrases.
+        ArgumentError: The file cannot be read, or holds no phrases.
     """
     return tuple(dict.fromkeys(_lines(Path(path))))
 
@@ -66,10 +68,10 @@ def _lines(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise TextError(f"The text file cannot be read: {reason}.", where=str(path)) from error
+        raise DataError(f"The text file cannot be read: {reason}.", where=str(path)) from error
     found = tuple(line for line in lines if line and not line.startswith("#"))
     if not found:
-        raise TextError("The text file holds nothing.", where=str(path), cure="write one phrase on each line")
+        raise DataError("The text file holds nothing.", where=str(path), cure="write one phrase on each line")
     return found
 
 
@@ -84,7 +86,7 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
             given.
 
     Raises:
-        TextError: The file cannot be read, is not TOML, or a feature has no phrases, or one of them twice.
+        DataError: The file cannot be read, is not TOML, or a feature has no phrases, or one of them twice.
     """
     where = "features.toml" if path is None else str(path)
     try:
@@ -94,20 +96,20 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
             text = Path(path).read_text("utf-8")
         table = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TextError(f"The features cannot be read: {error}.", where=where) from error
+        raise DataError(f"The features cannot be read: {error}.", where=where) from error
     found = {}
     for name, fields in table.items():
         phrases = fields.get("phrases") if isinstance(fields, dict) else None
         if not isinstance(phrases, list) or not phrases or not all(isinstance(one, str) and one for one in phrases):
-            raise TextError(
+            raise DataError(
                 f"The feature {name!r} has no list of phrases.", where=where, cure='write phrases = ["...", "..."]'
             )
         if len(set(phrases)) < len(phrases):
             twice = next(one for one in phrases if phrases.count(one) > 1)
-            raise TextError(f"The feature {name!r} has a phrase twice: {twice!r}.", where=where, cure="remove one")
+            raise DataError(f"The feature {name!r} has a phrase twice: {twice!r}.", where=where, cure="remove one")
         found[name] = tuple(phrases)
     if not found:
-        raise TextError("There are no features.", where=where, cure="write one table for each feature")
+        raise DataError("There are no features.", where=where, cure="write one table for each feature")
     return found
 
 
@@ -137,7 +139,7 @@ def shipped(**files: str) -> Callable[[str], Mapping[str, tuple[str, ...]]]:
 
     def read(name: str = "features") -> Mapping[str, tuple[str, ...]]:
         if name not in files:
-            raise TextError(f"No features {name!r} are shipped.", cure=f"use {' or '.join(files)}")
+            raise ArgumentError(f"No features {name!r} are shipped.", cure=f"use {' or '.join(files)}")
         return features(_HERE / files[name])
 
     return read
@@ -159,15 +161,15 @@ def chosen(
         each: Whether every phrase of the chosen features is one by itself, too.
 
     Raises:
-        TextError: There is no such feature, or a phrase has the name of a feature.
+        ArgumentError: There is no such feature, or a phrase has the name of a feature.
     """
     unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
-        raise TextError(f"There is no feature {unknown!r}.", cure=f"use some of {', '.join(known)}")
+        raise ArgumentError(f"There is no feature {unknown!r}.", cure=f"use some of {', '.join(known)}")
     found = {name: known[name] for name in dict.fromkeys(names or known)}
     alone = [*(phrase for own in found.values() for phrase in own if each), *phrases]
     for phrase in dict.fromkeys(alone):
         if found.get(phrase, (phrase,)) != (phrase,):
-            raise TextError(f"{phrase!r} is a feature and a phrase.", cure="ask for one of the two")
+            raise ArgumentError(f"{phrase!r} is a feature and a phrase.", cure="ask for one of the two")
         found[phrase] = (phrase,)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unweave.errors import TextError, UnweaveError
+from unweave.errors import ModelError
 from unweave.models import Model
 from unweave.models.weights import fingerprint
 from unweave.pocket.captions import TEMPLATES, alone
@@ -34,12 +34,9 @@ class Tower:
         """How many words a text has.
 
         Raises:
-            TextError: One of them is not known.
+            DataError: One of them is not known.
         """
-        try:
-            self.encoder.vocabulary.encode([text])
-        except UnweaveError as error:
-            raise TextError(error.what, where=error.where, cure=error.cure) from None
+        self.encoder.vocabulary.encode([text])
         return len(text.split())
 
     @torch.no_grad()
@@ -52,11 +49,11 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     """The space of `pocket/clip`.
 
     Raises:
-        TextError: The network has no text tower.
+        ModelError: The network has no text tower.
     """
     module: Any = images.module
     if not hasattr(module, "text"):
-        raise TextError("The model has no text tower.", where=id, cure="use pocket/clip")
+        raise ModelError("The model has no text tower.", where=id, cure="use pocket/clip")
     match = Match(float(module.log_scale.detach().exp().clamp(max=100)))
     return TextSpace(
         id,

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unweave.errors import TextError
+from unweave.errors import ArgumentError, ModelError
 from unweave.models import Model, load_model
 from unweave.text import cache
 from unweave.text.phrases import shipped
@@ -99,13 +99,13 @@ class TextSpace:
             templates: Sentences with `{}`; those of the space if not given.
 
         Raises:
-            TextError: A phrase is empty, has a word that the encoder does not know, or is too long for it.
+            ArgumentError: A phrase is empty, has a word that the encoder does not know, or is too long for it.
         """
         own = tuple(self.templates if templates is None else templates)
         if not own:
-            raise TextError("There are no templates.", where=self.id, cure='use ("{}",) for the phrases alone')
+            raise ArgumentError("There are no templates.", where=self.id, cure='use ("{}",) for the phrases alone')
         if not phrases:
-            raise TextError("There are no phrases.", where=self.id, cure="give one at least")
+            raise ArgumentError("There are no phrases.", where=self.id, cure="give one at least")
         unique = list(dict.fromkeys(phrases))
         for phrase in unique:
             self._check(phrase, own)
@@ -124,11 +124,11 @@ class TextSpace:
 
     def _check(self, phrase: str, templates: Sequence[str]) -> None:
         if not phrase.strip():
-            raise TextError("A phrase is empty.", where=self.id, cure="leave it out")
+            raise ArgumentError("A phrase is empty.", where=self.id, cure="leave it out")
         for text in (_set(template, phrase) for template in templates):
             count = self.encoder.tokens(text)
             if count > self.encoder.context:
-                raise TextError(
+                raise ArgumentError(
                     f"The text has {count} tokens, and the encoder reads {self.encoder.context}.",
                     where=repr(text),
                     cure="say it in fewer words",
@@ -170,12 +170,12 @@ def text_space(
         templates: Sentences with `{}`; if not given, `TEMPLATES`, or the pocket world's own.
 
     Raises:
-        TextError: The model has no text encoder.
+        ModelError: The model has no text encoder.
         ModelError: It cannot be loaded (see `unweave.load_model`).
     """
     library = id.partition("/")[0]
     if library not in ("open_clip", "hf", "pocket"):
-        raise TextError(
+        raise ModelError(
             "The model has no text encoder.", where=id, cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`"
         )
     images = load_model(id, checkpoint=checkpoint, random_weights=random_weights, seed=seed, device=device)

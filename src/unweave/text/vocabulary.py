@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from unweave.errors import TextError, UnweaveError
+from unweave.errors import ArgumentError, DataError, UnweaveError
 from unweave.text.phrases import read_phrases
 
 _HERE = Path(__file__).parent
@@ -50,12 +50,12 @@ def made(wordnet: Path) -> tuple[str, ...]:
         wordnet: The folder with `index.noun` and `data.noun`.
 
     Raises:
-        TextError: WordNet is not there, or wordfreq is not installed.
+        ArgumentError: WordNet is not there, or wordfreq is not installed.
     """
     try:
         from wordfreq import zipf_frequency
     except ImportError as error:
-        raise TextError("wordfreq is not installed.", cure="pip install wordfreq") from error
+        raise ArgumentError("wordfreq is not installed.", cure="pip install wordfreq") from error
     own: dict[str, list[str]] = tomllib.loads((_HERE / "own.toml").read_text("utf-8"))
     left_out = set(own.pop("not_seen"))
     nouns = [
@@ -72,7 +72,7 @@ def _nouns(wordnet: Path) -> list[str]:
         senses = (wordnet / "data.noun").read_text("utf-8").splitlines()
         entries = (wordnet / "index.noun").read_text("utf-8").splitlines()
     except OSError as error:
-        raise TextError(f"WordNet cannot be read: {error.strerror}.", where=str(wordnet)) from error
+        raise DataError(f"WordNet cannot be read: {error.strerror}.", where=str(wordnet)) from error
     spelled = {line[:8]: line.split()[4::2] for line in senses if line[9:11] in _SEEN}
     found = []
     for line in entries:
