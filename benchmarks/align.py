@@ -31,9 +31,9 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 import unweave
-from unweave.align import Aligned, Aligner, Point, Recipe, embeddings
-from unweave.align.rows import held_out, rows_of
-from unweave.align.solvers import SOLVERS, nearest
+from unweave.alignment import Aligned, Aligner, Point, Recipe, embeddings
+from unweave.alignment.rows import held_out, rows_of
+from unweave.alignment.solvers import SOLVERS, nearest
 from unweave.components import Component
 from unweave.pocket.networks import NETWORKS
 from unweave.store import Manifest, Place, Store, writer

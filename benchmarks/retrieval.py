@@ -32,8 +32,8 @@ from torch.nn.functional import normalize
 from zoo import JUDGED, LEARNED, SCORED, aligner_of, codes, store_of, usual
 
 import unweave
-from unweave.align import Aligned
-from unweave.attribute import attribute
+from unweave.alignment import Aligned
+from unweave.attribution.scores import attribute
 from unweave.errors import ArgumentError
 from unweave.pocket.measure import markdown
 from unweave.pocket.networks import NETWORKS

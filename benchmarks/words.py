@@ -28,8 +28,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from zoo import LEARNED, SCORED, aligner_of, codes, store_of, usual
 
 import unweave
-from unweave.align import Aligned, embeddings
-from unweave.attribute import Attribution, attribute
+from unweave.alignment import Aligned, embeddings
+from unweave.attribution.scores import Attribution, attribute
 from unweave.pocket.measure import markdown, prompts
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import unweave
-from unweave.align import Aligner, align
+from unweave.alignment import Aligner, align
 from unweave.extraction import Settings
 from unweave.pocket.scenes import NAMES
 from unweave.store import Store

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from unweave import Contributions
 from unweave.components import Component
-from unweave.contributions import Origin
 from unweave.errors import UnweaveError
 from unweave.saving import ContributionsWriter, files_at
+from unweave.view import Origin
 
 COMPONENTS = (
     Component("patch_embed", "embed"),

@@ -12,35 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unweave.components import Component, Selection, select
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where contributions come from: what has to agree before two sets of them may be compared.
-
-    Attributes:
-        model: The model's id.
-        weights_hash: The hash of its weights.
-        preprocessing: How pictures became inputs, ready for JSON.
-        level: How finely the branches were split.
-        selection: The components asked for, as text; None for all.
-        computed_in: The numbers that the model computed in.
-        skipped: Images that were left out, each as (id, reason).
-    """
-
-    model: str
-    weights_hash: str
-    preprocessing: Mapping[str, object]
-    level: str
-    selection: str | None = None
-    computed_in: str = "float32"
-    skipped: tuple[tuple[str, str], ...] = ()
+from unweave.errors import DataError, ModelError, StoreError
+from unweave.view import Origin, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +36,8 @@ class Contributions:
         error: The relative error of the sum for each image, `|sum_i c_i - z| / |z|`, `[image]`.
         tolerance: The largest error that was allowed.
         origin: The model and settings they come from, where known.
+        fields: What is known of the images, such as `label`: a value for each image, by name.
+        logits: What the model's classifier made of each image, `[image, class]`, where that is known.
     """
 
     values: Float[Tensor, "image component dim"]
@@ -64,6 +47,12 @@ class Contributions:
     error: Float[Tensor, " image"]
     tolerance: float = field(default=1e-5)
     origin: Origin | None = None
+    fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    logits: Float[Tensor, "image class"] | None = None
+
+    def view(self) -> View:
+        """These contributions as a view, which every task reads."""
+        return View.of(_Batch(self))
 
     def __getitem__(self, selection: Selection) -> Contributions:
         """The same batch with only the chosen components (they no longer add up to the representation)."""
@@ -122,6 +111,70 @@ class Contributions:
             f"{str(self.values.dtype).removeprefix('torch.')} error<={worst:.1e} "
             f"norm={float(self.values.norm(dim=-1).mean()):.3g}"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """A batch in memory, as a view reads it."""
+
+    contributions: Contributions
+
+    def __str__(self) -> str:
+        return "a batch in memory"
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return self.contributions.components
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.contributions.ids
+
+    @property
+    def dim(self) -> int:
+        return int(self.contributions.values.shape[2])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.contributions.values.dtype
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.contributions.origin
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        return {
+            name: type(values[0]).__name__ if len(values) else "" for name, values in self.contributions.fields.items()
+        }
+
+    def field(self, name: str) -> Sequence[Any]:
+        fields = self.contributions.fields
+        if name not in fields:
+            raise DataError(
+                f"The images have no field {name!r}.",
+                where=str(self),
+                cure=f"use one of {', '.join(fields)}" if fields else "give it: `replace(contributions, fields={...})`",
+            )
+        return fields[name]
+
+    def level(self, name: str) -> _Batch:
+        if self.origin is None or self.origin.level != name:
+            raise StoreError("A batch in memory has one level.", where=str(self), cure=f"plan with `level={name!r}`")
+        return self
+
+    def values(self, columns: Sequence[int], rows: np.ndarray) -> Tensor:
+        return self.contributions.values[torch.from_numpy(rows)][:, list(columns)]
+
+    def representation(self, rows: np.ndarray) -> Tensor:
+        return self.contributions.representation[torch.from_numpy(rows)].float()
+
+    def logits(self, rows: np.ndarray) -> Tensor:
+        if self.contributions.logits is None:
+            raise ModelError(
+                "The logits of these images are not known.", where=str(self), cure="read them from a store"
+            )
+        return self.contributions.logits[torch.from_numpy(rows)]
 
 
 @dataclass(frozen=True, eq=False)

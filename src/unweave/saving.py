@@ -33,8 +33,9 @@ from torch import Tensor
 
 import unweave
 from unweave.components import Component
-from unweave.contributions import Contributions, Origin
+from unweave.contributions import Contributions
 from unweave.errors import ArgumentError, StoreError
+from unweave.view import Origin
 
 FORMAT, VERSION = "unweave contributions", 1
 NAME = "contributions"

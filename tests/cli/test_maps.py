@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import unweave
-from unweave.align import Recipe, align
+from unweave.alignment import Recipe, align
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 

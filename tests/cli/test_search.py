@@ -10,7 +10,7 @@ from PIL import Image
 
 import unweave
 from stores import remembered
-from unweave.align import Recipe, align
+from unweave.alignment import Recipe, align
 from unweave.extraction import extractor, job
 
 pytestmark = pytest.mark.xdist_group("store verbs")

@@ -12,7 +12,7 @@ from PIL import Image
 
 import unweave
 from stores import remembering
-from unweave.align import Recipe, align
+from unweave.alignment import Recipe, align
 from unweave.tasks import debias
 from unweave.tasks.head import probe
 

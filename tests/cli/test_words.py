@@ -10,7 +10,7 @@ from PIL import Image
 
 import unweave
 from stores import remembering
-from unweave.align import Recipe, align, solvers
+from unweave.alignment import Recipe, align, solvers
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import unweave
 from stores import remembering
-from unweave.align import Recipe
+from unweave.alignment import Recipe
 from unweave.errors import UnweaveError
 from unweave.reproduce import POCKET, PUBLISHED, TABLES, Setting, Subject, chosen, pocket_setting, published, reproduce
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from stores import space_of, stored
-from unweave.align import Aligner
+from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import ArgumentError, StoreError
 from unweave.tasks.ablation import (

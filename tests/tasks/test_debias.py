@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stores import stored
-from unweave.attribute import Attribution
+from unweave.attribution.scores import Attribution
 from unweave.components import Component
 from unweave.errors import ArgumentError, StoreError
 from unweave.tasks.debias import Accuracy, Groups, Side, _carried, candidates, debias, groups_of, ranked

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 import unweave
 from stores import SMALL, draw, model, space_of, stored
-from unweave.align import Aligner
+from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import StoreError
 from unweave.extraction import extract

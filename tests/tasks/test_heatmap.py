@@ -14,7 +14,7 @@ from torch import nn
 import unweave
 from stores import Classifier, model, space_of
 from tiny import SIZE, WIDTH, Vit, pictures, ready
-from unweave.align import Aligner
+from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import ArgumentError, ModelError, StoreError, UnweaveError
 from unweave.models import Model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stores import stored
-from unweave.align import Aligned, Aligner
+from unweave.alignment import Aligned, Aligner
 from unweave.components import Component
 from unweave.errors import StoreError, UnweaveError
 from unweave.tasks import index as module

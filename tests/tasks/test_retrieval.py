@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score
 
 import unweave
 from stores import SIZE, draw, model, space_of, stored
-from unweave.align import Aligned, Aligner
-from unweave.attribute import Attribution, attribute
+from unweave.alignment import Aligned, Aligner
+from unweave.attribution.scores import Attribution, attribute
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.extraction import Settings, extractor

@@ -114,7 +114,7 @@ def ablate(
 def _steps(own: Study, order: list[str], seed: int) -> tuple[Step, ...]:
     import numpy as np
 
-    from unweave.attribute import attribute
+    from unweave.attribution.scores import attribute
     from unweave.tasks.ablation import layers, one_by_one, selections
 
     if order[0] in ("last", "first"):

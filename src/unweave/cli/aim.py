@@ -17,7 +17,7 @@ def target_of(
     device: str,
 ) -> Any:
     """Texts through an aligner or in a CLIP's own space, or classes of the model's own classifier."""
-    from unweave.align import Aligner
+    from unweave.alignment import Aligner
     from unweave.errors import ArgumentError
     from unweave.tasks.target import toward_classes, toward_texts
     from unweave.text import read_templates, text_space

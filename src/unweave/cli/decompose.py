@@ -62,9 +62,9 @@ def decompose(
         import torch
 
         import unweave
-        from unweave.contributions import Origin
         from unweave.images import batches, find_images, open_images, sample_images
         from unweave.saving import ContributionsWriter
+        from unweave.view import Origin
 
         sources: Sequence[Any] = sample_images()[:limit]
         if images:

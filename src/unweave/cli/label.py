@@ -15,7 +15,7 @@ from unweave.cli.console import counted, print_files, print_json, progress, tabl
 from unweave.cli.seen import origin, seen_in
 
 if TYPE_CHECKING:
-    from unweave.textspan import Naming
+    from unweave.attribution.names import Naming
 
 _SPACE, _HOW = "The text space", "How to work"
 
@@ -40,8 +40,8 @@ def label(
     with working(f"Reading {store}"):
         from unweave.files import write_table
         from unweave.text import read_phrases
-        from unweave.textspan import clearest, textspan
-        from unweave.textspan import table as rows_of
+        from unweave.attribution.names import clearest, textspan
+        from unweave.attribution.names import table as rows_of
 
         seen, space = seen_in(store, aligner, text_space, templates, where, device)
         words = read_phrases(vocabulary) if vocabulary else space.vocabulary()

@@ -14,7 +14,7 @@ from unweave.cli.console import counted, print_files, print_json, progress, tabl
 from unweave.cli.seen import origin, seen_in
 
 if TYPE_CHECKING:
-    from unweave.attribute import Attribution
+    from unweave.attribution.scores import Attribution
 
 _SPACE, _HOW = "The text space", "How to work"
 
@@ -42,7 +42,7 @@ def score(
 ) -> None:
     """Score every component for every feature, with intervals, and say which scores are above chance."""
     with working(f"Reading {store}"):
-        from unweave.attribute import attribute
+        from unweave.attribution.scores import attribute
         from unweave.files import write_table
         from unweave.text import features as read
         from unweave.text.phrases import chosen

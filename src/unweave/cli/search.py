@@ -16,7 +16,7 @@ from unweave.cli.seen import origin, seen_in
 from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from unweave.attribute import Attribution
+    from unweave.attribution.scores import Attribution
     from unweave.store import Store
     from unweave.tasks.retrieval import Retrieved
 
@@ -91,7 +91,7 @@ def search(
         from dataclasses import replace
 
         import unweave
-        from unweave.attribute import attribute
+        from unweave.attribution.scores import attribute
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
         from unweave.tasks.retrieval import by_image, by_text, probe_of

@@ -16,7 +16,7 @@ def seen_in(
 ) -> tuple[Any, Any]:
     """The store in the text space, and the space, loaded."""
     import unweave
-    from unweave.align import open_aligned
+    from unweave.alignment import open_aligned
     from unweave.extraction.extractor import device_of
     from unweave.text import read_templates
 

@@ -1,31 +1,34 @@
-"""The images of a store, opened again by their ids."""
+"""The images that contributions were made of, opened again by their ids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 from unweave.errors import DataError
 from unweave.images import ImageSet, Picture, open_images
-from unweave.store import Store
+from unweave.view import View
 
 
-def pictures(store: Store, ids: Sequence[str], images: Mapping[int, ImageSet] | None = None) -> list[Picture]:
-    """The images with these ids, not read yet.
+def pictures(view: View, images: Sequence[ImageSet] = ()) -> list[Picture]:
+    """The images of a view, in its order, not read yet.
 
     Args:
-        store: Which knows where they lie.
-        ids: Some of the store's.
-        images: The images of each listing, where the store cannot open them.
+        view: The contributions; those of a store know where their images lie.
+        images: Image sets that have them, for contributions that do not know it.
 
     Raises:
-        DataError: An image is no longer there.
-        DataError: A listing can no longer be opened.
+        DataError: An image is no longer there, or the place where it lay can no longer be opened.
     """
-    wanted, found = set(ids), dict[str, Picture]()
-    for number, own in enumerate(store.manifest.listings):
-        opened = (images or {}).get(number) or open_images(own.data, split=own.split)
-        found.update({name: opened[place] for place, name in enumerate(opened.ids) if name in wanted})
-    missing = next((name for name in ids if name not in found), None)
+    wanted, pictured = set(view.ids), dict[str, Picture]()
+    listed = view.origin.images if view.origin is not None else ()
+    for images_there in chain(images, (open_images(listing.data, split=listing.split) for listing in listed)):
+        pictured |= {name: images_there[row] for row, name in enumerate(images_there.ids) if name in wanted}
+        if len(pictured) == len(wanted):
+            break
+    missing = next((name for name in view.ids if name not in pictured), None)
     if missing is not None:
-        raise DataError("An image of the store is no longer there.", where=missing, cure="put it back")
-    return [found[name] for name in ids]
+        raise DataError(
+            "An image can no longer be opened.", where=missing, cure="put it back, or give the images themselves"
+        )
+    return [pictured[name] for name in view.ids]

@@ -12,6 +12,7 @@ from unweave.images.imageset import ImageSet, Picture
 from unweave.images.opening import open_images
 from unweave.images.read import ImageFile, find_images, read_image
 from unweave.images.sample import sample_images
+from unweave.images.squares import squares
 
 __all__ = [
     "Batches",
@@ -24,4 +25,5 @@ __all__ = [
     "open_images",
     "read_image",
     "sample_images",
+    "squares",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import unweave
-from unweave.align import Recipe, align
+from unweave.alignment import Recipe, align
 from unweave.errors import ArgumentError
 from unweave.extraction import Settings, extract
 from unweave.files import replacing

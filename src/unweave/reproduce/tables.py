@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import unweave
-from unweave.align import Aligner, open_aligned
-from unweave.attribute import attribute
+from unweave.alignment import Aligner, open_aligned
+from unweave.attribution.scores import attribute
 from unweave.errors import ArgumentError, DataError
 from unweave.figures import MapRow, maps_figure, save_figure
 from unweave.images import ImageSet, open_images

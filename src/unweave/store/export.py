@@ -13,8 +13,9 @@ from pyarrow import parquet
 from unweave.components import Selection, select
 from unweave.errors import StoreError
 from unweave.saving import ContributionsWriter
-from unweave.store.reader import Rows, Store
+from unweave.store.reader import Store
 from unweave.store.writer import OWN
+from unweave.view import Rows
 
 _ROWS = 256
 """Images that are in memory at a time."""

@@ -21,15 +21,13 @@ from pyarrow import compute
 from torch import Tensor
 
 from unweave.components import Component, Selection, select
-from unweave.contributions import Contributions, Origin
+from unweave.contributions import Contributions
 from unweave.errors import StoreError
 from unweave.store import writer
 from unweave.store.manifest import Manifest
 from unweave.store.place import Place
 from unweave.store.shards import Shards
-
-Rows = slice | Sequence[int] | Sequence[str] | Sequence[bool] | np.ndarray | Tensor | None
-"""Rows of a store: a slice, numbers, ids, or one truth value for each; None for all."""
+from unweave.view import Listed, Origin, Rows, View, numbered
 
 
 class Store:
@@ -153,23 +151,20 @@ class Store:
         Raises:
             StoreError: There is no such row or id.
         """
-        if rows is None or isinstance(rows, slice):
-            return np.arange(len(self))[slice(None) if rows is None else rows]
-        if len(rows) and isinstance(rows[0], str):
-            unknown = next((name for name in rows if name not in self._numbers), None)
-            if unknown is not None:
-                raise StoreError(f"The store has no image {unknown!r}.", where=str(self.place), cure="see `store.ids`")
-            return np.array([self._numbers[str(name)] for name in rows], np.int64)
-        found = np.asarray(rows)
-        if found.dtype == bool:
-            if len(found) != len(self):
-                raise StoreError(f"{len(found)} truth values do not choose among {len(self)} rows.")
-            return np.flatnonzero(found)
-        found = found.astype(np.int64).reshape(-1)
-        outside = found[(found < -len(self)) | (found >= len(self))]
-        if len(outside):
-            raise StoreError(f"The store has {len(self)} rows, so there is none with the number {outside[0]}.")
-        return found % len(self) if len(found) else found
+        return numbered(rows, self.ids, str(self.place))
+
+    def view(self, level: str | None = None) -> View:
+        """All images and components of a level, which every task reads.
+
+        Args:
+            level: The level; the first one if none is named.
+
+        Raises:
+            StoreError: The store does not have this level.
+        """
+        level = level or self.manifest.levels[0]
+        self.components(level)
+        return View.of(_Level(self, level))
 
     def read(self, components: Selection = None, rows: Rows = None, *, level: str | None = None) -> Contributions:
         """Contributions, touching only the bytes of these components and rows.
@@ -277,6 +272,10 @@ class Store:
             chosen,
             known.computed_in,
             tuple(self.skipped),
+            dict(known.loading),
+            known.attention,
+            known.nonlinear,
+            tuple(Listed(listing.data, listing.split, listing.fingerprint) for listing in known.listings),
         )
 
     def agree(self, **other: Any) -> None:
@@ -286,6 +285,57 @@ class Store:
     def fields(self) -> Mapping[str, str]:
         """What is known of images, and its type."""
         return {one.name: str(one.type) for one in self.table.schema if one.name not in (*writer.OWN, "id")}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Level:
+    """A level of a store, as a view reads it."""
+
+    store: Store
+    name: str
+
+    def __str__(self) -> str:
+        return str(self.store.place)
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return self.store.components(self.name)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.store.ids
+
+    @property
+    def dim(self) -> int:
+        return self.store.manifest.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.store.manifest.dtype)
+
+    @cached_property
+    def origin(self) -> Origin:
+        return self.store.origin(self.name)
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        return self.store.fields()
+
+    def field(self, name: str) -> Sequence[Any]:
+        return self.store.field(name)
+
+    def level(self, name: str) -> _Level:
+        self.store.components(name)
+        return _Level(self.store, name)
+
+    def values(self, columns: Sequence[int], rows: np.ndarray) -> Tensor:
+        return self.store.values(columns, rows, level=self.name)
+
+    def representation(self, rows: np.ndarray) -> Tensor:
+        return self.store.representation(rows)
+
+    def logits(self, rows: np.ndarray) -> Tensor:
+        return self.store.logits(rows)
 
 
 def _compact(numbers: np.ndarray) -> slice | np.ndarray:

@@ -1,35 +1,39 @@
 """Ablation: how well classes are told as more and more components say the same of every image.
 
-    found = ablation(store, classifier(store), "label", layers(store, last=True))
-    found.accuracies                                       # one for each step, the first with nothing ablated
+    ablation = unweave.ablate("out", "last")
+    ablation.accuracies                          # one for each step, the first with nothing ablated
+    ablation.figure()
 
 A component is ablated by replacing its contribution with its mean over other images (or zero), everything else held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.text import Text
 from scipy.stats import binomtest
 from torch import Tensor
 
-from unweave.align import Aligned
-from unweave.align.rows import held_out
+from unweave.alignment import view_card
+from unweave.attribution.scores import score
 from unweave.components import Component, Selection, select
 from unweave.errors import DataError
-from unweave.store import Rows, Store
-from unweave.tasks.head import Head
+from unweave.figures import Curve, curves_figure
+from unweave.progress import OnProgress, silent
+from unweave.results import Result, rich_table, verb
+from unweave.tasks.classifier import By, Classification, Classifier
+from unweave.view import View, Viewable
 
 To = Literal["mean", "zero"]
-
-_BYTES = 2**28
-"""Of a component's contributions, in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,18 @@ class Step:
     """Components that are ablated together, on top of those of all steps before.
 
     Attributes:
-        name: What is said of them.
-        components: Their places.
+        name: What the step is called.
+        components: The components, as places.
     """
 
     name: str
     components: tuple[int, ...]
+
+
+Order: TypeAlias = "str | Sequence[Selection] | Sequence[Step]"
+"""In what order to ablate: `last` (layers from the last one back), `first`, `random` or `score:FEATURE` (components one
+by one), or selections, one for each step.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Accuracy:
     """How often the right class is told.
 
     Attributes:
-        right, images: How many of how many.
+        right, images: How many images are told right, of how many.
     """
 
     right: int
@@ -64,25 +74,27 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % (Wilson, 1927)."""
-        found = binomtest(self.right, self.images).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        interval = binomtest(self.right, self.images).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Result):
     """What ablation does.
 
     Attributes:
         model: The model's id.
-        head: What tells the classes.
+        by: What tells the classes.
         to: What ablated contributions are replaced by.
-        steps: What was ablated, one after the other.
+        steps: What was ablated, one step after the other.
         accuracies: Before, and after each step.
-        components: Of the model.
+        components: The components of the model.
     """
 
+    name = "ablation"
+
     model: str
-    head: str
+    by: By
     to: To
     steps: tuple[Step, ...]
     accuracies: tuple[Accuracy, ...]
@@ -110,14 +122,48 @@ class Ablation:
             )
         return pa.Table.from_pylist(rows)
 
+    def figure(self) -> Figure:
+        """Accuracy after each step, with its interval."""
+        return ablations_figure([self])
+
+    def told(self) -> list[RenderableType]:
+        """The accuracy after each step."""
+        rows = [
+            [row["ablated"], str(row["components"]), f"{row['accuracy']:.3f}", f"{row['low']:.3f} ... {row['high']:.3f}"]
+            for row in self.table().to_pylist()
+        ]
+        title = f"{self.model}: accuracy told by {_BY[self.by]}, {self.accuracies[0].images:,} images"
+        columns = {"ablated": "left", "components": "right", "accuracy": "right", "95 %": "right"}
+        return [rich_table(title, columns, rows), Text()]
+
+
+_BY = {"model": "the model's classifier", "zero-shot": "words", "probe": "a probe"}
+
+
+def ablations_figure(ablations: Sequence[Ablation]) -> Figure:
+    """Several ablations in one plot, a curve for each."""
+    curves = [
+        Curve(
+            each.model,
+            [accuracy.value for accuracy in each.accuracies],
+            [accuracy.interval[0] for accuracy in each.accuracies],
+            [accuracy.interval[1] for accuracy in each.accuracies],
+        )
+        for each in ablations
+    ]
+    steps = ablations[0].steps
+    what = "layers" if steps and steps[0].name.startswith("layer ") else "steps"
+    title = f"Accuracy told by {_BY[ablations[0].by]}"
+    return curves_figure({"": curves}, title=title, across=f"{what} ablated", up="accuracy")
+
 
 def layers(components: Sequence[Component], *, last: bool) -> tuple[Step, ...]:
     """A step for each layer, from the last one back or from the first on; what belongs to no layer is left alone."""
-    found: dict[int, list[int]] = {}
-    for place, own in enumerate(components):
-        if own.layer is not None:
-            found.setdefault(own.layer, []).append(place)
-    steps = [Step(f"layer {layer}", tuple(found[layer])) for layer in sorted(found)]
+    places: dict[int, list[int]] = {}
+    for place, component in enumerate(components):
+        if component.layer is not None:
+            places.setdefault(component.layer, []).append(place)
+    steps = [Step(f"layer {layer}", tuple(places[layer])) for layer in sorted(places)]
     return tuple(steps[::-1] if last else steps)
 
 
@@ -133,129 +179,116 @@ def selections(components: Sequence[Component], chosen: Sequence[Selection]) -> 
         ArgumentError: A selection matches nothing.
     """
     gone, steps = set[int](), []
-    for own in chosen:
-        places = tuple(place for place in select(components, own) if place not in gone)
+    for selection in chosen:
+        places = tuple(place for place in select(components, selection) if place not in gone)
         gone.update(places)
-        steps.append(Step(str(own), places))
+        steps.append(Step(str(selection), places))
     return tuple(steps)
 
 
-def split(store: Store, share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of rows that have no image in common: those that means and heads come from, and those to measure on."""
-    side = held_out(store.ids, share, seed)
-    return np.flatnonzero(~side), np.flatnonzero(side)
-
-
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """The sum of all components of some images, in the space that a head reads, from which components are taken.
-
-    Attributes:
-        head: Which reads it.
-        store: The contributions.
-        rows: The images.
-        means: What contributions are replaced by, for each component; None for zero.
-        level: At which level.
-    """
-
-    head: Head
-    store: Store
-    rows: np.ndarray
-    means: Float[Tensor, "component width"] | None
-    level: str
-
-    def whole(self) -> Float[Tensor, "image dim"]:
-        """With nothing ablated. For the model's own space this is the representation as the model computed it."""
-        if self.head.aligner is None:
-            return self.store.representation(self.rows)
-        seen = Aligned(self.store, self.head.aligner, self.rows)
-        return seen.representation(torch.eye(self.head.aligner.maps.shape[2]))
-
-    def change(self, component: int) -> Float[Tensor, "image dim"]:
-        """What the sum loses when a component is ablated."""
-        width = self.store.manifest.dim
-        size = max(1, _BYTES // (4 * width))
-        map_ = self._map(component)
-        found = []
-        for start in range(0, len(self.rows), size):
-            values = self.store.values([component], self.rows[start : start + size], level=self.level)[:, 0].float()
-            moved = values if self.means is None else values - self.means[component]
-            found.append(moved if map_ is None else moved @ map_)
-        return torch.cat(found)
-
-    def _map(self, component: int) -> Tensor | None:
-        aligner = self.head.aligner
-        if aligner is None:
-            return None
-        own = self.store.components(self.level)[component]
-        return aligner.maps[aligner.places([own], self.store.origin(self.level))[0]]
-
-
-def means(store: Store, rows: Rows = None, *, level: str | None = None) -> Float[Tensor, "component width"]:
-    """The mean contribution of every component over some images, read a few images at a time.
-
-    Raises:
-        DataError: There are no images.
-    """
-    numbers = store.rows(rows)
-    if not len(numbers):
-        raise DataError("There are no images to take means of.", where=str(store.place), cure="choose some")
-    columns = range(len(store.components(level)))
-    size = max(1, _BYTES // (4 * len(columns) * store.manifest.dim))
-    total = torch.zeros(len(columns), store.manifest.dim, dtype=torch.float64)
-    for start in range(0, len(numbers), size):
-        total += store.values(columns, numbers[start : start + size], level=level).double().sum(0)
-    return (total / len(numbers)).float()
-
-
-def ablation(
-    store: Store,
-    head: Head,
-    field: str,
-    steps: Sequence[Step],
+@verb
+def ablate(
+    source: Viewable,
+    order: Order = "last",
     *,
-    rows: Rows = None,
-    mean_rows: Rows = None,
+    fitted: Viewable | None = None,
+    classification: Classification = Classification(),  # noqa: B008  # it cannot be changed
     to: To = "mean",
-    level: str | None = None,
-    on_component: Callable[[int], None] = lambda count: None,
+    seed: int = 0,
+    on_progress: OnProgress = silent,
 ) -> Ablation:
-    """Ablate components step by step, and tell classes after each.
+    """Ablate components step by step, and tell classes after each: everything else is held.
 
     Memory: the sums of the images, once, and a component's contributions.
 
     Args:
-        store: The contributions.
-        head: What tells the classes.
-        field: What is known of the images that names their class; images without a value do not count.
-        steps: What to ablate, each step on top of those before.
-        rows: The images to measure on.
-        mean_rows: The images that means come from; they should be others.
+        source: A store, a view of one, or a batch in memory: the images to measure on. If no others are given to fit
+            to, half of these are measured on, chosen by their ids, and the other half is fitted to.
+        order: What to ablate, each step on top of those before (see `Order`).
+        fitted: Other images, from which means, scores and probes come.
+        classification: How classes are told.
         to: Replace contributions by their mean, or by zero.
-        level: Of the store; its first one, or that of the head's aligner, if not given.
-        on_component: Called with the number of components that are ablated.
+        seed: The seed of a random order, and of scores.
+        on_progress: Called after each component.
 
     Raises:
-        DataError: There are no such images, field or classes, or a class is none of the head's.
+        DataError: There are no such images, field or classes, or an image is on both sides.
+        ModelError, ArgumentError: The classes cannot be told in this way, or the order is none.
     """
-    level = str(head.aligner.identity["level"]) if head.aligner is not None else level or store.manifest.levels[0]
-    numbers = store.rows(rows)
-    codes = head.codes(store, field, numbers)
-    numbers, codes = numbers[codes >= 0], codes[codes >= 0]
-    if not len(numbers):
-        raise DataError(f"No image has a {field}.", where=str(store.place), cure="choose images, or another field")
-    replaced = means(store, mean_rows, level=level) if to == "mean" else None
-    sums = Sums(head, store, numbers, replaced, level)
-    total = sums.whole()
-    found, count = [_told(head, total, codes)], 0
+    fitted_view, view = sides(source, fitted)
+    classifier = classification.fitted(fitted_view)
+    fitted_view, view = classifier.seen(fitted_view), classifier.seen(view)
+    steps = _steps(fitted_view, order, classification, seed)
+    codes = classifier.codes(view, classification.label)
+    if not (codes >= 0).any():
+        raise DataError(
+            f"No image has a {classification.label}.", where=str(view.source), cure="choose images, or another field"
+        )
+    view, codes = view.rows(codes >= 0), codes[codes >= 0]
+    means = fitted_view.mean() if to == "mean" else None
+    total = view.representation.clone()
+    accuracies, count = [_accuracy(classifier, total, codes)], sum(len(step.components) for step in steps)
+    done = 0
     for step in steps:
         for component in step.components:
-            total -= sums.change(component)
-            count += 1
-            on_component(count)
-        found.append(_told(head, total, codes))
-    return Ablation(store.manifest.model, head.name, to, tuple(steps), tuple(found), store.components(level))
+            total -= change(view, component, means)
+            done += 1
+            on_progress("ablating components", done, count)
+        accuracies.append(_accuracy(classifier, total, codes))
+    card = view_card(view) | {"label": classification.label, "fitted": len(fitted_view)}
+    return Ablation(view.model, classifier.by, to, steps, tuple(accuracies), view.components, card=card)
 
 
-def _told(head: Head, sums: Float[Tensor, "image dim"], codes: Int[np.ndarray, " image"]) -> Accuracy:
-    return Accuracy(int((head.predicted(sums) == codes).sum()), len(codes))
+def sides(source: Viewable, fitted: Viewable | None) -> tuple[View, View]:
+    """The images to fit to, and those to measure on; half of all each, chosen by their ids, if none are given to fit to.
+
+    Raises:
+        DataError: There are no images on a side, or an image is on both.
+    """
+    view = source.view()
+    first, second = view.split() if fitted is None else (fitted.view(), view)
+    both = set(first.ids) & set(second.ids)
+    if both or not len(first) or not len(second):
+        what = (
+            f"{len(both)} images would be fitted to and measured on."
+            if both
+            else f"There are {len(first)} images to fit to and {len(second)} to measure on."
+        )
+        raise DataError(what, where=str(view.source), cure="choose images so that there are some on either side")
+    return first, second
+
+
+def change(
+    view: View, component: int, means: Float[Tensor, "component dim"] | None
+) -> Float[Tensor, "image dim"]:
+    """What the sum of each image loses when a component is ablated.
+
+    Args:
+        view: The contributions.
+        component: The component, by its place in the view.
+        means: What contributions are replaced by; None for zero.
+    """
+    lost = view.select([component]).sum()
+    return lost if means is None else lost - means[component]
+
+
+def _steps(view: View, order: Order, classification: Classification, seed: int) -> tuple[Step, ...]:
+    components = view.components
+    if isinstance(order, str):
+        order = [order]
+    if all(isinstance(step, Step) for step in order):
+        return tuple(order)  # type: ignore[arg-type]
+    first = order[0] if len(order) == 1 else None
+    if first in ("last", "first"):
+        return layers(components, last=first == "last")
+    if first == "random":
+        return one_by_one(components, np.random.default_rng(seed).permutation(len(components)).tolist())
+    if isinstance(first, str) and first.startswith("score:"):
+        name = first.removeprefix("score:")
+        in_words, space = classification.words(view)
+        return one_by_one(components, score(in_words, [name], space=space, samples=20, seed=seed).ranked(name))
+    return selections(components, order)  # type: ignore[arg-type]
+
+
+def _accuracy(classifier: Classifier, sums: Float[Tensor, "image dim"], codes: Int[np.ndarray, " image"]) -> Accuracy:
+    return Accuracy(int((classifier.predicted(sums) == codes).sum()), len(codes))

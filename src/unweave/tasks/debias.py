@@ -23,20 +23,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 import unweave
-from unweave.align import open_aligned
-from unweave.attribute import Attribution
-from unweave.attribute import attribute as attribute_to
+from unweave.alignment import open_aligned
+from unweave.attribution.scores import Attribution
+from unweave.attribution.scores import attribute as attribute_to
 from unweave.components import Component
 from unweave.errors import AlignmentError, ArgumentError, DataError, ModelError
 from unweave.extraction import pictures
 from unweave.images import batches
 from unweave.models import Model
-from unweave.store import Rows, Store, open_store
+from unweave.store import Store, open_store
 from unweave.surgery.edit import Edit, mean_ablated
 from unweave.tasks.ablation import Accuracy, Sums, means
 from unweave.tasks.head import Head, HeadKind, head_of
 from unweave.text import features as read_features
 from unweave.text.phrases import chosen
+from unweave.view import Rows
 
 K = 10
 """Components to ablate, as published."""
@@ -419,7 +420,7 @@ def experiment(
         features: A TOML file with both features; those for birds and their backgrounds if not given.
         spurious, core: The names of the features.
         words: What each class is called in words (`zero-shot`); the values of the label if not given.
-        aligner, space: What takes components to a text space (see `unweave.align.open_aligned`).
+        aligner, space: What takes components to a text space (see `unweave.alignment.open_aligned`).
         published: Rank on the test images.
         seed: Of the scores' intervals.
         device: Where the text space computes.

@@ -26,12 +26,13 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unweave.align import Aligned
+from unweave.alignment import Aligned
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.files import read_pair, replacing
 from unweave.saving import check_room
-from unweave.store import Rows, Store
+from unweave.store import Store
+from unweave.view import Rows
 
 FORMAT, VERSION = "unweave index", 1
 TENSORS, CARD = "index.safetensors", "index.json"

@@ -25,16 +25,17 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unweave.align import Aligned, embeddings
-from unweave.attribute import Attribution
+from unweave.alignment import Aligned, embeddings
+from unweave.attribution.scores import Attribution
 from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import ArgumentError, DataError
 from unweave.extraction.extractor import Extractor
 from unweave.images import ImageFile, batches
-from unweave.store import Rows, Store
+from unweave.store import Store
 from unweave.tasks.index import Index
 from unweave.text import TextSpace
+from unweave.view import Rows
 
 By = Literal["score", "margin"]
 """What components are ranked by: their score for a feature, or that less their highest score for another feature."""

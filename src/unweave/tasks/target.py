@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unweave.align import Aligner
+from unweave.alignment import Aligner
 from unweave.components import Component
-from unweave.contributions import Origin
 from unweave.errors import AlignmentError, ArgumentError, ModelError
 from unweave.models import Model
 from unweave.tasks import head
 from unweave.text import TextSpace
+from unweave.view import Origin
 
 
 @dataclass(frozen=True, eq=False)

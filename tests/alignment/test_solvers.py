@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from stores import stored
-from unweave.align import Aligner, Recipe, solvers
-from unweave.align.objective import objective
-from unweave.align.rows import held_out, rows_of
-from unweave.align.solvers import adam, nearest, ranged, shared
-from unweave.align.state import Keep
+from unweave.alignment import Aligner, Recipe, solvers
+from unweave.alignment.objective import objective
+from unweave.alignment.rows import held_out, rows_of
+from unweave.alignment.solvers import adam, nearest, ranged, shared
+from unweave.alignment.state import Keep
 from unweave.components import Component
-from unweave.contributions import Contributions, Origin
+from unweave.contributions import Contributions
 from unweave.errors import StoreError
+from unweave.view import Origin
 
 IMAGES, WIDTH = 400, 12
 NAMES = tuple(Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3))

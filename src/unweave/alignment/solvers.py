@@ -1,13 +1,14 @@
 """Two solvers of CompAlign's one objective.
 
 `adam` follows the published recipe. `ranged`, the default, solves the same problem for what each map does on the range
-of its component (`unweave.align.ranges`), which is all that images can tell of it, and is several times smaller: first
+of its component (`unweave.alignment.ranges`), which is all that images can tell of it, and is several times smaller: first
 one isometry for all components (orthogonal Procrustes on the representation), then one for each on what the others
 leave (block by block), then L-BFGS on the objective itself. It looks at all images in every step, so it needs few.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unweave.align.objective import Form, cosine_loss, penalties
-from unweave.align.ranges import Ranges, completed, least, ranges
-from unweave.align.rows import Rows
-from unweave.align.state import Keep, OnPoint, Point, fresh
+from unweave.alignment.objective import Form, cosine_loss, penalties
+from unweave.alignment.ranges import Ranges, completed, least, ranges
+from unweave.alignment.pairs import Pairs
+from unweave.alignment.state import Keep, OnPoint, Point, fresh
+from unweave.errors import ArgumentError
 
 Solver = Literal["ranged", "adam"]
 
@@ -35,19 +37,27 @@ class Recipe:
     """How to solve.
 
     Attributes:
-        weight: Of the penalty.
-        form: Of the penalty.
-        seed: Of the order of images (`adam`).
-        rounds: Of ten steps each, at most (`ranged`).
-        sweeps: Over all components, each fitted to what the others leave (`ranged`).
-        epochs: Over all images, at most (`adam`).
+        solver: `ranged`, or `adam` as published.
+        weight: The weight of the penalty.
+        form: The form of the penalty.
+        held_out: The share of images that are held out; which ones follows from their ids and the seed.
+        seed: The seed of what is drawn by chance: held-out images, shuffled targets, the order of images (`adam`).
+        rounds: The most rounds, of ten steps each (`ranged`).
+        sweeps: How often all components are fitted in turn, each to what the others leave (`ranged`).
+        epochs: The most passes over all images (`adam`).
         batch, rate, decay: Images in a step, learning rate, weight decay (`adam`).
         patience: Rounds or epochs without gain on held-out images after which to stop.
         memory: Bytes that compressed contributions may take in memory; beyond that they are read again (`ranged`).
+        random_images: How many images the same model with random weights is aligned on, as a control; 0 for none.
+
+    Raises:
+        ArgumentError: A number is out of range.
     """
 
+    solver: Solver = "ranged"
     weight: float = 1.0
     form: Form = "mean-squared"
+    held_out: float = 0.1
     seed: int = 0
     rounds: int = 12
     sweeps: int = 2
@@ -57,6 +67,15 @@ class Recipe:
     decay: float = 1e-6
     patience: int = 2
     memory: int = 2 * 2**30
+    random_images: int = 500
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("ranged", "adam"):
+            raise ArgumentError(f"There is no solver {self.solver!r}.", cure="use ranged or adam")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ArgumentError(f"weight must be a number that is not negative, got {self.weight}.", cure="use 1.0")
+        if not 0 < self.held_out < 1:
+            raise ArgumentError(f"held_out must lie between 0 and 1, got {self.held_out}.", cure="use 0.1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,48 +104,49 @@ def nearest(matrix: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
     return left @ right
 
 
-def shared(train: Rows) -> Float[Tensor, "width dim"]:
+def shared(train: Pairs) -> Float[Tensor, "width dim"]:
     """The one isometry that, used for all components, brings the representation nearest to the target.
 
     It needs the representations alone, which a store has beside the contributions.
     """
-    total = torch.zeros(train.store.manifest.dim, train.targets.shape[1], dtype=torch.float64)
+    total = torch.zeros(train.view.dim, train.targets.shape[1], dtype=torch.float64)
     for z, target in _representations(train):
         total += z.T.double() @ target.double()
     return nearest(total).float()
 
 
-def _representations(rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(rows), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        yield rows.store.representation(rows.numbers[part]), rows.targets[part]
+def _representations(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor]]:
+    start = 0
+    for part in pairs.view.batches(_AT_ONCE):
+        yield part.representation, pairs.targets[start : start + len(part)]
+        start += len(part)
 
 
-def _shared_loss(rows: Rows, map_: Float[Tensor, "width dim"]) -> float:
+def _shared_loss(pairs: Pairs, map_: Float[Tensor, "width dim"]) -> float:
     """The first term with one map for all components."""
-    total = sum(len(target) * float(cosine_loss(z @ map_, target)) for z, target in _representations(rows))
-    return total / len(rows)
+    total = sum(len(target) * float(cosine_loss(z @ map_, target)) for z, target in _representations(pairs))
+    return total / len(pairs)
 
 
 # -- on the range -----------------------------------------------------------------------------------------------------
 
 
-def ranges_of(train: Rows) -> Ranges:
+def ranges_of(train: Pairs) -> Ranges:
     """The ranges of the components, from the images to fit."""
-    stored = getattr(torch, train.store.manifest.dtype)
+    stored = train.view.source.dtype
     return ranges((contributions for contributions, _ in train.batches()), stored)
 
 
 class _Small:
     """The problem on the ranges: coordinates of the contributions, and maps of those."""
 
-    def __init__(self, rows: Rows, found: Ranges, memory: int) -> None:
-        self.rows, self.found = rows, found
-        size = len(rows) * sum(found.ranks) * 4
+    def __init__(self, pairs: Pairs, found: Ranges, memory: int) -> None:
+        self.pairs, self.found = pairs, found
+        size = len(pairs) * sum(found.ranks) * 4
         self._kept = list(self._read()) if size <= memory else None
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for contributions, target in self.rows.batches():
+        for contributions, target in self.pairs.batches():
             yield self.found.within(contributions), target
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -147,7 +167,7 @@ class _Small:
         total = 0.0
         for inner, target in self.batches():
             total += len(target) * float(cosine_loss(inner @ maps + bias, target))
-        return total / len(self.rows)
+        return total / len(self.pairs)
 
     def slope(self, maps: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
         """The first term and its gradients, in one pass."""
@@ -155,7 +175,7 @@ class _Small:
         for inner, target in self.batches():
             aligned = (inner @ maps + bias).requires_grad_()
             with torch.enable_grad():
-                loss = cosine_loss(aligned, target) * (len(target) / len(self.rows))
+                loss = cosine_loss(aligned, target) * (len(target) / len(self.pairs))
             (own,) = torch.autograd.grad(loss, aligned)
             total += loss.item()
             by_maps += inner.T @ own
@@ -164,8 +184,8 @@ class _Small:
 
 
 def ranged(
-    train: Rows,
-    held_out: Rows,
+    train: Pairs,
+    held_out: Pairs,
     recipe: Recipe,
     on_point: OnPoint = lambda point: None,
     keep: Keep = Keep(),  # noqa: B008
@@ -189,7 +209,7 @@ def ranged(
     since = time.perf_counter() - began
     found = ranges_of(train) if found is None else found
     small, other = _Small(train, found, recipe.memory), _Small(held_out, found, recipe.memory)
-    width = train.store.manifest.dim
+    width = train.view.dim
     if state is None:
         state = fresh(found.restricted(one for _ in found.bases))
         on_point(state.reached("one map", *first, 0.0, seconds=since))
@@ -270,8 +290,8 @@ def _descended(
 
 
 def adam(
-    train: Rows,
-    held_out: Rows,
+    train: Pairs,
+    held_out: Pairs,
     recipe: Recipe,
     on_point: OnPoint = lambda point: None,
     keep: Keep = Keep(),  # noqa: B008
@@ -280,7 +300,7 @@ def adam(
 
     Args: as for `ranged`.
     """
-    components, width = len(train.store.components(train.level)), train.store.manifest.dim
+    components, width = len(train.view.components), train.view.dim
     state = keep.load() or fresh(isometry(width, train.targets.shape[1]).expand(components, -1, -1).clone())
     maps, bias = (state.tensors[name].clone().requires_grad_() for name in ("maps", "bias"))
     optimiser = torch.optim.Adam([maps, bias], lr=recipe.rate, weight_decay=recipe.decay)
@@ -293,7 +313,7 @@ def adam(
         order = np.random.default_rng((recipe.seed, epoch)).permutation(len(train))
         for start in range(0, len(order), recipe.batch):
             places = order[start : start + recipe.batch]
-            aligned = torch.einsum("ncw,cwd->nd", train.contributions(places), maps) + bias
+            aligned = torch.einsum("ncw,cwd->nd", train.view.rows(places).values(), maps) + bias
             loss = cosine_loss(aligned, train.targets[torch.from_numpy(places)])
             loss = loss + recipe.weight * penalties(maps, recipe.form).sum()
             optimiser.zero_grad()
@@ -304,18 +324,18 @@ def adam(
             state.tensors |= {f"{place} {name}": value for name, value in optimiser.state[own].items()}
         with torch.no_grad():
             cost = float(recipe.weight * penalties(maps, recipe.form).sum())
-            ours, theirs = (_loss(rows, maps, bias) for rows in (train, held_out))
+            ours, theirs = (_loss(pairs, maps, bias) for pairs in (train, held_out))
         on_point(state.reached(f"epoch {epoch + 1}", ours, theirs, cost))
         keep.save(state)
     return Solution(*state.best, state.path)
 
 
-def _loss(rows: Rows, maps: Tensor, bias: Tensor) -> float:
+def _loss(pairs: Pairs, maps: Tensor, bias: Tensor) -> float:
     total = 0.0
-    for contributions, target in rows.batches():
+    for contributions, target in pairs.batches():
         aligned = torch.einsum("ncw,cwd->nd", contributions, maps) + bias
         total += len(target) * float(cosine_loss(aligned, target))
-    return total / len(rows)
+    return total / len(pairs)
 
 
-SOLVERS: dict[Solver, Callable[[Rows, Rows, Recipe, OnPoint, Keep], Solution]] = {"ranged": ranged, "adam": adam}
+SOLVERS: dict[Solver, Callable[[Pairs, Pairs, Recipe, OnPoint, Keep], Solution]] = {"ranged": ranged, "adam": adam}

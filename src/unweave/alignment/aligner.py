@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unweave.align.objective import defect
+from unweave.alignment.objective import defect
 from unweave.components import Component
-from unweave.contributions import Contributions, Origin
+from unweave.contributions import Contributions
 from unweave.errors import AlignmentError
 from unweave.files import read_pair
+from unweave.view import Origin
 
 FORMAT, VERSION = "unweave aligner", 1
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")

@@ -4,14 +4,14 @@ A feature is a group of phrases. With an orthonormal basis of their directions, 
 the aligned representation have coordinates along it; the score is the correlation of the two over the images, averaged
 over the coordinates. All components and all features are scored in two passes over a store.
 
-    seen = Aligned(store, aligner)
-    found = attribute(seen, space, features())
-    found.scores, found.above()                 # [component, feature]
+    scores = unweave.score(store, space="aligner")
+    scores.values, scores.above()               # [component, feature]
+    scores.top("location", 5)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,13 +19,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.text import Text
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
-from unweave.align import Aligned
+from unweave.alignment import Space, aligned, view_card
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError
-from unweave.text import TextSpace
+from unweave.figures import factors_figure
+from unweave.progress import OnProgress, silent
+from unweave.results import Result, rich_table, verb
+from unweave.text.phrases import Features, features_of
+from unweave.view import Viewable
 
 LEVEL = 0.05
 """How often chance may be taken for a finding."""
@@ -33,28 +40,33 @@ LEVEL = 0.05
 _FEWEST = 3
 """Images without which no correlation says anything."""
 
+_SHOWN = 10
+"""Components of a feature that are shown in a terminal."""
+
 _CHUNK = 4096
 """Images that the bootstrap weighs at a time."""
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution:
+class Scores(Result):
     """Scores of components for features.
 
     Attributes:
         components: The rows.
         features: The columns, each with its phrases.
-        scores: Mean correlation, -1 ... 1; 0 for a component that does not vary.
+        values: Mean correlation, -1 ... 1; 0 for a component that does not vary.
         low, high: Where 95 % of bootstrap samples of the images lie.
         chance_low, chance_high: Where 95 % of the scores lie that the component would have if it had nothing to do with
-            the rest of the model (see `attribute`).
+            the rest of the model (see `score`).
         p: How often chance reaches the score.
         images: How many.
     """
 
+    name = "scores"
+
     components: tuple[Component, ...]
     features: Mapping[str, tuple[str, ...]]
-    scores: Float[Tensor, "component feature"]
+    values: Float[Tensor, "component feature"]
     low: Float[Tensor, "component feature"]
     high: Float[Tensor, "component feature"]
     chance_low: Float[Tensor, "component feature"]
@@ -77,9 +89,9 @@ class Attribution:
         """
         if len(self.features) < 2:
             raise ArgumentError("One feature has no others to be compared with.", cure="score two features at least")
-        best = self.scores.topk(2, dim=1).values
-        highest = torch.where(self.scores == best[:, :1], best[:, 1:], best[:, :1])
-        return self.scores - highest
+        best = self.values.topk(2, dim=1).values
+        highest = torch.where(self.values == best[:, :1], best[:, 1:], best[:, :1])
+        return self.values - highest
 
     def ranked(self, feature: str) -> list[int]:
         """The components from the highest score for a feature to the lowest.
@@ -87,7 +99,16 @@ class Attribution:
         Raises:
             ArgumentError: The feature was not scored.
         """
-        return torch.argsort(self.scores[:, self.column(feature)], descending=True, stable=True).tolist()
+        return torch.argsort(self.values[:, self.column(feature)], descending=True, stable=True).tolist()
+
+    def top(self, feature: str, count: int = 5) -> list[Component]:
+        """The components with the highest scores for a feature.
+
+        Args:
+            feature: A feature that was scored.
+            count: How many components.
+        """
+        return [self.components[place] for place in self.ranked(feature)[:count]]
 
     def column(self, feature: str) -> int:
         """Which column a feature has.
@@ -110,9 +131,10 @@ class Attribution:
                 "layer": component.layer,
                 "head": component.head,
                 "feature": feature,
+                "score": float(self.values[row, column]),
                 **{
                     name: float(getattr(self, name)[row, column])
-                    for name in ("scores", "low", "high", "chance_low", "chance_high", "p")
+                    for name in ("low", "high", "chance_low", "chance_high", "p")
                 },
                 "above_chance": bool(above[row, column]),
                 "margin": None if margins is None else float(margins[row, column]),
@@ -120,8 +142,36 @@ class Attribution:
             for column, feature in enumerate(self.features)
             for row, component in enumerate(self.components)
         ]
-        table = pa.Table.from_pylist(rows)
-        return table.rename_columns([{"scores": "score"}.get(name, name) for name in table.column_names])
+        return pa.Table.from_pylist(rows)
+
+
+    def figure(self) -> Figure:
+        """Layers by heads for each feature; what cannot be told from chance is grey."""
+        above = self.above()
+        return factors_figure(
+            self.components,
+            {name: self.values[:, column].tolist() for column, name in enumerate(self.features)},
+            title=f"{self.card['model']}: scores for features, {self.images:,} images",
+            label="score (mean correlation)",
+            told={name: above[:, column].tolist() for column, name in enumerate(self.features)},
+        )
+
+    def told(self) -> list[RenderableType]:
+        """The components with the highest scores for each feature."""
+        above = self.above()
+        tables: list[RenderableType] = []
+        for column, feature in enumerate(self.features):
+            rows: list[list[str | Text]] = []
+            for row in self.ranked(feature)[:_SHOWN]:
+                score, low, high, chance = (
+                    float(getattr(self, name)[row, column]) for name in ("values", "low", "high", "chance_high")
+                )
+                cells = [str(self.components[row]), f"{score:.2f}", f"{low:.2f} ... {high:.2f}", f"{chance:.2f}"]
+                rows.append([Text(cell, "" if above[row, column] else "dim") for cell in cells])
+            title = f"{feature}: {int(above[:, column].sum())} of {len(self.components)} components above chance"
+            columns = {"component": "left", "score": "right", "95 %": "right", "chance, at most": "right"}
+            tables += [rich_table(title, columns, rows), Text()]
+        return tables
 
 
 def basis(directions: Float[Tensor, "phrase dim"]) -> Float[Tensor, "rank dim"]:
@@ -132,16 +182,17 @@ def basis(directions: Float[Tensor, "phrase dim"]) -> Float[Tensor, "rank dim"]:
     return right[values > 1e-5 * values[0]]
 
 
-def attribute(
-    seen: Aligned,
-    space: TextSpace,
-    features: Mapping[str, Sequence[str]],
+@verb
+def score(
+    source: Viewable,
+    features: Features = None,
     *,
+    space: Space = None,
     seed: int = 0,
     samples: int = 400,
-    on_component: Callable[[int], None] = lambda count: None,
-) -> Attribution:
-    """Score all components for all features.
+    on_progress: OnProgress = silent,
+) -> Scores:
+    """Score all components for features.
 
     *Intervals* are percentiles over samples of the images, drawn with replacement.
 
@@ -154,52 +205,54 @@ def attribute(
     Memory: twice `image x basis vectors` numbers and `samples x image` bytes.
 
     Args:
-        seen: The store in the text space.
-        space: Which has the directions of phrases.
-        features: Names and phrases; one phrase will do.
-        seed: Of the samples, and of the random order.
-        samples: Of the bootstrap.
-        on_component: Called with the number of passes over a component that are done; there are two for each.
+        source: A store, a view of one, or a batch in memory.
+        features: Features by name, each with its phrases; or names of features that the text space knows, and phrases
+            that stand alone; or a TOML file; the features that are shipped for the text space if not given.
+        space: What brings components into a text space: an aligner or its folder, or the text space of a CLIP
+            (see `unweave.alignment.Space`).
+        seed: The seed of the samples, and of the random order.
+        samples: How many samples the intervals are of.
+        on_progress: Called after each component.
 
     Raises:
         ArgumentError: There are no features, or a phrase cannot be encoded.
-        StoreError: There are fewer than three images.
+        DataError: There are fewer than three images.
+        AlignmentError: The aligner, the space and the contributions do not belong together.
     """
-    if not features:
-        raise ArgumentError("There are no features to score.", cure="name one at least")
-    images, components = len(seen.rows), seen.components
+    view, words = aligned(source, space)
+    named = features_of(words, features)
+    images, components = len(view), view.components
     if images < _FEWEST:
         raise DataError(
-            f"The store has {images} images; a correlation needs {_FEWEST} at least.", where=str(seen.store.place)
+            f"There are {images} images; a correlation needs {_FEWEST} at least.",
+            where=str(view.source),
+            cure="extract more images, or choose more",
         )
-    bases = [basis(space.encode(list(phrases))) for phrases in features.values()]
+    bases = [basis(words.encode(list(phrases))) for phrases in named.values()]
     parts = [slice(end - len(own), end) for own, end in zip(bases, accumulate(map(len, bases)), strict=True)]
     directions = torch.cat(bases).float()
-    whole = seen.representation(directions, on_component)
+    whole = view.representation_along(directions, on_progress)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(images, generator=generator)
     counts = torch.stack([_drawn(images, generator) for _ in range(samples)])
-    found = torch.zeros(len(components), len(features), 6)
+    found = torch.zeros(len(components), len(named), 6)
     resampled = _Resampled(whole, counts)
-    for component in range(len(components)):
-        own = seen.along(component, directions)
+    for component, part_of_view in enumerate(view.each()):
+        own = part_of_view.along(directions)[:, 0]
         correlations, spread = resampled.correlations(own)
         for column, part in enumerate(parts):
-            score = correlations[part].mean()
             chance = _chance(_centred(own[order, part]), _centred(whole[order, part]))
             found[component, column] = torch.stack(
                 [
-                    score,
+                    correlations[part].mean(),
                     *spread[:, part].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)),
                     *torch.from_numpy(np.quantile(chance.numpy(), [0.025, 0.975])),
                     # Equal numbers may come out a rounding apart.
                     (chance >= chance[0] - 1e-9).double().mean(),
                 ]
             )
-        on_component(len(components) + component + 1)
-    named = {name: tuple(phrases) for name, phrases in features.items()}
-    score, low, high, chance_low, chance_high, p = found.unbind(-1)
-    return Attribution(components, named, score, low, high, chance_low, chance_high, p, images)
+        on_progress("scoring components", component + 1, len(components))
+    return Scores(components, named, *found.unbind(-1), images, card=view_card(view, words))
 
 
 class _Resampled:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from stores import space_of, stored
-from unweave.align import Aligned, Aligner
+from unweave.alignment import Aligned, Aligner
 from unweave.components import Component
 from unweave.errors import ArgumentError
-from unweave.textspan import clearest, extremes, table, textspan
+from unweave.attribution.names import clearest, extremes, table, textspan
 
 WIDTH, DIM = 6, 9
 NAMES = (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from unweave.align.objective import defect, objective, penalties
-from unweave.align.ranges import completed, free, least, ranges
+from unweave.alignment.objective import defect, objective, penalties
+from unweave.alignment.ranges import completed, free, least, ranges
 
 torch.manual_seed(0)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stores import space_of, stored
-from unweave.align import Aligned, Aligner
-from unweave.attribute import attribute, basis
+from unweave.alignment import Aligned, Aligner
+from unweave.attribution.scores import attribute, basis
 from unweave.components import Component
 from unweave.errors import ArgumentError, StoreError
 

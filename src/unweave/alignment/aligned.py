@@ -1,0 +1,89 @@
+"""A view in a text space: through an aligner, or as it is where its model is the space's own image encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from unweave.alignment.aligner import CARD, Aligner
+from unweave.alignment.fitting import identical, is_own
+from unweave.errors import AlignmentError, ArgumentError
+from unweave.text import TextSpace, text_space
+from unweave.view import Maps, View, Viewable
+
+Space: TypeAlias = "Aligner | TextSpace | str | os.PathLike[str] | None"
+"""What brings components into a text space: an aligner, or the folder that `align` wrote, which knows its text space;
+or, where the model is the image encoder of a text space itself, that space or its id. None where a view is seen through
+an aligner already.
+"""
+
+
+def aligned(
+    source: Viewable, space: Space = None, *, templates: Sequence[str] | None = None, device: str = "cpu"
+) -> tuple[View, TextSpace]:
+    """Contributions in a text space, and the space.
+
+    Args:
+        source: A store, a view of one, or a batch in memory.
+        space: What brings them there (see `Space`).
+        templates: Sentences for phrases; those of the space if not given.
+        device: The device that a space which is loaded here computes on.
+
+    Raises:
+        ArgumentError: Nothing leads to a text space.
+        AlignmentError: The aligner, the space and the model do not belong together.
+    """
+    view, maps = source.view(), _maps(space)
+    maps = view.aligner if maps is None else maps
+    if maps is not None:
+        words = space if isinstance(space, TextSpace) else space_of(maps, templates=templates, device=device)
+        if words.weights_hash != maps.identity["space_hash"]:
+            raise AlignmentError(
+                f"The aligner leads to {maps.identity['space']}, but the text space {words.id} has other weights.",
+                where="field `space_hash` of the aligner",
+                cure="use the space that it was fitted to, or align again",
+            )
+        return view.level(maps.identity["level"]).through(maps), words
+    if space is None:
+        raise ArgumentError(
+            "Words need a text space.",
+            where=str(view.source),
+            cure="name the folder of an aligner; or, if the model is a CLIP itself, its text space",
+        )
+    assert not isinstance(space, Aligner)
+    words = space if isinstance(space, TextSpace) else text_space(os.fspath(space), templates=templates, device=device)
+    if not is_own(view, words):
+        raise AlignmentError(
+            f"The contributions are of {view.model}, which is not the image encoder of {words.id}.",
+            where=str(view.source),
+            cure="align it: `unweave align STORE --space ID`, then name the folder of the aligner",
+        )
+    return view.through(identical(view, words)), words
+
+
+def _maps(space: Space) -> Aligner | None:
+    """The aligner that is named, if one is."""
+    if isinstance(space, Aligner):
+        return space
+    if isinstance(space, (str, os.PathLike)) and (Path(space).is_dir() or (Path(space) / CARD).exists()):
+        return Aligner.load(space)
+    return None
+
+
+def space_of(aligner: Maps, *, templates: Sequence[str] | None = None, device: str = "cpu") -> TextSpace:
+    """The text space that an aligner leads to, loaded again."""
+    identity = aligner.identity
+    return text_space(identity["space"], templates=templates, device=device, **identity["space_loading"])
+
+
+def view_card(view: View, space: TextSpace | None = None) -> dict[str, Any]:
+    """What a result is of, for its card: the contributions, their model, and the text space."""
+    origin = view.origin
+    about: dict[str, Any] = {"source": str(view.source), "images": len(view), "model": view.model}
+    if origin is not None:
+        about |= {"weights_hash": origin.weights_hash, "level": origin.level}
+    if space is not None:
+        about |= {"space": space.id, "space_hash": space.weights_hash}
+    return about

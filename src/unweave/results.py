@@ -1,0 +1,279 @@
+"""Results: what every verb returns. A result shows, draws, saves and loads itself, and says how to make it again.
+
+    scores = unweave.score("out", aligner="aligner")
+    scores                                 # a table in a terminal, in a notebook too
+    scores.table().to_pandas()             # every number
+    scores.figure().savefig("scores.svg")
+    scores.save("folder")                  # Scores.load("folder") equals it
+    print(scores.code())                   # the Python and the command line that make it again
+
+A result is a frozen dataclass of numbers, texts, tensors, components and other such records: `save` and `load` follow
+the types of its fields, so that no result writes a format of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import shlex
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import wraps
+from importlib import metadata
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
+from typing import get_type_hints as hints_of
+
+import numpy as np
+import pyarrow as pa
+import torch
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from unweave.files import write_table
+from unweave.files.pair import Kind, read_pair, write_pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VERSION = 1
+LIBRARIES = ("unweave", "torch", "timm", "numpy")
+"""The libraries whose versions a card names."""
+
+P = ParamSpec("P")
+R = TypeVar("R", bound="Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a verb returns.
+
+    Attributes:
+        card: What it is, ready for JSON: the verb and its arguments, the model, versions, and what else belongs to it.
+    """
+
+    name: ClassVar[str]
+    """The stem of the files that it is saved to."""
+
+    card: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def table(self) -> pa.Table:
+        """Every number, as an Arrow table (`.to_pandas()` gives a frame)."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """The picture of it, which matplotlib shows and saves."""
+        raise NotImplementedError
+
+    def told(self) -> Iterable[RenderableType]:
+        """What a reader wants to know first, as tables and sentences for a terminal."""
+        raise NotImplementedError
+
+    def code(self) -> str:
+        """The Python that makes it again, and the command line below it."""
+        call = self.card.get("call")
+        if call is None:
+            return "# This result was not made by a verb of unweave."
+        python = ", ".join(
+            [*call["positional"].values(), *(f"{name}={text}" for name, text in call["keywords"].items())]
+        )
+        command = shlex.join(["unweave", call["verb"], *call["command"]])
+        return f"import unweave\n\nresult = unweave.{call['verb']}({python})\n\n# on the command line: {command}\n"
+
+    def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
+        """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`; and
+        the picture as `NAME.png`.
+
+        Args:
+            folder: The folder, which is made where there is none.
+            figure: Whether the picture is drawn.
+
+        Returns:
+            The files by their kind.
+
+        Raises:
+            UnweaveError: They cannot be written.
+        """
+        place, tensors = Path(folder), dict[str, Tensor]()
+        drawn = self.figure() if figure else None
+        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
+        pair = write_pair(*self._files(place), self._kind(), tensors, content)
+        files = {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
+        files |= write_table(self.table(), place, self.name)
+        if drawn is not None:
+            from unweave.figures import save_figure
+
+            files["figure"] = str(save_figure(drawn, place / f"{self.name}.png"))
+        return files
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: A file is missing, damaged, of a newer version, or not of this kind of result.
+        """
+        tensors_file, card_file = cls._files(Path(folder))
+        content, tensors = read_pair(tensors_file, card_file, cls._kind())
+        with cls._kind().reading(card_file):
+            hints = hints_of(cls)
+            return cls(**{name: unpacked(value, hints[name], tensors) for name, value in content.items()})
+
+    @classmethod
+    def _files(cls, folder: Path) -> tuple[Path, Path]:
+        return folder / f"{cls.name}.safetensors", folder / f"{cls.name}.json"
+
+    @classmethod
+    def _kind(cls) -> Kind:
+        return Kind(f"result {cls.name!r}", f"unweave {cls.name}", VERSION, "make it again with this version")
+
+    def __rich__(self) -> RenderableType:
+        return Group(*self.told())
+
+    def _repr_html_(self) -> str:
+        console = Console(record=True, file=io.StringIO(), width=120)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+    def __repr__(self) -> str:
+        """The same as in a terminal, without colours."""
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def verb(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose result says how it was called: `card["call"]` has the verb, and its arguments as Python and as
+    text for the command line.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        result = function(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        given = {name: value for name, value in given.items() if not name.startswith("on_")}
+        keywords = {name for name, part in signature.parameters.items() if part.kind is part.KEYWORD_ONLY}
+        call = {
+            "verb": function.__name__,
+            "positional": {name: _python(value) for name, value in given.items() if name not in keywords},
+            "keywords": {name: _python(value) for name, value in given.items() if name in keywords},
+            "command": [part for name, value in given.items() for part in _options(name, value, name in keywords)],
+        }
+        versions = {name: metadata.version(name) for name in LIBRARIES}
+        return replace(result, card={"call": call, "versions": versions, **result.card})
+
+    return called
+
+
+def _python(value: Any) -> str:
+    """The Python that makes an argument again."""
+    if hasattr(value, "as_code"):
+        return str(value.as_code())
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return repr(value)
+    if isinstance(value, PathLike):
+        return repr(fspath(value))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_python(key)}: {_python(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_python, value))}]"
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = (part for part in fields(value) if getattr(value, part.name) != part.default)
+        inside = ", ".join(f"{part.name}={_python(getattr(value, part.name))}" for part in changed)
+        return f"{type(value).__module__}.{type(value).__name__}({inside})"
+    return f"<{type(value).__name__}>"
+
+
+def _options(name: str, value: Any, keyword: bool) -> list[str]:
+    """An argument as words of a command line."""
+    if hasattr(value, "as_options"):
+        return list(value.as_options(name))
+    if value is None or value is False:
+        return []
+    option = [f"--{name.replace('_', '-')}"] if keyword else []
+    if value is True:
+        return option
+    if isinstance(value, (list, tuple)):
+        return [word for entry in value for word in _options(name, entry, keyword)]
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = [part for part in fields(value) if getattr(value, part.name) != part.default]
+        return [word for part in changed for word in _options(part.name, getattr(value, part.name), True)]
+    return [*option, fspath(value) if isinstance(value, PathLike) else str(value)]
+
+
+def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """A field of a result as JSON, with its tensors apart.
+
+    Args:
+        value: The field.
+        tensors: The tensors by name, to which those of the field are added.
+        name: The name of the field.
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        tensors[name] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+        return {"array" if isinstance(value, np.ndarray) else "tensor": name}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: packed(getattr(value, part.name), tensors, f"{name}.{part.name}") for part in fields(value)}
+    if isinstance(value, Mapping):
+        entries = enumerate(value.items())
+        return [
+            [packed(key, tensors, f"{name}.{row}"), packed(entry, tensors, f"{name}.{row}")]
+            for row, (key, entry) in entries
+        ]
+    if isinstance(value, (list, tuple)):
+        return [packed(entry, tensors, f"{name}.{row}") for row, entry in enumerate(value)]
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"number": str(value)}
+    return fspath(value) if isinstance(value, PathLike) else value
+
+
+def unpacked(value: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A field of a result from JSON, by its type.
+
+    Args:
+        value: What `packed` made of it.
+        hint: The type of the field.
+        tensors: The tensors by name.
+    """
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, name),) = value.items()
+        if kind in ("tensor", "array"):
+            return tensors[name].numpy() if kind == "array" else tensors[name]
+        if kind == "number":
+            return float(name)
+    container, inner = get_origin(hint), get_args(hint)
+    if container in (Union, types.UnionType):
+        possible = [part for part in inner if part is not type(None)]
+        return None if value is None else unpacked(value, possible[0], tensors)
+    if is_dataclass(hint) and isinstance(value, dict):
+        hints = hints_of(hint)
+        return hint(**{name: unpacked(entry, hints[name], tensors) for name, entry in value.items()})  # type: ignore[operator]
+    if isinstance(container, type) and issubclass(container, Mapping) and isinstance(value, list):
+        return {unpacked(key, inner[0], tensors): unpacked(entry, inner[1], tensors) for key, entry in value}
+    if container is tuple:
+        each = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
+        return tuple(unpacked(entry, part, tensors) for entry, part in zip(value, each, strict=True))
+    if isinstance(container, type) and issubclass(container, Sequence):
+        return [unpacked(entry, inner[0], tensors) for entry in value]
+    return Path(value) if hint is Path else value
+
+
+def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A plain table for a terminal.
+
+    Args:
+        title: The title above it.
+        columns: Each column's heading, and `left` or `right` for how its cells stand.
+        rows: The cells, one for each column.
+    """
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for heading, side in columns.items():
+        drawn.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return drawn
