@@ -115,7 +115,7 @@ def test_batches_end_as_one_and_close_up_over_skipped_images(tmp_path, dtype, an
 
 
 def test_many_rows_close_up_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("unweave.saving._BLOCK", 100)
+    monkeypatch.setattr("unweave.files.pair._AT_ONCE", 100)
     contributions = make(40, 5)
     with ContributionsWriter(tmp_path, COMPONENTS, images=41, dim=5) as writer:
         writer.append(contributions)

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from unweave.alignment.rows import held_out, rows_of
 
 from stores import stored
 from unweave.alignment import Aligner, Recipe, solvers
 from unweave.alignment.objective import objective
-from unweave.alignment.rows import held_out, rows_of
 from unweave.alignment.solvers import adam, nearest, ranged, shared
 from unweave.alignment.state import Keep
 from unweave.components import Component
 from unweave.contributions import Contributions
-from unweave.errors import StoreError
+from unweave.errors import AlignmentError
 from unweave.view import Origin
 
 IMAGES, WIDTH = 400, 12
@@ -167,7 +167,7 @@ def test_a_run_that_was_interrupted_goes_on_as_it_was(tmp_path, solve, after):
     keep.forget()
     assert not (tmp_path / "state").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot be kept"):
+    with pytest.raises(AlignmentError, match="state of the alignment cannot be written"):
         solve(train, other, recipe, keep=Keep(tmp_path / "file/state", "this"))
 
 
@@ -204,13 +204,13 @@ def test_an_aligner_applies_its_maps_by_name():
     assert torch.allclose(own(given), expected, atol=1e-5)
     assert torch.allclose(own(given["blocks.1.*"]), expected[:, 3:], atol=1e-5)
     assert torch.allclose(own.representation(given), expected.sum(1) + own.bias, atol=1e-5)
-    with pytest.raises(StoreError, match="needs all components"):
+    with pytest.raises(AlignmentError, match="needs all components"):
         own.representation(given["blocks.1.*"])
 
 
 @pytest.mark.parametrize("field", ["model", "weights_hash", "level", "preprocessing"])
 def test_an_aligner_of_another_model_is_refused_by_the_field(field):
-    with pytest.raises(StoreError, match=f"another {field.replace('_', ' ')}") as caught:
+    with pytest.raises(AlignmentError, match=f"another {field.replace('_', ' ')}") as caught:
         aligner()(contributions(**{field: {"a": 1} if field == "preprocessing" else "other"}))
     assert f"field `{field}`" in str(caught.value)
 
@@ -218,7 +218,7 @@ def test_an_aligner_of_another_model_is_refused_by_the_field(field):
 def test_a_component_without_a_map_is_named():
     given = contributions()
     other = Contributions(given.values[:, :1], (Component("x", "mlp"),), given.ids, given.representation, given.error)
-    with pytest.raises(StoreError, match="no map for the component x"):
+    with pytest.raises(AlignmentError, match="no map for the component x"):
         aligner()(other)
 
 
@@ -236,12 +236,12 @@ def test_an_aligner_is_kept_and_read(tmp_path):
         ("[", "cannot be read"),
     ):
         (tmp_path / "a/aligner.json").write_text(damage)
-        with pytest.raises(StoreError, match=what):
+        with pytest.raises(AlignmentError, match=what):
             Aligner.load(tmp_path / "a")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(AlignmentError, match="cannot be read"):
         Aligner.load(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(AlignmentError, match="cannot be written"):
         own.save(tmp_path / "file/a")
 
 
@@ -272,7 +272,7 @@ def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
             raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    with pytest.raises(StoreError, match="cannot be uploaded: no route"):
+    with pytest.raises(AlignmentError, match="cannot be uploaded: no route"):
         aligner().push("me/mine")
 
 

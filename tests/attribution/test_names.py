@@ -8,9 +8,9 @@ import torch
 
 from stores import space_of, stored
 from unweave.alignment import Aligned, Aligner
+from unweave.attribution.names import clearest, extremes, table, textspan
 from unweave.components import Component
 from unweave.errors import ArgumentError
-from unweave.attribution.names import clearest, extremes, table, textspan
 
 WIDTH, DIM = 6, 9
 NAMES = (

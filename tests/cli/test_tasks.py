@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from unweave.tasks.head import probe
 
 import unweave
 from stores import remembering
 from unweave.alignment import Recipe, align
 from unweave.tasks import debias
-from unweave.tasks.head import probe
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 

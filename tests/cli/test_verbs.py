@@ -160,7 +160,7 @@ def test_signals_leave_nothing(photos, tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob("out/.*.partial")):
+    while process.poll() is None and not list(tmp_path.glob("out/.*.partial*")):
         time.sleep(0.02)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,6 @@ from PIL import Image
 
 import unweave
 from stores import SMALL, draw, model, remembered
-from unweave import saving
 from unweave.errors import DataError, StoreError, UnweaveError
 from unweave.extraction import Part, Settings, estimate, extract, job, prepare, verify
 from unweave.images import open_images
@@ -420,7 +420,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(photos, 
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(UnweaveError, match="1,000 are free"):
         extract(model(), str(photos), tmp_path / "s", SMALL)
     assert not (tmp_path / "s/manifest.json").exists()

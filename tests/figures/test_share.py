@@ -125,5 +125,6 @@ def test_nothing_to_draw(tmp_path):
     with pytest.raises(UnweaveError, match="cannot be drawn"):
         share_figure([], [], title="none")
     figure = share_figure([Component("", "rest")], [1.0], title="rest")
+    (tmp_path / "file").touch()
     with pytest.raises(UnweaveError, match="cannot be written"):
-        save_figure(figure, tmp_path / "missing" / "share.png")
+        save_figure(figure, tmp_path / "file" / "share.png")

@@ -52,7 +52,7 @@ def test_a_training_that_was_killed_ends_where_it_would_have_ended(name, at, sce
     with pytest.raises(KeyboardInterrupt):
         train.train(name, TINY[name], scenes=(scenes, scenes), folder=tmp_path / "killed")
     monkeypatch.setattr(Training, "advance", advance)
-    (tmp_path / "killed" / f"{name}.writing").write_bytes(b"half a checkpoint")
+    (tmp_path / "killed" / f".{name}.partial.safetensors").write_bytes(b"half a checkpoint")
     resumed = train.train(name, TINY[name], scenes=(scenes, scenes), folder=tmp_path / "killed")
     assert same(weights(resumed), whole_way)
     assert resumed.step == 4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from unweave.tasks.head import Head, zero_shot
 
 from stores import space_of, stored
 from unweave.alignment import Aligner
@@ -21,7 +22,6 @@ from unweave.tasks.ablation import (
     selections,
     split,
 )
-from unweave.tasks.head import Head, zero_shot
 
 WIDTH = 6
 NAMES = (

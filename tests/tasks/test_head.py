@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from unweave.tasks.head import Head, classifier, probe, zero_shot
 
 import unweave
 from stores import SMALL, draw, model, space_of, stored
@@ -15,7 +16,6 @@ from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import StoreError
 from unweave.extraction import extract
-from unweave.tasks.head import Head, classifier, probe, zero_shot
 
 NAMES = tuple(Component("blocks.0.attn", "head", 0, head) for head in range(3))
 
@@ -96,8 +96,9 @@ def test_classes_by_name_and_number(tmp_path):
 
 
 def test_what_classes_are_called():
-    from unweave.models import Model
     from unweave.tasks.head import class_names
+
+    from unweave.models import Model
 
     deit = unweave.load_model("pocket/deit")
     assert ("owl",) in class_names(deit, 40)

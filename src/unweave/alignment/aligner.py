@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -13,18 +12,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unweave.alignment.objective import defect
 from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import AlignmentError
-from unweave.files import read_pair
+from unweave.files.fields import typed
+from unweave.files.pair import Kind, read_pair, write_pair
+from unweave.saving import components_of
 from unweave.view import Origin
 
-FORMAT, VERSION = "unweave aligner", 1
+KIND = Kind("aligner", "unweave aligner", 1, "name a folder that `align` wrote", AlignmentError)
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
 """What the card says of what an aligner belongs to, at least."""
 
@@ -110,29 +109,9 @@ class Aligner:
             AlignmentError: They cannot be written.
         """
         folder = Path(path)
-        card = {
-            "format": FORMAT,
-            "version": VERSION,
-            **self.identity,
-            "measured": self.measured,
-            "components": [asdict(component) for component in self.components],
-        }
-        text = json.dumps(card, indent=1) + "\n"
-        noted = {"card": hashlib.sha256(text.encode()).hexdigest()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            fresh = [folder / f".{name}.writing" for name in (TENSORS, CARD)]
-            save_file({"maps": self.maps.contiguous(), "bias": self.bias.contiguous()}, fresh[0], noted)
-            fresh[1].write_text(text)
-            fresh[0].replace(folder / TENSORS)
-            fresh[1].replace(folder / CARD)
-        except OSError as error:
-            raise AlignmentError(
-                f"The aligner cannot be written: {error.strerror or error}.",
-                where=str(folder),
-                cure="choose another place",
-            ) from error
-        return folder / TENSORS
+        components = [asdict(component) for component in self.components]
+        known = {**self.identity, "measured": self.measured, "components": components}
+        return write_pair(folder / TENSORS, folder / CARD, KIND, {"maps": self.maps, "bias": self.bias}, known)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Aligner:
@@ -142,19 +121,15 @@ class Aligner:
             AlignmentError: A file is missing, damaged, of a newer version, or does not belong to the other.
         """
         folder = Path(path)
-        try:
-            known, tensors = read_pair(folder / TENSORS, folder / CARD, what="aligner", format=FORMAT, version=VERSION)
-            maps, bias = tensors["maps"], tensors["bias"]
-            lacking = [name for name in IDENTITY if name not in known]
-            if lacking:
-                raise ValueError(f"the card lacks {', '.join(lacking)}")
-            measured = known.pop("measured")
-            components = tuple(Component(**fields) for fields in known.pop("components"))
+        known, tensors = read_pair(folder / TENSORS, folder / CARD, KIND)
+        with KIND.reading(folder / CARD):
+            for name in IDENTITY:
+                typed(dict[str, Any] if name in ("preprocessing", "space_loading") else str, known[name], name)
+            components, maps, bias = components_of(known.pop("components")), tensors["maps"], tensors["bias"]
+            if maps.dim() != 3 or len(maps) != len(components) or bias.shape != maps.shape[2:]:
+                raise ValueError(f"{len(components)} maps and a bias have shapes {maps.shape}, {bias.shape}")
+            measured = typed(dict[str, Any], known.pop("measured"), "measured")
             return cls(maps, bias, components, known, measured)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise AlignmentError(
-                f"The aligner cannot be read: {error}.", where=str(folder), cure="name a folder that `align` wrote"
-            ) from error
 
     def push(self, repository: str, **options: Any) -> str:
         """Upload both files to the Hugging Face hub.

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from unweave.alignment.aligner import Aligner
-from unweave.alignment.ranges import Ranges
 from unweave.alignment.pairs import Pairs
+from unweave.alignment.ranges import Ranges
 from unweave.alignment.solvers import SOLVERS, Recipe, ranged, ranges_of
 from unweave.alignment.state import Keep, OnPoint
 from unweave.alignment.targets import embeddings

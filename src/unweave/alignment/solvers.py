@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unweave.alignment.objective import Form, cosine_loss, penalties
-from unweave.alignment.ranges import Ranges, completed, least, ranges
 from unweave.alignment.pairs import Pairs
+from unweave.alignment.ranges import Ranges, completed, least, ranges
 from unweave.alignment.state import Keep, OnPoint, Point, fresh
 from unweave.errors import ArgumentError
 

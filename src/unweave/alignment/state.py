@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unweave.errors import AlignmentError
+from unweave.files import replacing
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,9 @@ class Keep:
         if self.path is None:
             return
         known = {"key": self.key, "path": [asdict(one) for one in state.path], "idle": state.idle, "done": state.done}
-        fresh = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.writing")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: value.detach().contiguous() for name, value in state.tensors.items()},
-                fresh,
-                {"state": json.dumps(known)},
-            )
-            fresh.replace(self.path)
-        except (OSError, SafetensorError) as error:
-            raise AlignmentError(
-                f"The state of the alignment cannot be kept: {error}.",
-                where=str(self.path),
-                cure="make room, or choose another output",
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
+        tensors = {name: value.detach().contiguous() for name, value in state.tensors.items()}
+        with replacing(self.path, "state of the alignment", error=AlignmentError) as partial:
+            save_file(tensors, partial, {"state": json.dumps(known)})
 
     def forget(self) -> None:
         """Remove what is kept."""

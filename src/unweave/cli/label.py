@@ -38,10 +38,10 @@ def label(
 ) -> None:
     """Name every component by phrases of a vocabulary, with the share of its variance that each explains."""
     with working(f"Reading {store}"):
-        from unweave.files import write_table
-        from unweave.text import read_phrases
         from unweave.attribution.names import clearest, textspan
         from unweave.attribution.names import table as rows_of
+        from unweave.files import write_table
+        from unweave.text import read_phrases
 
         seen, space = seen_in(store, aligner, text_space, templates, where, device)
         words = read_phrases(vocabulary) if vocabulary else space.vocabulary()

@@ -25,9 +25,9 @@ from unweave.errors import StoreError
 from unweave.extraction.extractor import Extractor, OnImages, device_of, plans_of
 from unweave.extraction.launchers import LAUNCHERS
 from unweave.extraction.settings import Launcher, Part, Settings
+from unweave.files import check_room
 from unweave.images import ImageSet, open_images
 from unweave.models import Model
-from unweave.saving import check_room
 from unweave.store import Manifest, Place, Store, writer
 from unweave.store.lease import Lease
 from unweave.store.manifest import Listing

@@ -102,7 +102,6 @@ class Page:
         """
         path = Path(path)
         with replacing(path, "report") as partial:
-            path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(self.html(), encoding="utf-8")
         return path
 

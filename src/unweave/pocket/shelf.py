@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from unweave.errors import ModelError
+from unweave.files import replacing
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The folder that is shipped."""
@@ -55,21 +56,15 @@ def put(name: str, network: nn.Module, known: dict[str, Any], folder: Path | Non
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     content = save({key: value.half() if value.is_floating_point() else value for key, value in state.items()})
     folder = folder or WEIGHTS
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{name}.safetensors", content)
+    with replacing(folder / f"{name}.safetensors", "weights", error=ModelError) as partial:
+        partial.write_bytes(content)
     write(name, known | {"sha256": hashlib.sha256(content).hexdigest()}, folder)
 
 
 def write(name: str, known: dict[str, Any], folder: Path | None = None) -> None:
     """Write a card."""
-    _replace((folder or WEIGHTS) / f"{name}.json", (json.dumps(known, indent=2) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """The file is the old one or the new one, never half of it."""
-    fresh = path.with_name(f".{path.name}.writing")
-    fresh.write_bytes(content)
-    fresh.replace(path)
+    with replacing((folder or WEIGHTS) / f"{name}.json", "card", error=ModelError) as partial:
+        partial.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
 
 
 def _cure(name: str) -> str:

@@ -23,6 +23,7 @@ from timm.layers import PatchDropout
 from torch import Tensor, nn
 
 from unweave.errors import UnweaveError
+from unweave.files import replacing
 from unweave.models.library import unknown
 from unweave.pocket.networks import NETWORKS, image_tower
 from unweave.pocket.objectives import OBJECTIVES
@@ -90,9 +91,9 @@ class Training:
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in state.items()}
         known = {"step": self.step, "seconds": self.seconds}
-        fresh = path.with_suffix(".writing")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, {"json": json.dumps(known)})
-        fresh.replace(path)
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with replacing(path, "checkpoint") as partial:
+            save_file(whole, partial, {"json": json.dumps(known)})
 
     def load(self, path: Path) -> None:
         """Go back to what `save` wrote."""
@@ -132,7 +133,6 @@ def train(
         progress: Where to say how far it is.
     """
     rising, falling = folder / f"{name}.safetensors", folder / f"{name}-{recipe.steps}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
     progress = progress or Progress(disable=True)
     with torch.random.fork_rng(devices=[]):
         training = Training(name, recipe, device)

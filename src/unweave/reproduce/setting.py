@@ -181,7 +181,6 @@ class Setting:
         if path.exists():
             return list(json.loads(path.read_text("utf-8")))
         rows = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, "result") as partial:
             partial.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
         return rows

@@ -21,7 +21,6 @@ two are the same where nothing reads the component but the representation, linea
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ from unweave.decomposition.jobs import Job
 from unweave.decomposition.program import Program
 from unweave.decomposition.walk import walk
 from unweave.errors import ArgumentError, DataError, ModelError, NonFiniteError, StoreError
-from unweave.files import replacing
+from unweave.files.pair import Kind, write_pair
 from unweave.graph.following import follow, graph_of
 from unweave.graph.graph import operation
 from unweave.graph.interpret import ValueOf, applied, interpret
@@ -49,7 +48,7 @@ from unweave.models import Model
 from unweave.surgery.means import Average, readings
 from unweave.surgery.outlets import Outlet, Refused, known, outlets
 
-FORMAT, VERSION = "unweave edit", 1
+KIND = Kind("edit", "unweave edit", 1, "make the edit again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +195,6 @@ class Edit:
     def card(self) -> dict[str, Any]:
         """What the edit is, ready for JSON; `weights` before and after as in `Model.weights_hash`."""
         return {
-            "format": FORMAT,
-            "version": VERSION,
             "model": self.model.id,
             "weights": {"before": self.model.weights_hash, "after": self.apply().weights_hash},
             "intervention": "total mean ablation",
@@ -231,8 +228,6 @@ class Edit:
         Raises:
             ArgumentError: The name ends otherwise, or the place cannot be written.
         """
-        from safetensors.torch import save_file
-
         path = Path(path)
         if path.suffix != ".safetensors":
             raise ArgumentError(
@@ -243,12 +238,7 @@ class Edit:
             name: self.state.get(name, tensor).detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.model.module.state_dict().items()
         }
-        text = json.dumps(self.card, indent=1) + "\n"
-        with replacing(path, "weights") as weights, replacing(path.with_suffix(".json"), "card") as card:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, weights, metadata={"format": "pt"})
-            card.write_text(text, "utf-8")
-        return path
+        return write_pair(path, path.with_suffix(".json"), KIND, state, self.card)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the edited model as its own library does (transformers), and the card beside it as `edit.json`.
@@ -266,13 +256,12 @@ class Edit:
             )
         if folder.exists():
             raise ArgumentError("There is something at this place.", where=str(folder), cure="choose another folder")
-        text = json.dumps(self.card, indent=1) + "\n"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as room:
                 whole = Path(room) / folder.name
                 module.save_pretrained(whole)  # type: ignore[operator]
-                (whole / "edit.json").write_text(text, "utf-8")
+                (whole / "edit.json").write_bytes(KIND.text(self.card))
                 whole.rename(folder)
         except OSError as error:
             raise StoreError(f"The model cannot be written: {error.strerror or error}.", where=str(folder)) from error

@@ -15,7 +15,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from rich.console import RenderableType

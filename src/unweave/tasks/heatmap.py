@@ -147,7 +147,6 @@ class Heatmaps:
             raise ArgumentError(f"Maps cannot be written as {path.suffix!r}.", cure=f"use {' or '.join(SUFFIXES)}")
         card = json.dumps(self.card())
         with replacing(path, "file of maps") as partial:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".npz":
                 np.savez_compressed(partial, card=np.array(card), **self.arrays())  # type: ignore[arg-type]
             else:

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unweave.alignment import Aligned
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError, StoreError
-from unweave.files import read_pair, replacing
-from unweave.saving import check_room
-from unweave.store import Store
+from unweave.files.fields import typed
+from unweave.files.pair import Kind, PairWriter, read_pair
+from unweave.saving import components_of
+from unweave.store import Rows, Store
 from unweave.view import Rows
 
-FORMAT, VERSION = "unweave index", 1
+KIND = Kind("index", "unweave index", 1, "name a folder that `Index.save` wrote")
 TENSORS, CARD = "index.safetensors", "index.json"
 
 _BYTES = 2**27
@@ -133,7 +132,7 @@ class Index:
         identity = summed.identity | {"centred": centred}
         pieces = (_unit(piece - mean, piece) for piece in summed.pieces(on_images))
         if path is not None:
-            _write(Path(path), _card(ids, identity), mean, len(ids), pieces)
+            _write(Path(path), ids, identity, mean, pieces)
             return cls.load(path)
         found, start = torch.empty(len(ids), summed.dim), 0
         for piece in pieces:
@@ -222,7 +221,7 @@ class Index:
         Raises:
             UnweaveError: They cannot be written.
         """
-        return _write(Path(path), _card(self.ids, self.identity), self.mean, len(self), self.rows.split(_AT_ONCE))
+        return _write(Path(path), self.ids, self.identity, self.mean, self.rows.split(_AT_ONCE))
 
     @classmethod
     def load(cls, path: str | PathLike[str], source: Store | Aligned | None = None) -> Index:
@@ -237,15 +236,13 @@ class Index:
                 source; the message names the field.
         """
         folder = Path(path)
-        try:
-            known, tensors = read_pair(folder / TENSORS, folder / CARD, what="index", format=FORMAT, version=VERSION)
-            ids, rows, mean = tuple(known.pop("ids")), tensors["rows"], tensors["mean"]
-            if rows.shape != (len(ids), len(mean)):
+        known, tensors = read_pair(folder / TENSORS, folder / CARD, KIND)
+        with KIND.reading(folder):
+            ids, rows, mean = typed(tuple[str, ...], known.pop("ids"), "ids"), tensors["rows"], tensors["mean"]
+            if rows.shape != (len(ids), *mean.shape) or mean.dim() != 1:
                 raise ValueError(f"{len(ids)} images have rows of the shape {list(rows.shape)}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise StoreError(
-                f"The index cannot be read: {error}.", where=str(folder), cure="name a folder that `Index.save` wrote"
-            ) from error
+            components_of(known["components"] or ())
+            typed(str, known["level"], "level")
         found = cls(rows, mean, ids, known)
         if source is not None:
             found.agree(source, where=str(folder))
@@ -387,27 +384,13 @@ def _unit(values: Float[Tensor, "image dim"], whole: Float[Tensor, "image dim"])
     return torch.where(varies, values / length.clamp_min(1e-30), 0.0)
 
 
-def _card(ids: Sequence[str], identity: Mapping[str, Any]) -> str:
-    return json.dumps({"format": FORMAT, "version": VERSION, **identity, "ids": list(ids)}, indent=1) + "\n"
-
-
-def _write(folder: Path, card: str, mean: Tensor, images: int, pieces: Iterable[Tensor]) -> Path:
-    """A safetensors file whose rows come one piece after the other, and the card."""
-    dim = len(mean)
-    header = json.dumps(
-        {
-            "__metadata__": {"card": hashlib.sha256(card.encode()).hexdigest()},
-            "mean": {"dtype": "F32", "shape": [dim], "data_offsets": [0, 4 * dim]},
-            "rows": {"dtype": "F32", "shape": [images, dim], "data_offsets": [4 * dim, 4 * dim * (images + 1)]},
-        }
-    ).encode()
-    header += b" " * (-len(header) % 8)
-    check_room(folder, 4 * dim * (images + 1))
-    with replacing(folder / TENSORS, "index") as tensors, replacing(folder / CARD, "index") as noted:
-        folder.mkdir(parents=True, exist_ok=True)
-        noted.write_text(card, "utf-8")
-        with tensors.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for piece in chain((mean,), pieces):
-                file.write(piece.contiguous().numpy().data)
-    return folder / TENSORS
+def _write(
+    folder: Path, ids: Sequence[str], identity: Mapping[str, Any], mean: Tensor, pieces: Iterable[Tensor]
+) -> Path:
+    """The pair of files; rows come one piece after the other."""
+    layout = {"mean": (torch.float32, (len(mean),)), "rows": (torch.float32, (len(ids), len(mean)))}
+    with PairWriter(folder / TENSORS, folder / CARD, KIND, layout) as files:
+        files.append("mean", mean)
+        for piece in pieces:
+            files.append("rows", piece)
+        return files.finish({**identity, "ids": list(ids)})

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from unweave.errors import StoreError
+from unweave.files import replacing
 
 
 def folder() -> Path:
@@ -35,12 +37,6 @@ def kept(key: str, make: Callable[[], Tensor]) -> Tensor:
     with contextlib.suppress(OSError, SafetensorError, KeyError):
         return load_file(path)["embeddings"]
     made = make()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{uuid.uuid4().hex}.writing")
-        try:
-            save_file({"embeddings": made.contiguous()}, fresh)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+    with contextlib.suppress(StoreError), replacing(path, "embeddings") as partial:
+        save_file({"embeddings": made.contiguous()}, partial)
     return made
