@@ -182,10 +182,10 @@ class Subject:
         start = perf_counter()
         plan = self.token_plan
         made = perf_counter() - start
-        first = seconds_of(lambda: plan.score(self.images, self.direction), self.bench.device)
-        error = float(plan.score(self.images, self.direction).error.max())
+        first = seconds_of(lambda: plan.project(self.images, self.direction), self.bench.device)
+        error = float(plan.project(self.images, self.direction).error.max())
         row = replace(row, components=len(plan.components), error=error)
-        row = self.bench.measured(row, self.model, self.images, lambda: plan.score(self.images, self.direction))
+        row = self.bench.measured(row, self.model, self.images, lambda: plan.project(self.images, self.direction))
         return replace(row, plan_seconds=made, first_seconds=max(0.0, first - spread(row.other)[0]))
 
     def token_pushing(self, row: Row) -> Row:
@@ -198,7 +198,7 @@ class Subject:
         pushing = Pushing(self.walk, tokens=True, last=layers)
         result = pushing(image)
         found = (result.heads @ self.direction.T).transpose(0, 1)
-        scores = self.token_plan.score(image, self.direction).values[:, _heads(self.token_plan.components)]
+        scores = self.token_plan.project(image, self.direction).values[:, _heads(self.token_plan.components)]
         row = replace(row, components=len(result.kinds), error=result.error)
         row = replace(row, difference=_difference(found, scores[:, -found.shape[1] :]))
         del result

@@ -56,7 +56,7 @@ def test_maps_of_coarse_and_fine_layers_keep_their_sum(few):
     plan = unweave.plan(model, level="token", select="kind:head")
     assert len({grid.height for grid in plan.grids.values()}) > 1
     images = unweave.demo._inputs(model, few, range(2))
-    scores = plan.score(images, torch.randn(1, plan.dim, generator=torch.Generator().manual_seed(0))).values[:, :, 0]
+    scores = plan.project(images, torch.randn(1, plan.dim, generator=torch.Generator().manual_seed(0))).values[:, :, 0]
     placed = [place for place, part in enumerate(plan.components) if part.row is not None]
     for cells, row in zip(unweave.demo._maps(plan, scores), scores, strict=True):
         assert cells.sum() == pytest.approx(float(row[placed].double().sum()), rel=1e-6)

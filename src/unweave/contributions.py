@@ -178,7 +178,7 @@ class _Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Projections:
     """Inner products of every component's contribution with given directions, without the vectors.
 
     Attributes:

@@ -33,6 +33,7 @@ BUDGET = 2**28
 Rows = slice | Sequence[int] | Sequence[str] | Sequence[bool] | np.ndarray | Tensor | None
 """Images of a view: a slice, numbers, ids, or one truth value for each; None for all."""
 
+
 @dataclass(frozen=True)
 class Listed:
     """Images, as they were opened.
@@ -123,10 +124,21 @@ class Source(Protocol):
 class Maps(Protocol):
     """What an aligner is to a view: a linear map for each component, and a bias that they share."""
 
-    maps: Float[Tensor, "component width dim"]
-    bias: Float[Tensor, " dim"]
-    components: tuple[Component, ...]
-    identity: Mapping[str, Any]
+    @property
+    def maps(self) -> Float[Tensor, "component width dim"]:
+        """The maps."""
+
+    @property
+    def bias(self) -> Float[Tensor, " dim"]:
+        """What is added to the sum of all."""
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components that the maps are of."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The model and the text space that they are of."""
 
     def places(self, components: Sequence[Component], origin: Origin | None) -> list[int]:
         """Which map each component has."""

@@ -63,7 +63,7 @@ def allocations(call: Callable[[], object]) -> tuple[int, int]:
 def test_twenty_batches_need_what_one_needs() -> None:
     plan, images = plan_of("head"), pictures(8)
     directions = torch.ones(2, WIDTH).double()
-    for call in (lambda: plan.run(images), lambda: plan.score(images, directions)):
+    for call in (lambda: plan.run(images), lambda: plan.project(images, directions)):
         call()
         one, left = allocations(call)
         twenty, more = allocations(lambda call=call: [call().ids for _ in range(20)])

@@ -150,20 +150,20 @@ def test_scores_are_inner_products_with_the_contributions(level: str) -> None:
 def test_scores_of_a_selection_keep_the_rest() -> None:
     directions = torch.randn(2, WIDTH).double()
     plan = plan_of("token").at(select="*.token.3")
-    assert (plan.score(pictures(), directions).values - plan.run(pictures()).values @ directions.T).abs().max() < 1e-12
+    assert (plan.project(pictures(), directions).values - plan.run(pictures()).values @ directions.T).abs().max() < 1e-12
 
 
 def test_directions_that_change_in_place_are_noticed() -> None:
     directions = torch.randn(2, WIDTH).double()
-    before = plan_of().score(pictures(), directions).values
+    before = plan_of().project(pictures(), directions).values
     directions.mul_(2)
-    assert (plan_of().score(pictures(), directions).values - 2 * before).abs().max() < 1e-12
+    assert (plan_of().project(pictures(), directions).values - 2 * before).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (2, WIDTH + 1), (0, WIDTH)])
 def test_directions_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises((UnweaveError, TypeError), match=r"directions|Directions"):
-        plan_of().score(pictures(), torch.zeros(shape).double())
+        plan_of().project(pictures(), torch.zeros(shape).double())
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_images_the_plan_is_not_for_are_refused(images: Tensor, what: str) -> No
     with pytest.raises(UnweaveError, match=what):
         plan_of().run(images)
     with pytest.raises(UnweaveError, match=what):
-        plan_of().score(images, torch.zeros(1, WIDTH).double())
+        plan_of().project(images, torch.zeros(1, WIDTH).double())
 
 
 # -- the module -------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_the_module_stays_as_it_was() -> None:
     ]
     plan = unweave.plan(module, pictures(2), level="token")
     plan.run(pictures())
-    plan.score(pictures(), torch.ones(1, WIDTH).double())
+    plan.project(pictures(), torch.ones(1, WIDTH).double())
     for name, own in module.state_dict(keep_vars=True).items():
         was, value, requires = tensors[name]
         assert own is was and torch.equal(own, value) and own.requires_grad == requires and own.grad is None
@@ -397,7 +397,7 @@ def test_a_wrong_rule_breaks_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConservationError, match="image second miss"):
         plan.run(pictures(2) * torch.tensor([1.0, 1.0]).double()[:, None, None, None], ids=["second", "second"])
     with pytest.raises(ConservationError):
-        plan.score(pictures(), torch.ones(1, WIDTH).double())
+        plan.project(pictures(), torch.ones(1, WIDTH).double())
 
 
 class Plain(nn.Module):
@@ -455,7 +455,7 @@ def test_an_image_that_is_not_finite_is_named(bad: float) -> None:
     with pytest.raises(NonFiniteError, match="image middle"):
         plan_of().run(images, ids=["first", "middle", "last"])
     with pytest.raises(NonFiniteError, match="image 1"):
-        plan_of().score(images, torch.ones(1, WIDTH).double())
+        plan_of().project(images, torch.ones(1, WIDTH).double())
 
 
 def test_a_nonlinearity_on_the_trunk_stops_or_is_frozen() -> None:

@@ -29,7 +29,7 @@ def test_tokens_of_a_component_add_up_to_it_along_directions_of_its_own(family):
     images = family.images(2, torch.float64)
     directions = torch.randn(len(split.wholes), 3, plan.dim, dtype=torch.float64)
     vectors = plan.run(images).values[:, [plan.components.index(whole) for whole in split.wholes]]
-    found = split.score(images, directions)
+    found = split.project(images, directions)
     wanted = torch.einsum("ncd,ckd->nck", vectors, directions)
     assert torch.allclose(gathered(split, found.values), wanted, rtol=0, atol=1e-10 * float(wanted.abs().max()))
     assert float(found.error.max()) < 1e-10
@@ -50,9 +50,9 @@ def test_what_is_not_chosen_stays_whole():
 def test_tokens_measure_what_the_same_tokens_do_where_all_are_split():
     plan = unweave.plan(ready(Vit()), pictures(2), level="token")
     direction = torch.randn(1, plan.dim, dtype=torch.float64)
-    every = dict(zip(plan.components, plan.score(pictures(3), direction).values.unbind(1), strict=True))
+    every = dict(zip(plan.components, plan.project(pictures(3), direction).values.unbind(1), strict=True))
     split = plan.split("blocks.0.attn.head.1, blocks.1.attn.head.3")
-    found = split.score(pictures(3), direction)
+    found = split.project(pictures(3), direction)
     for part, value in zip(split.components, found.values.unbind(1), strict=True):
         assert part.token is None or torch.allclose(value, every[part], atol=1e-12)
 
@@ -60,9 +60,9 @@ def test_tokens_measure_what_the_same_tokens_do_where_all_are_split():
 def test_other_directions_are_taken_the_next_time():
     plan = unweave.plan(ready(Vit()), pictures(2)).split("kind:head")
     first, second = torch.randn(2, len(plan.wholes), 1, plan.dim, dtype=torch.float64)
-    before = plan.score(pictures(2), first).values
-    assert not torch.allclose(plan.score(pictures(2), second).values, before)
-    assert torch.equal(plan.score(pictures(2), first).values, before)
+    before = plan.project(pictures(2), first).values
+    assert not torch.allclose(plan.project(pictures(2), second).values, before)
+    assert torch.equal(plan.project(pictures(2), first).values, before)
 
 
 def test_the_sum_is_checked_though_components_have_directions_of_their_own(monkeypatch):
@@ -70,13 +70,13 @@ def test_the_sum_is_checked_though_components_have_directions_of_their_own(monke
     program = plan._program(2, True)
     object.__setattr__(program.emissions[3], "scale", 1.1 * program.emissions[3].scale)
     with pytest.raises(UnweaveError, match="miss the representation"):
-        plan.score(pictures(2), torch.randn(len(plan.wholes), 1, plan.dim, dtype=torch.float64))
+        plan.project(pictures(2), torch.randn(len(plan.wholes), 1, plan.dim, dtype=torch.float64))
 
 
 def test_directions_that_do_not_fit_are_refused():
     plan = unweave.plan(ready(Vit()), pictures(2))
     with pytest.raises(UnweaveError, match="Directions should be"):
-        plan.score(pictures(2), torch.randn(3, 1, plan.dim, dtype=torch.float64))
+        plan.project(pictures(2), torch.randn(3, 1, plan.dim, dtype=torch.float64))
     with pytest.raises(UnweaveError, match="What was not selected"):
         some = plan.at(select="last:1")
         some.score(pictures(2), torch.randn(len(some.wholes), 1, plan.dim, dtype=torch.float64))

@@ -176,7 +176,7 @@ def test_a_decision_by_the_batch_size_holds_for_those_it_was_made_for() -> None:
     plan = unweave.plan(module, pictures(2))
     for count in (0, 1, 4):
         assert torch.allclose(plan.run(pictures(count)).representation, module(pictures(count)))
-    for call in (plan.run, lambda images: plan.score(images, torch.ones(1, WIDTH).double())):
+    for call in (plan.run, lambda images: plan.project(images, torch.ones(1, WIDTH).double())):
         with pytest.raises(CaptureError, match=r"Of 5 images") as caught:
             call(pictures(5))
         assert "if x.shape[0] > 4:" in caught.value.where and caught.value.cure == "give it 4 images at a time"
@@ -251,9 +251,9 @@ def test_modes_of_gradients_around_it_all(mode: Callable[[], torch.autograd.grad
     directions = torch.ones(2, WIDTH).double()
     with mode():
         plan = unweave.plan(module, pictures(2))
-        inside = [plan.run(pictures()).values, plan.score(pictures(), directions).values]
+        inside = [plan.run(pictures()).values, plan.project(pictures(), directions).values]
         alone = unweave.decompose(module, pictures()).values
-    outside = [plan.run(pictures()).values, plan.score(pictures(), directions).values]
+    outside = [plan.run(pictures()).values, plan.project(pictures(), directions).values]
     for one, other in pairwise([inside[0], outside[0], alone, expected.values]):
         assert torch.equal(one, other) and not one.requires_grad
     assert torch.equal(inside[1], outside[1])
@@ -272,11 +272,11 @@ def test_autocast_around_it_all_changes_nothing(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         plan = unweave.plan(module, images[:2])
         results = [plan.run(images), unweave.decompose(module, images)]
-        scores = plan.score(images, directions)
+        scores = plan.project(images, directions)
     for result in results:
         assert torch.equal(result.values, expected.values)
         assert torch.equal(result.representation, expected.representation)
-    assert torch.equal(scores.values, plan.score(images, directions).values)
+    assert torch.equal(scores.values, plan.project(images, directions).values)
 
 
 def test_an_example_says_the_size_only() -> None:

@@ -67,14 +67,14 @@ def test_other_weights_are_followed(name: str, made: str) -> None:
     directions = torch.eye(WIDTH).double()
     for own in plans[:-1]:  # the last has not run yet
         own.run(pictures())
-        own.score(pictures(), directions)
+        own.project(pictures(), directions)
     FOLLOWED[name](module)
     fresh = unweave.plan(copy.deepcopy(module), pictures(2))
     expected = [fresh, fresh.at(level="token"), fresh.at(select="blocks.0"), fresh.split("kind:head")]
     expected.append(fresh.at(level="layer"))
     for own, new in zip(plans, expected, strict=True):
         assert (new.run(pictures()).representation - module(pictures())).abs().max() < 1e-12
-        assert (own.score(pictures(), directions).values - new.score(pictures(), directions).values).abs().max() < 1e-10
+        assert (own.project(pictures(), directions).values - new.project(pictures(), directions).values).abs().max() < 1e-10
         assert (own.run(pictures()).values - new.run(pictures()).values).abs().max() < 1e-10
 
 
@@ -352,12 +352,12 @@ def test_threads_that_score_along_different_directions() -> None:
     plan = unweave.plan(ready(Vit()), pictures(2))
     torch.manual_seed(0)
     directions = [torch.randn(2, WIDTH).double() for _ in range(2)]
-    expected = [plan.score(pictures(), own).values for own in directions]
+    expected = [plan.project(pictures(), own).values for own in directions]
     wrong: list[int] = []
 
     def work(number: int) -> None:
         for _ in range(40):
-            if not torch.equal(plan.score(pictures(), directions[number]).values, expected[number]):
+            if not torch.equal(plan.project(pictures(), directions[number]).values, expected[number]):
                 wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]

@@ -35,8 +35,8 @@ def aligned(
         ArgumentError: Nothing leads to a text space.
         AlignmentError: The aligner, the space and the model do not belong together.
     """
-    view, maps = source.view(), _maps(space)
-    maps = view.aligner if maps is None else maps
+    view = source.view()
+    maps: Maps | None = _maps(space) or view.aligner
     if maps is not None:
         words = space if isinstance(space, TextSpace) else space_of(maps, templates=templates, device=device)
         if words.weights_hash != maps.identity["space_hash"]:
@@ -52,8 +52,7 @@ def aligned(
             where=str(view.source),
             cure="name the folder of an aligner; or, if the model is a CLIP itself, its text space",
         )
-    assert not isinstance(space, Aligner)
-    words = space if isinstance(space, TextSpace) else text_space(os.fspath(space), templates=templates, device=device)
+    words = space if isinstance(space, TextSpace) else text_space(str(space), templates=templates, device=device)
     if not is_own(view, words):
         raise AlignmentError(
             f"The contributions are of {view.model}, which is not the image encoder of {words.id}.",

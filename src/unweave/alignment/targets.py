@@ -25,6 +25,7 @@ _AT_ONCE = 32
 _PART = 1024
 """Images whose embeddings are kept in one file; what an interruption costs, at most."""
 
+
 def embeddings(
     view: View,
     space: TextSpace,

@@ -29,7 +29,6 @@ from unweave.images import ImageSet, squares
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
 from unweave.text import TextSpace
-from unweave.text.phrases import vocabulary_of
 from unweave.view import View, Viewable
 
 MOST, LEAST = 6, 3
@@ -169,7 +168,9 @@ class Names(Result):
             )
             for shown in self.shown
         ]
-        return names_figure(rows, title=f"{self.card['model']}: what components stand for, {self.card['images']:,} images")
+        return names_figure(
+            rows, title=f"{self.card['model']}: what components stand for, {self.card['images']:,} images"
+        )
 
     def told(self) -> list[RenderableType]:
         """The clearest components and their phrases."""
@@ -247,7 +248,8 @@ def label(
         phrases: How many phrases each component is named by.
         space: What brings components into a text space: an aligner or its folder, or the text space of a CLIP
             (see `unweave.alignment.Space`).
-        top: How many of the clearest components are put beside the images that they write most about; 0 for none.
+        top: How many of the clearest components are put beside the images that they write most about, where these can
+            be opened; 0 for none.
         images: Image sets that have the images, for contributions that do not know where their images lie.
         on_progress: Called after each component.
 
@@ -261,18 +263,21 @@ def label(
     view, words = aligned(source, space)
     if not len(view):
         raise DataError("There are no images.", where=str(view.source), cure="choose some")
-    vocabulary = vocabulary_of(words, vocabulary)
+    vocabulary = words.vocabulary_of(vocabulary)
     directions = words.encode(vocabulary).double()
     namings = []
     for number, part in enumerate(view.each(), 1):
         covariance = part.covariance()[0]
         places, shares, alone = spanned(covariance, directions, phrases)
-        names = tuple(Name(vocabulary[place], float(alone[place]), share) for place, share in zip(places, shares, strict=True))
+        names = tuple(
+            Name(vocabulary[place], float(alone[place]), share) for place, share in zip(places, shares, strict=True)
+        )
         variance = float(covariance.diagonal().sum().clamp_min(0))
         namings.append(Naming(part.components[0], names, variance, float(alone.median())))
         on_progress("naming components", number, len(view.components))
     card = view_card(view, words) | {"phrases": len(vocabulary)}
-    shown = tuple(_shown(view, words, naming, images) for naming in clearest(namings, top))
+    pictured = clearest(namings, top) if images or (view.origin is not None and view.origin.images) else []
+    shown = tuple(_shown(view, words, naming, images) for naming in pictured)
     return Names(tuple(namings), shown, card=card)
 
 
@@ -287,147 +292,13 @@ def _shown(view: View, space: TextSpace, naming: Naming, images: Sequence[ImageS
     )
 
 
-def clearest(self, count: int) -> list[Naming]:
-        """Those whose first name stands out most from a usual phrase; biases, which hardly vary, are left out."""
-        return clearest(self.namings, count)
-
-    def table(self) -> pa.Table:
-        """One row for each component and phrase; a component without names has one row, with no phrase."""
-        rows = [
-            {
-                "component": str(naming.component),
-                "kind": naming.component.kind,
-                "layer": naming.component.layer,
-                "head": naming.component.head,
-                "rank": rank + 1 if name else None,
-                "phrase": name.phrase if name else None,
-                "alone": name.alone if name else None,
-                "explained": name.explained if name else None,
-                "explained_by_all": naming.explained,
-                "usual": naming.usual,
-                "variance": naming.variance,
-            }
-            for naming in self.namings
-            for rank, name in enumerate(naming.names or (None,))
-        ]
-        return pa.Table.from_pylist(rows)
-
-    def figure(self) -> Figure:
-        """The clearest components: their phrases, and the images in which they write most along the first, and least."""
-        rows = [
-            NamedComponent(
-                str(shown.component),
-                [(name.phrase, name.alone) for name in self.of(shown.component).names],
-                self.of(shown.component).usual,
-                shown.most_pictures,
-                shown.least_pictures,
-            )
-            for shown in self.shown
-        ]
-        return names_figure(rows, title=f"{self.card['model']}: what components stand for, {self.card['images']:,} images")
-
-    def told(self) -> list[RenderableType]:
-        """The clearest components and their phrases."""
-        rows: list[list[str | Text]] = []
-        for naming in self.clearest(_SHOWN):
-            names = ", ".join(f"{name.phrase} ({100 * name.alone:.0f} %)" for name in naming.names)
-            share = f"{100 * naming.usual:.1f} %", f"{100 * naming.explained:.0f} %"
-            rows.append([str(naming.component), names, *share])
-        columns = {"component": "left", "phrases": "left", "a usual phrase": "right", "all, in its span": "right"}
-        title = "The clearest components, and the share of their variance along each phrase"
-        return [rich_table(title, columns, rows), Text()]
-
-
-def spanned(
-    covariance: Float[Tensor, "dim dim"], directions: Float[Tensor, "phrase dim"], count: int
-) -> tuple[list[int], list[float], Float[Tensor, " phrase"]]:
-    """The algorithm, for one component.
-
-    Args:
-        covariance: Of its aligned contributions, in float64.
-        directions: Of the vocabulary, of length one.
-        count: How many phrases to choose at most; fewer where nothing is left to explain.
-
-    Returns:
-        The phrases' places, the share of the variance that each explains, and the share that each phrase of the
-        vocabulary explains alone.
-    """
-    values, vectors = torch.linalg.eigh(covariance)
-    total = values.clamp_min(0).sum()
-    if total <= 0:
-        return [], [], torch.zeros(len(directions), dtype=covariance.dtype)
-    span = vectors[:, values > 1e-7 * values[-1]]
-    # In coordinates of the span: directions lose what lies outside of it. As all that is left of phrases is at a right
-    # angle to those that were chosen, the covariance need not lose what they explain.
-    texts, own = directions.to(covariance.dtype) @ span, span.T @ covariance @ span
-    variance = ((texts @ own) * texts).sum(1)
-    alone = variance / total
-    places, shares = list[int](), list[float]()
-    for _ in range(min(count, span.shape[1])):
-        place = int(variance.argmax())
-        length = float(texts[place].norm())
-        if length < _GONE:
-            break
-        direction = texts[place] / length
-        share = float(direction @ own @ direction / total)
-        if share <= _NOTHING:
-            break
-        places.append(place)
-        shares.append(share)
-        texts = texts - torch.outer(texts @ direction, direction)
-        variance = ((texts @ own) * texts).sum(1)
-        variance[texts.norm(dim=1) < _GONE] = 0
-    return places, shares, alone
-
-
-def textspan(
-    seen: Aligned,
-    space: TextSpace,
-    vocabulary: Sequence[str],
-    *,
-    count: int = 5,
-    on_component: Callable[[int], None] = lambda done: None,
-) -> list[Naming]:
-    """Name every component.
-
-    Memory: the directions of the vocabulary, and a few matrices of `width x width`.
-
-    Args:
-        seen: The store in the text space.
-        space: Which has the directions of phrases.
-        vocabulary: Phrases; one that comes twice counts once.
-        count: Phrases for each component.
-        on_component: Called with the number of components that are done.
-
-    Raises:
-        ArgumentError: The vocabulary is empty, a phrase cannot be encoded, or no phrase is asked for.
-    """
-    if count < 1:
-        raise ArgumentError(f"{count} phrases name nothing.", cure="ask for one at least")
-    phrases = list(dict.fromkeys(vocabulary))
-    directions = space.encode(phrases).double()
-    found = []
-    for number, component in enumerate(seen.components):
-        covariance = seen.covariance(number)
-        places, shares, alone = spanned(covariance, directions, count)
-        names = tuple(
-            Name(phrases[place], float(alone[place]), share) for place, share in zip(places, shares, strict=True)
-        )
-        variance = float(covariance.diagonal().sum().clamp_min(0))
-        found.append(Naming(component, names, variance, float(alone.median())))
-        on_component(number + 1)
-    return found
-
-
 def clearest(namings: Sequence[Naming], count: int) -> list[Naming]:
     """Those whose first name stands out most from a usual phrase; biases, which hardly vary, are left out."""
     named = [naming for naming in namings if naming.names and naming.component.kind != "bias"]
     return sorted(named, key=lambda naming: -naming.clarity)[:count]
 
 
-def extremes(
-    part: View, direction: Float[Tensor, "1 dim"], most: int, least: int
-) -> tuple[list[int], list[int]]:
+def extremes(part: View, direction: Float[Tensor, "1 dim"], most: int, least: int) -> tuple[list[int], list[int]]:
     """The images, as rows of the view, in which a component writes most along a direction, and least.
 
     Args:

@@ -31,7 +31,7 @@ from unweave.errors import ArgumentError, DataError
 from unweave.figures import factors_figure
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
-from unweave.text.phrases import Features, features_of
+from unweave.text.phrases import Features
 from unweave.view import Viewable
 
 LEVEL = 0.05
@@ -144,7 +144,6 @@ class Scores(Result):
         ]
         return pa.Table.from_pylist(rows)
 
-
     def figure(self) -> Figure:
         """Layers by heads for each feature; what cannot be told from chance is grey."""
         above = self.above()
@@ -220,7 +219,7 @@ def score(
         AlignmentError: The aligner, the space and the contributions do not belong together.
     """
     view, words = aligned(source, space)
-    named = features_of(words, features)
+    named = words.features_of(features)
     images, components = len(view), view.components
     if images < _FEWEST:
         raise DataError(
@@ -252,7 +251,10 @@ def score(
                 ]
             )
         on_progress("scoring components", component + 1, len(components))
-    return Scores(components, named, *found.unbind(-1), images, card=view_card(view, words))
+    values, low, high, chance_low, chance_high, p = found.unbind(-1)
+    return Scores(
+        components, named, values, low, high, chance_low, chance_high, p, images, card=view_card(view, words)
+    )
 
 
 class _Resampled:

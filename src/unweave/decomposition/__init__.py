@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
-from unweave.contributions import Contributions, Scores
+from unweave.contributions import Contributions
 from unweave.decomposition.planning import Plan, make_plan
 
 if TYPE_CHECKING:
     from unweave.models import Model
 
-__all__ = ["Plan", "decompose", "explain", "plan", "score"]
+__all__ = ["Plan", "decompose", "explain", "plan"]
 
 
 def plan(
@@ -77,20 +77,6 @@ def decompose(
     (see `plan`).
     """
     return plan(model, images, level=level, select=select).run(images)
-
-
-def score(
-    model: Model | nn.Module,
-    images: Float[Tensor, "image channel height width"],
-    directions: Float[Tensor, "direction dim"],
-    *,
-    level: Level = "head",
-    select: Selection = None,
-) -> Scores:
-    """Inner products of every contribution with directions, `[image, component, direction]`; plans anew (see
-    `plan`).
-    """
-    return plan(model, images, level=level, select=select).score(images, directions)
 
 
 def explain(model: Model | nn.Module, *, level: Level = "head") -> dict[str, Any]:

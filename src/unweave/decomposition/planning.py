@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unweave.components import LEVELS, Component, Grid, Level, Selection, select
-from unweave.contributions import Contributions, Scores
+from unweave.contributions import Contributions, Projections
 from unweave.decomposition.branches import Lump, Walk
 from unweave.decomposition.coverage import Coverage, coverage_of
 from unweave.decomposition.pieces import pieces_of
@@ -89,14 +89,14 @@ class Plan:
         self._conserved(error, allowed, names, values)
         return Contributions(values, self.components, names, representation, error, allowed)
 
-    def score(
+    def project(
         self,
         images: Float[Tensor, "image channel height width"],
         directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
-    ) -> Scores:
+    ) -> Projections:
         """Every contribution's inner product with given directions, without forming the contributions.
 
         Components that have directions of their own (an aligner has a map for each) do not add up to the
@@ -138,7 +138,7 @@ class Plan:
         values, representation, error = self._computed(program, images, sets, error_of, allowed)
         self._conserved(error, allowed, names, values)
         kept = values[..., : given.shape[-2]]
-        return Scores(kept, self.components, names, representation, error, allowed)
+        return Projections(kept, self.components, names, representation, error, allowed)
 
     def at(self, level: Level | None = None, select: Selection = None) -> Plan:
         """The same model at another level or with another selection, without capturing it again.

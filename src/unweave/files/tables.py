@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unweave.files.atomic import replacing
 
@@ -13,14 +11,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_table(table: pa.Table, card: Mapping[str, Any], folder: Path, name: str) -> dict[str, str]:
-    """Write a table as Parquet, as JSON beside what it is, and as Markdown.
+def write_table(table: pa.Table, folder: Path, name: str) -> dict[str, str]:
+    """Write a table as Parquet and as Markdown.
 
     Args:
         table: The table.
-        card: What it is, ready for JSON.
-        folder: Where; made where there is none.
-        name: Of the files.
+        folder: The folder, which is made where there is none.
+        name: The stem of the files.
 
     Returns:
         The files by their kind.
@@ -32,11 +29,9 @@ def write_table(table: pa.Table, card: Mapping[str, Any], folder: Path, name: st
 
     with replacing(folder / f"{name}.parquet", "table") as partial:
         parquet.write_table(table, partial, compression="zstd")
-    rows = table.to_pylist()
-    for suffix, text in (("json", json.dumps({**card, "rows": rows}, indent=1) + "\n"), ("md", markdown(table))):
-        with replacing(folder / f"{name}.{suffix}", "table") as partial:
-            partial.write_text(text, "utf-8")
-    return {suffix: str(folder / f"{name}.{suffix}") for suffix in ("parquet", "json", "md")}
+    with replacing(folder / f"{name}.md", "table") as partial:
+        partial.write_text(markdown(table), "utf-8")
+    return {suffix: str(folder / f"{name}.{suffix}") for suffix in ("parquet", "md")}
 
 
 def markdown(table: pa.Table) -> str:

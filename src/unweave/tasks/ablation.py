@@ -128,15 +128,20 @@ class Ablation(Result):
     def told(self) -> list[RenderableType]:
         """The accuracy after each step."""
         rows = [
-            [row["ablated"], str(row["components"]), f"{row['accuracy']:.3f}", f"{row['low']:.3f} ... {row['high']:.3f}"]
+            [
+                row["ablated"],
+                str(row["components"]),
+                f"{row['accuracy']:.3f}",
+                f"{row['low']:.3f} ... {row['high']:.3f}",
+            ]
             for row in self.table().to_pylist()
         ]
-        title = f"{self.model}: accuracy told by {_BY[self.by]}, {self.accuracies[0].images:,} images"
+        title = f"{self.model}: accuracy told by {BY[self.by]}, {self.accuracies[0].images:,} images"
         columns = {"ablated": "left", "components": "right", "accuracy": "right", "95 %": "right"}
         return [rich_table(title, columns, rows), Text()]
 
 
-_BY = {"model": "the model's classifier", "zero-shot": "words", "probe": "a probe"}
+BY = {"model": "the model's classifier", "zero-shot": "words", "probe": "a probe"}
 
 
 def ablations_figure(ablations: Sequence[Ablation]) -> Figure:
@@ -152,7 +157,7 @@ def ablations_figure(ablations: Sequence[Ablation]) -> Figure:
     ]
     steps = ablations[0].steps
     what = "layers" if steps and steps[0].name.startswith("layer ") else "steps"
-    title = f"Accuracy told by {_BY[ablations[0].by]}"
+    title = f"Accuracy told by {BY[ablations[0].by]}"
     return curves_figure({"": curves}, title=title, across=f"{what} ablated", up="accuracy")
 
 
@@ -257,9 +262,7 @@ def sides(source: Viewable, fitted: Viewable | None) -> tuple[View, View]:
     return first, second
 
 
-def change(
-    view: View, component: int, means: Float[Tensor, "component dim"] | None
-) -> Float[Tensor, "image dim"]:
+def change(view: View, component: int, means: Float[Tensor, "component dim"] | None) -> Float[Tensor, "image dim"]:
     """What the sum of each image loses when a component is ablated.
 
     Args:

@@ -253,7 +253,7 @@ class Mapper:
             StoreError: The target's aligner has no map for a component.
             UnweaveError: As for `Plan.score`.
         """
-        scores = self.plan.score(images, target.along(self.plan.wholes), ids)
+        scores = self.plan.project(images, target.along(self.plan.wholes), ids)
         values = scores.values.transpose(1, 2).cpu()
 
         def summed(columns: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
@@ -24,14 +24,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unweave.alignment import Aligned
+from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.files.fields import typed
 from unweave.files.pair import Kind, PairWriter, read_pair
+from unweave.progress import OnProgress, silent
 from unweave.saving import components_of
-from unweave.store import Rows, Store
-from unweave.view import Rows
+from unweave.view import View
 
 KIND = Kind("index", "unweave index", 1, "name a folder that `Index.save` wrote")
 TENSORS, CARD = "index.safetensors", "index.json"
@@ -95,50 +95,54 @@ class Index:
     @classmethod
     def build(
         cls,
-        source: Store | Aligned,
-        places: Sequence[int] | None,
+        view: View,
         *,
-        rows: Rows = None,
-        level: str | None = None,
+        representation: bool = False,
         centred: bool = True,
         path: str | PathLike[str] | None = None,
-        on_images: Callable[[int], None] = lambda count: None,
+        on_progress: OnProgress = silent,
     ) -> Index:
-        """Sum components of every image, once for the mean and once for the rows.
+        """Sum the components of a view for every image, once for the mean and once for the rows.
 
-        Memory: 128 MB of contributions, and the rows (`image x dim` float32), unless there is a path.
+        Memory: a view's budget of contributions, and the rows (`image x dim` float32), unless there is a path.
 
         Args:
-            source: A store, for contributions before alignment; or one that is seen through an aligner.
-            places: Which components; None for the representation itself.
-            rows: Which images of a store; those that are seen, of an aligned one.
-            level: Of a store; its first one if not given.
+            view: The images and components; before alignment for images, through an aligner for texts.
+            representation: Whether the whole representation is compared, rather than the sum of the components.
             centred: Whether the mean of these images is subtracted.
             path: A folder to write to, as `save` does, while the rows come; they stay on disk.
-            on_images: Called with the number of images that were just dealt with, in either pass.
+            on_progress: Called as images are summed, in either pass.
 
         Raises:
-            DataError: There are fewer than two images or no components, or the place cannot be written.
+            DataError: There are fewer than two images.
+            StoreError: The place cannot be written.
         """
-        summed = _Summed(source, places, rows, level)
-        if len(summed.numbers) < 2:
+        if len(view) < 2:
             raise DataError(
-                "There are no images to choose from." if not len(summed.numbers) else "There is one image only.",
-                where=str(summed.store.place),
+                "There is one image only." if len(view) else "There are no images to choose from.",
+                where=str(view.source),
                 cure="search in two images at least",
             )
-        mean = summed.mean(on_images) if centred else torch.zeros(summed.dim)
-        ids = tuple(summed.store.ids[row] for row in summed.numbers)
-        identity = summed.identity | {"centred": centred}
-        pieces = (_unit(piece - mean, piece) for piece in summed.pieces(on_images))
+
+        def pieces(done: int) -> Iterator[Float[Tensor, "image dim"]]:
+            for part in view.batches(max(1, _BYTES // (4 * max(view.dim, view.source.dim)))):
+                yield part.representation if representation else part.sum()
+                done += len(part)
+                on_progress("summing components", done, (1 + centred) * len(view))
+
+        mean = torch.zeros(view.dim)
+        if centred:
+            total = torch.zeros(view.dim, dtype=torch.float64)
+            for piece in pieces(0):
+                total += piece.sum(0, dtype=torch.float64)
+            mean = (total / len(view)).float()
+        components = None if representation else [asdict(component) for component in view.components]
+        identity = _identity(view) | {"components": components, "centred": centred}
+        rows = (_unit(piece - mean, piece) for piece in pieces(len(view) * centred))
         if path is not None:
-            _write(Path(path), ids, identity, mean, pieces)
+            _write(Path(path), view.ids, identity, mean, rows)
             return cls.load(path)
-        found, start = torch.empty(len(ids), summed.dim), 0
-        for piece in pieces:
-            found[start : start + len(piece)] = piece
-            start += len(piece)
-        return cls(found, mean, ids, identity)
+        return cls(torch.cat(list(rows)), mean, view.ids, identity)
 
     def query(self, values: Float[Tensor, "query dim"]) -> Float[Tensor, "query dim"]:
         """What the index would hold of these images: less its mean, and of length one."""
@@ -224,16 +228,16 @@ class Index:
         return _write(Path(path), self.ids, self.identity, self.mean, self.rows.split(_AT_ONCE))
 
     @classmethod
-    def load(cls, path: str | PathLike[str], source: Store | Aligned | None = None) -> Index:
+    def load(cls, path: str | PathLike[str], view: View | None = None) -> Index:
         """Read what `save` wrote; rows are mapped from the file, and read when they are used.
 
         Args:
             path: The folder.
-            source: What the index has to belong to; None if that does not matter.
+            view: The contributions that the index has to belong to; None if that does not matter.
 
         Raises:
             StoreError: A file is missing, damaged, of a newer version, or does not belong to the other or to the
-                source; the message names the field.
+                contributions; the message names the field.
         """
         folder = Path(path)
         known, tensors = read_pair(folder / TENSORS, folder / CARD, KIND)
@@ -243,19 +247,18 @@ class Index:
                 raise ValueError(f"{len(ids)} images have rows of the shape {list(rows.shape)}")
             components_of(known["components"] or ())
             typed(str, known["level"], "level")
-        found = cls(rows, mean, ids, known)
-        if source is not None:
-            found.agree(source, where=str(folder))
-        return found
+        index = cls(rows, mean, ids, known)
+        if view is not None:
+            index.agree(view, where=str(folder))
+        return index
 
-    def agree(self, source: Store | Aligned, *, where: str = "the index") -> None:
-        """Refuse a store or an aligner that the rows are not of.
+    def agree(self, view: View, *, where: str = "the index") -> None:
+        """Refuse contributions, or an aligner, that the rows are not of.
 
         Raises:
             StoreError: A field differs; the message names it and both values.
         """
-        own = _identity(source, self.identity["level"])
-        for name, value in own.items():
+        for name, value in _identity(view).items():
             if self.identity.get(name) != value:
                 raise StoreError(
                     f"The index is of another {name.replace('_', ' ')}: {self.identity.get(name)!s:.80}, "
@@ -315,66 +318,21 @@ class _Best:
         self.rows, self.similarity = numbers[order], near[order]
 
 
-class _Summed:
-    """Sums of components, some images at a time.
-
-    Args:
-        source, places, rows, level: As for `Index.build`.
-    """
-
-    def __init__(self, source: Store | Aligned, places: Sequence[int] | None, rows: Rows, level: str | None) -> None:
-        seen = source if isinstance(source, Aligned) else None
-        self.store: Store = seen.store if seen else source  # type: ignore[assignment]
-        self.level = seen.level if seen else level or self.store.manifest.levels[0]
-        self.numbers = seen.rows if seen and rows is None else self.store.rows(rows)
-        known = self.store.components(self.level)
-        if places is not None and not len(places):
-            raise ArgumentError("No component was chosen.", where=str(self.store.place), cure="choose one at least")
-        self.places = range(len(known)) if places is None else places
-        self.maps = [seen.aligner.maps[row].float() for row in seen.places] if seen else None
-        self.bias = seen.aligner.bias.float() if seen and places is None else torch.zeros(())
-        self.representation = places is None and seen is None
-        self.dim = self.maps[0].shape[1] if self.maps else self.store.manifest.dim
-        chosen = None if places is None else [asdict(known[place]) for place in places]
-        self.identity = _identity(source, self.level) | {"components": chosen}
-
-    def pieces(self, on_images: Callable[[int], None]) -> Iterator[Float[Tensor, "image dim"]]:
-        size = max(1, _BYTES // (4 * max(self.dim, self.store.manifest.dim)))
-        for start in range(0, len(self.numbers), size):
-            part = self.numbers[start : start + size]
-            yield self.store.representation(part) if self.representation else self._sum(part)
-            on_images(len(part))
-
-    def _sum(self, part: np.ndarray) -> Float[Tensor, "image dim"]:
-        total = torch.zeros(len(part), self.dim) + self.bias
-        for place in self.places:
-            own = self.store.values([place], part, level=self.level)[:, 0].float()
-            total += own if self.maps is None else own @ self.maps[place]
-        return total
-
-    def mean(self, on_images: Callable[[int], None]) -> Float[Tensor, " dim"]:
-        total = torch.zeros(self.dim, dtype=torch.float64)
-        for piece in self.pieces(on_images):
-            total += piece.sum(0, dtype=torch.float64)
-        return (total / len(self.numbers)).float()
-
-
-def _identity(source: Store | Aligned, level: str) -> dict[str, Any]:
-    """What a store, or one seen through an aligner, says of itself, as it is after JSON."""
-    store = source.store if isinstance(source, Aligned) else source
-    aligner = None
-    if isinstance(source, Aligned):
-        own, digest = source.aligner.identity, hashlib.sha256(source.aligner.maps.contiguous().numpy().tobytes())
-        aligner = {"space": own["space"], "space_hash": own["space_hash"], "maps": digest.hexdigest()}
-    known = {
-        "model": store.manifest.model,
-        "weights_hash": store.manifest.weights_hash,
-        "preprocessing": store.manifest.preprocessing,
-        "level": level,
+def _identity(view: View) -> dict[str, Any]:
+    """What a view says of itself, as it is after JSON."""
+    origin, aligner = view.origin, None
+    if isinstance(view.aligner, Aligner):
+        of, digest = view.aligner.identity, hashlib.sha256(view.aligner.maps.contiguous().numpy().tobytes())
+        aligner = {"space": of["space"], "space_hash": of["space_hash"], "maps": digest.hexdigest()}
+    about = {
+        "model": view.model,
+        "weights_hash": origin.weights_hash if origin else "",
+        "preprocessing": origin.preprocessing if origin else {},
+        "level": origin.level if origin else "",
         "aligner": aligner,
-        "data": [own.fingerprint for own in store.manifest.listings],
+        "data": [listing.fingerprint for listing in origin.images] if origin else [],
     }
-    return json.loads(json.dumps(known))
+    return json.loads(json.dumps(about))
 
 
 def _unit(values: Float[Tensor, "image dim"], whole: Float[Tensor, "image dim"]) -> Float[Tensor, "image dim"]:

@@ -327,7 +327,7 @@ def _totals(
         read = [(picture.id, own[0]) for picture, _ in part if (own := _read(model, picture, [])) is not None]
         if read:
             inputs = torch.stack([own for _, own in read]).to(model.device, model.dtype)
-            found = plan.score(inputs, target.along(plan.wholes))
+            found = plan.project(inputs, target.along(plan.wholes))
             total = found.values.sum(1).cpu() + target.constants
             yield [name for name, _ in read], total, found.representation.float().cpu()
 

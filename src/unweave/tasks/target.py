@@ -22,7 +22,7 @@ from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import AlignmentError, ArgumentError, ModelError
 from unweave.models import Model
-from unweave.tasks import head
+from unweave.tasks.classifier import class_names
 from unweave.text import TextSpace
 from unweave.view import Origin
 
@@ -151,7 +151,7 @@ def toward_classes(model: Model, classes: Sequence[str] | None = None) -> Target
         ArgumentError: There is no such class.
     """
     weight, bias = affine(model)
-    called = head.class_names(model, len(weight))
+    called = class_names(model, len(weight))
     names = tuple(own[0] for own in called)
     aliases = {name: place for place, own in reversed([*enumerate(called)]) for name in own[1:]}
     every = Target(names, weight, bias, "classifier", aliases=aliases)

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from unweave.errors import ArgumentError, DataError
 
@@ -180,48 +180,3 @@ Features: TypeAlias = "Mapping[str, Sequence[str]] | Sequence[str] | str | PathL
 """Features by name, each with its phrases; or names of features, and phrases that stand alone; or a TOML file; None for
 those that are shipped for the text space.
 """
-
-
-class Worded(Protocol):
-    """What words are shipped for: a text space."""
-
-    features: Callable[..., Mapping[str, tuple[str, ...]]]
-    vocabulary: Callable[[], tuple[str, ...]]
-
-
-def features_of(space: Worded, asked: Features) -> dict[str, tuple[str, ...]]:
-    """The features that are asked for.
-
-    Args:
-        space: The text space, which has features of its own.
-        asked: The features.
-
-    Raises:
-        ArgumentError: None is asked for.
-        DataError: The file cannot be read.
-    """
-    if asked is None:
-        return dict(space.features())
-    if isinstance(asked, (str, PathLike)):
-        return dict(features(asked))
-    if not isinstance(asked, Mapping):
-        known = space.features()
-        asked = {name: known.get(name, (name,)) for name in asked}
-    if not asked or not all(asked.values()):
-        raise ArgumentError("There are no features to score.", cure="name one at least")
-    return {name: tuple(phrases) for name, phrases in asked.items()}
-
-
-def vocabulary_of(space: Worded, asked: Sequence[str] | str | PathLike[str] | None) -> list[str]:
-    """The phrases that components are named by, each once.
-
-    Args:
-        space: The text space, which has a vocabulary of its own.
-        asked: Phrases, a text file with one on each line, or None for the space's own.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    if asked is None:
-        return list(dict.fromkeys(space.vocabulary()))
-    return list(dict.fromkeys(read_phrases(asked) if isinstance(asked, (str, PathLike)) else asked))

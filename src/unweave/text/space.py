@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +24,7 @@ from torch.nn.functional import normalize
 from unweave.errors import ArgumentError, ModelError
 from unweave.models import Model, load_model
 from unweave.text import cache
-from unweave.text.phrases import shipped
+from unweave.text.phrases import Features, features, read_phrases, shipped
 from unweave.text.vocabulary import vocabulary
 
 GENERAL = shipped(features="features.toml", birds="waterbirds.toml")
@@ -133,6 +134,40 @@ class TextSpace:
                     where=repr(text),
                     cure="say it in fewer words",
                 )
+
+    def features_of(self, asked: Features = None) -> dict[str, tuple[str, ...]]:
+        """Features by name, each with its phrases.
+
+        Args:
+            asked: The features that are asked for (see `unweave.text.phrases.Features`).
+
+        Raises:
+            ArgumentError: None is asked for.
+            DataError: A file cannot be read.
+        """
+        if asked is None:
+            return dict(self.features())
+        if isinstance(asked, (str, PathLike)):
+            return dict(features(asked))
+        if not isinstance(asked, Mapping):
+            known = self.features()
+            asked = {name: known.get(name, (name,)) for name in asked}
+        if not asked or not all(asked.values()):
+            raise ArgumentError("There are no features to score.", cure="name one at least")
+        return {name: tuple(phrases) for name, phrases in asked.items()}
+
+    def vocabulary_of(self, asked: Sequence[str] | str | PathLike[str] | None = None) -> list[str]:
+        """Phrases that components can be named by, each once.
+
+        Args:
+            asked: The phrases, a text file with one on each line, or None for those that are shipped for the space.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        if asked is None:
+            return list(dict.fromkeys(self.vocabulary()))
+        return list(dict.fromkeys(read_phrases(asked) if isinstance(asked, (str, PathLike)) else asked))
 
     def logits(
         self, images: Float[Tensor, "image dim"], texts: Float[Tensor, "text dim"]
