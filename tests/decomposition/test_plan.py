@@ -474,7 +474,7 @@ def test_a_nonlinearity_on_the_trunk_stops_or_is_frozen() -> None:
     assert behind and all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-12) for name in behind)
 
 
-class Readout(nn.Module):
+class MapReadout(nn.Module):
     """An MLP on tokens, and a readout of the whole map."""
 
     def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
@@ -497,7 +497,7 @@ class Readout(nn.Module):
     ids=["norm", "glu", "topk", "sort"],
 )
 def test_what_is_no_gate_stops_under_freeze_too(read: Callable[[Tensor], Tensor]) -> None:
-    plan = unweave.plan(ready(Readout(read)), pictures(2), nonlinear="freeze")
+    plan = unweave.plan(ready(MapReadout(read)), pictures(2), nonlinear="freeze")
     adds_up(plan.run(pictures()))
     (lump,) = plan.lumps
     assert lump.reason == "it is not linear", "freeze is no cure here, and is not offered as one"
@@ -505,7 +505,7 @@ def test_what_is_no_gate_stops_under_freeze_too(read: Callable[[Tensor], Tensor]
 
 @pytest.mark.parametrize("read", [lambda x: x.min(1).values, lambda x: x.max(1).values], ids=["min", "max"])
 def test_the_winner_of_a_readout_is_held(read: Callable[[Tensor], Tensor]) -> None:
-    plan = unweave.plan(ready(Readout(read)), pictures(2))
+    plan = unweave.plan(ready(MapReadout(read)), pictures(2))
     adds_up(plan.run(pictures()))
     assert not plan.lumps and [part.kind for part in plan.components] == ["embed", "mlp", "bias"]
 
