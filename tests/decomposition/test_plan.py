@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unweave
-from tiny import HEADS, WIDTH, Attention, Mlp, Vit, pictures, ready
+from tiny import HEADS, WIDTH, Attention, Block, Mlp, Vit, pictures, ready
 from unweave.errors import (
     ArgumentError,
     CaptureError,
@@ -471,6 +472,88 @@ def test_a_nonlinearity_on_the_trunk_stops_or_is_frozen() -> None:
     ours, theirs = named(frozen.run(pictures())), named(stopped.run(pictures()))
     behind = [name for name in theirs if name.startswith("blocks.1")]
     assert behind and all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-12) for name in behind)
+
+
+class MapReadout(nn.Module):
+    """An MLP on tokens, and a readout of the whole map."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mlp, self.read = nn.Conv2d(3, WIDTH, 4, 4), nn.LayerNorm(WIDTH), Mlp(), read
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        return self.read(x + self.mlp(self.norm(x)))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.norm(dim=1),
+        lambda x: nn.functional.glu(x).mean(1),
+        lambda x: x.topk(3, 1).values.mean(1),
+        lambda x: x.sort(1).values[:, :4].mean(1),
+    ],
+    ids=["norm", "glu", "topk", "sort"],
+)
+def test_what_is_no_gate_stops_under_freeze_too(read: Callable[[Tensor], Tensor]) -> None:
+    plan = unweave.plan(ready(MapReadout(read)), pictures(2), nonlinear="freeze")
+    adds_up(plan.run(pictures()))
+    (lump,) = plan.lumps
+    assert lump.reason == "it is not linear", "freeze is no cure here, and is not offered as one"
+
+
+@pytest.mark.parametrize("read", [lambda x: x.min(1).values, lambda x: x.max(1).values], ids=["min", "max"])
+def test_the_winner_of_a_readout_is_held(read: Callable[[Tensor], Tensor]) -> None:
+    plan = unweave.plan(ready(MapReadout(read)), pictures(2))
+    adds_up(plan.run(pictures()))
+    assert not plan.lumps and [part.kind for part in plan.components] == ["embed", "mlp", "bias"]
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer as the branch of a block (Sequencer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.rnn = nn.Conv2d(3, WIDTH, 4, 4), nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        return (x + self.rnn(x)[0]).mean(1)
+
+
+def test_a_recurrent_layer_is_the_nonlinearity_of_its_branch() -> None:
+    plan = unweave.plan(ready(Recurrent()), pictures(2))
+    adds_up(plan.run(pictures()))
+    assert not plan.lumps and "mlp" in [part.kind for part in plan.components]
+
+
+class ClassMlp(nn.Module):
+    """An MLP of the class token alone, laid beside the other tokens before both are added (XCiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mlp = nn.Conv2d(3, WIDTH, 4, 4), nn.LayerNorm(WIDTH), Mlp()
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.attn = Block()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        x = self.norm(self.attn(torch.cat([self.token.expand(len(x), -1, -1), x], 1)))
+        x = x + torch.cat([self.mlp(x[:, :1]), x[:, 1:]], 1)
+        return x[:, 0]
+
+
+def test_an_mlp_of_one_token_is_a_branch_though_the_others_are_laid_beside_it() -> None:
+    module = ready(ClassMlp())
+    plan = unweave.plan(module, pictures(2))
+    result = plan.run(pictures())
+    adds_up(result)
+    assert not plan.lumps and plan.coverage.resolved == plan.coverage.attention_layers == 1
+    x = module.stem(pictures()).flatten(2).transpose(1, 2)
+    x = module.norm(module.attn(torch.cat([module.token.expand(len(x), -1, -1), x], 1)))
+    alone = module.mlp(x[:, 0]) - module.mlp.fc2.bias
+    assert (named(result)["mlp"] - alone).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("readout", ["late", "pool"])

@@ -242,8 +242,8 @@ sample("norm.ScalarOpt_dim", x(*TOKENS), 2, [1])
 sample("var.dim std.dim", x(*TOKENS), [1])
 sample("var_mean.dim", x(*TOKENS), [1], captured=False)  # becomes two operations
 sample("topk", x(*TOKENS), 2, 1)
-sample("sort min.dim argmax", x(*TOKENS), 1)
-sample("max.dim", x(*TOKENS), 1, captured=False)  # becomes amax
+sample("sort argmax", x(*TOKENS), 1)
+sample("max.dim min.dim", x(*TOKENS), 1, captured=False)  # become amax
 sample("grid_sampler", x(*MAP), x(5, 5, 2), 0, 0, False)
 sample(
     "lstm.input",

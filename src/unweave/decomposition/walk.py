@@ -138,13 +138,7 @@ class _Walker:
         """Hands the map on to the inputs, or stops where there is no way on."""
         known = find(node) and self.paths.row(node)
         if known is None or known.kind == "source":
-            if (
-                known
-                and self.freeze
-                and branch is self.root
-                and not known.softmax
-                and len(self.paths.inputs(node)) == 1
-            ):
+            if self.freeze and self._is_gate(node, known, branch):
                 self._slope(node, branch, terms)
             else:
                 self._end(node, branch, terms, self._reason(node, known, branch))
@@ -230,6 +224,12 @@ class _Walker:
             terms = tuple(term for source, term in reads if source is value)
         return value, terms
 
+    def _is_gate(self, node: fx.Node, known: Row | None, branch: Branch) -> bool:
+        """Whether a nonlinearity on the trunk can be held at its slope: each entry is made of one entry of its input."""
+        inputs = self.paths.inputs(node)
+        alone = branch is self.root and known is not None and known.elementwise and len(inputs) == 1
+        return alone and extents_of(inputs[0]) == extents_of(node)
+
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
         source = self.paths.inputs(node)[0]
@@ -293,8 +293,8 @@ class _Walker:
             return "the walk reached the images"
         if known is None:
             return "it has no rule"
-        on = branch is self.root and not known.softmax and len(self.paths.inputs(node)) == 1
-        return "it is not linear" + ("; `nonlinear='freeze'` passes it as a gate held at its value" if on else "")
+        cure = "; `nonlinear='freeze'` passes it as a gate held at its value"
+        return "it is not linear" + (cure if self._is_gate(node, known, branch) else "")
 
 
 def _depth(branch: Branch) -> int:

@@ -281,6 +281,15 @@ def _max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iter
         yield graph.call_function(aten.amax.default, (given["input"], [given["dim"]], given["keepdim"]))
 
 
+def _min(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
+    if place == 0 and "dim" in given:
+        negative = graph.call_function(aten.neg.default, (given["input"],))
+        negative.meta = dict(given["input"].meta)
+        largest = graph.call_function(aten.amax.default, (negative, [given["dim"]], given["keepdim"]))
+        largest.meta = {**item.meta}
+        yield graph.call_function(aten.neg.default, (largest,))
+
+
 def _moments(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
     if place == 1:
         yield graph.call_function(aten.mean.dim, (given["input"], given.get("dim"), given.get("keepdim", False)))
@@ -316,6 +325,7 @@ _REWRITES = {
     "aten._native_batch_norm_legit": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
     "aten.max": _max,
+    "aten.min": _min,
     "aten.var_mean": _moments,
     "aten.std_mean": _moments,
     "aten.adaptive_max_pool1d": _adaptive_max,

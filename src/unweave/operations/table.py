@@ -189,8 +189,11 @@ def _add(row: Row) -> None:
 
 
 def find(node: fx.Node) -> Row | None:
-    """The row of a node's operation, if there is one."""
-    return TABLE.get(operation(node)) if hasattr(node.target, "_schema") else None
+    """The row of a node's operation, if there is one. Of an operation with several outputs, one of these has the row if
+    the walk stops there in any case.
+    """
+    known = TABLE.get(operation(node))
+    return known if known and (hasattr(node.target, "_schema") or known.kind == "source") else None
 
 
 def row(node: fx.Node) -> Row:

@@ -197,8 +197,25 @@ class Paths(Products):
             if not here or (there and self._rank(trunk, branch) <= self._rank(branch, trunk)):
                 return None  # the other is the trunk, or neither is
             read = max(here, key=self.graph.order.__getitem__)
-        carried = self._ways(branch, lambda value: value is read)
-        return read if self._works(read, branch) and not any(carried.values()) else None  # or two streams meet
+        if not self._works(read, branch) or (self._carries_on(branch, read) and not self._puts_back(branch, read)):
+            return None  # or two streams meet
+        return read
+
+    def _carries_on(self, branch: fx.Node, read: fx.Node) -> bool:
+        """Whether what would be a branch is the stream itself."""
+        return any(self._ways(branch, lambda value: value is read).values())
+
+    def _puts_back(self, branch: fx.Node, read: fx.Node) -> bool:
+        """Whether a branch lays what it computes beside positions that it leaves as they are, as an MLP of the class
+        token alone is laid beside the patches.
+        """
+        value = branch
+        while len(following := self.follows(value)) == 1 and self._is_plain(value):
+            value = following[0]
+        return self.row(value).moves and any(
+            self.graph.depends(source, read) and self._works(read, source) and not self._carries_on(source, read)
+            for source in following
+        )
 
     def _rank(self, node: fx.Node, other: fx.Node) -> int:
         """How much a value is the trunk, of two that are both linear images of what the other is computed from: most
