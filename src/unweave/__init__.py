@@ -4,6 +4,10 @@
     plan = unweave.plan(model)             # once per model, from its computational graph
     contributions = plan.run(images)       # [image, component, dim], sums to the representation
 
+The verbs are functions of the same names as on the command line: `decompose`, `extract`, `align`, `score`, `label`,
+`ablate`, `search`, `debias`, `heatmap`, `segment`, `explain`, `reproduce`. Each returns a result that shows, draws and
+saves itself (see `unweave.results`).
+
 Names are imported when first used, so that `import unweave` and the command line's `--help` do not wait for torch.
 """
 
@@ -14,37 +18,93 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unweave import errors as errors
+    from unweave.alignment import Aligner as Aligner
+    from unweave.alignment import Recipe as Recipe
+    from unweave.alignment import align as align
+    from unweave.attribution import Names as Names
+    from unweave.attribution import Scores as Scores
+    from unweave.attribution import label as label
+    from unweave.attribution import score as score
     from unweave.components import Component as Component
     from unweave.contributions import Contributions as Contributions
+    from unweave.decomposition import Plan as Plan
     from unweave.decomposition import decompose as decompose
     from unweave.decomposition import explain as explain
     from unweave.decomposition import plan as plan
-    from unweave.decomposition import score as score
+    from unweave.extraction import Settings as Settings
     from unweave.extraction import extract as extract
+    from unweave.images import ImageSet as ImageSet
     from unweave.images import open_images as open_images
     from unweave.models import Model as Model
     from unweave.models import load_model as load_model
+    from unweave.reproduce import reproduce as reproduce
+    from unweave.results import Result as Result
     from unweave.store import Store as Store
     from unweave.store import open_store as open_store
+    from unweave.tasks import Ablation as Ablation
+    from unweave.tasks import Choice as Choice
+    from unweave.tasks import Classification as Classification
+    from unweave.tasks import Debiasing as Debiasing
+    from unweave.tasks import Heatmaps as Heatmaps
+    from unweave.tasks import Highest as Highest
+    from unweave.tasks import Ranking as Ranking
+    from unweave.tasks import Retrieval as Retrieval
+    from unweave.tasks import Segmentation as Segmentation
+    from unweave.tasks import Sides as Sides
+    from unweave.tasks import ablate as ablate
+    from unweave.tasks import checkpoint as checkpoint
+    from unweave.tasks import debias as debias
+    from unweave.tasks import heatmap as heatmap
+    from unweave.tasks import search as search
+    from unweave.tasks import segment as segment
     from unweave.text import TextSpace as TextSpace
     from unweave.text import text_space as text_space
+    from unweave.view import View as View
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Ablation": "unweave.tasks",
+    "Aligner": "unweave.alignment",
+    "Choice": "unweave.tasks",
+    "Classification": "unweave.tasks",
     "Component": "unweave.components",
     "Contributions": "unweave.contributions",
+    "Debiasing": "unweave.tasks",
+    "Heatmaps": "unweave.tasks",
+    "Highest": "unweave.tasks",
+    "ImageSet": "unweave.images",
     "Model": "unweave.models",
+    "Names": "unweave.attribution",
+    "Plan": "unweave.decomposition",
+    "Ranking": "unweave.tasks",
+    "Recipe": "unweave.alignment",
+    "Result": "unweave.results",
+    "Retrieval": "unweave.tasks",
+    "Scores": "unweave.attribution",
+    "Segmentation": "unweave.tasks",
+    "Settings": "unweave.extraction",
+    "Sides": "unweave.tasks",
     "Store": "unweave.store",
     "TextSpace": "unweave.text",
+    "View": "unweave.view",
+    "ablate": "unweave.tasks",
+    "align": "unweave.alignment",
+    "checkpoint": "unweave.tasks",
+    "debias": "unweave.tasks",
     "decompose": "unweave.decomposition",
     "explain": "unweave.decomposition",
     "extract": "unweave.extraction",
+    "heatmap": "unweave.tasks",
+    "label": "unweave.attribution",
     "load_model": "unweave.models",
     "open_images": "unweave.images",
     "open_store": "unweave.store",
     "plan": "unweave.decomposition",
-    "score": "unweave.decomposition",
+    "reproduce": "unweave.reproduce",
+    "score": "unweave.attribution",
+    "search": "unweave.tasks",
+    "segment": "unweave.tasks",
     "text_space": "unweave.text",
 }
 
@@ -60,4 +120,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -176,7 +176,7 @@ def _show_maps(page: Page, model: Model, plan: Plan, scenes: Evaluation, contrib
     directions = torch.stack([contributions.representation[codes == codes[place]].mean(0) - centre for place in places])
     directions = directions / directions.norm(dim=-1, keepdim=True)
     tokens = plan.at("token", "kind:head")
-    scores = tokens.score(_inputs(model, scenes, places), directions).values.diagonal(dim1=0, dim2=2).T
+    scores = tokens.project(_inputs(model, scenes, places), directions).values.diagonal(dim1=0, dim2=2).T
     page.section(
         "Where the heads read it",
         "Each head's contribution, split by the token that it reads and measured along the direction in which scenes "

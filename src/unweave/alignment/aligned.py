@@ -36,7 +36,7 @@ def aligned(
         AlignmentError: The aligner, the space and the model do not belong together.
     """
     view = source.view()
-    maps: Maps | None = _maps(space) or view.aligner
+    maps: Maps | None = aligner_of(space) or view.aligner
     if maps is not None:
         words = space if isinstance(space, TextSpace) else space_of(maps, templates=templates, device=device)
         if words.weights_hash != maps.identity["space_hash"]:
@@ -62,8 +62,8 @@ def aligned(
     return view.through(identical(view, words)), words
 
 
-def _maps(space: Space) -> Aligner | None:
-    """The aligner that is named, if one is."""
+def aligner_of(space: Space) -> Aligner | None:
+    """The aligner that is given or named, if it is one."""
     if isinstance(space, Aligner):
         return space
     if isinstance(space, (str, os.PathLike)) and (Path(space).is_dir() or (Path(space) / CARD).exists()):

@@ -252,9 +252,7 @@ def score(
             )
         on_progress("scoring components", component + 1, len(components))
     values, low, high, chance_low, chance_high, p = found.unbind(-1)
-    return Scores(
-        components, named, values, low, high, chance_low, chance_high, p, images, card=view_card(view, words)
-    )
+    return Scores(components, named, values, low, high, chance_low, chance_high, p, images, card=view_card(view, words))
 
 
 class _Resampled:

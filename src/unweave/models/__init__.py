@@ -1,6 +1,6 @@
 """A model id, or any `torch.nn.Module`, becomes a `Model`: what maps images to a representation."""
 
-from unweave.models.library import available, load_model
+from unweave.models.library import available, load_model, opened
 from unweave.models.model import Model
 
-__all__ = ["Model", "available", "load_model"]
+__all__ = ["Model", "available", "load_model", "opened"]

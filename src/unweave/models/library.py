@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unweave.errors import ModelError
+from unweave.errors import ArgumentError, ModelError
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess
@@ -248,3 +248,20 @@ def _installed(library: Library) -> bool:
         return find_spec(library.package) is not None
     except (ImportError, ValueError):
         return False
+
+
+def opened(model: Model | str) -> Model:
+    """A model, or the one that an id names.
+
+    Raises:
+        ArgumentError: It is neither.
+        ModelError: There is no model of this id.
+    """
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, str):
+        raise ArgumentError(
+            f"A {type(model).__name__} is no model.",
+            cure="give a model's id, what `unweave.load_model` returns, or `unweave.Model.from_module(module)`",
+        )
+    return load_model(model)

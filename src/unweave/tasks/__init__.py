@@ -1,1 +1,33 @@
-"""What contributions are good for: each task is a function that returns data, with a figure and a verb."""
+"""What contributions are good for: each task is a function that returns a result."""
+
+from unweave.tasks.ablation import Ablation, ablate
+from unweave.tasks.checkpoint import Checkpoint, checkpoint
+from unweave.tasks.choice import Choice, Chosen, choose
+from unweave.tasks.classifier import Classification, Classifier
+from unweave.tasks.debiasing import Debiasing, Ranking, Sides, debias
+from unweave.tasks.heatmap import Heatmaps, Highest, heatmap
+from unweave.tasks.retrieval import Retrieval, search
+from unweave.tasks.segmentation import Segmentation, segment
+
+__all__ = [
+    "Ablation",
+    "Checkpoint",
+    "Choice",
+    "Chosen",
+    "Classification",
+    "Classifier",
+    "Debiasing",
+    "Heatmaps",
+    "Highest",
+    "Ranking",
+    "Retrieval",
+    "Segmentation",
+    "Sides",
+    "ablate",
+    "checkpoint",
+    "choose",
+    "debias",
+    "heatmap",
+    "search",
+    "segment",
+]

@@ -5,42 +5,50 @@ A head's contribution is a sum over the tokens that it reads, so its score along
 share is laid at its cell of the layer's own grid, with windows undone. What has no cell (class and register tokens,
 biases, what is not chosen) is reported as numbers, so that everything adds up to the score of the whole image.
 
-    mapper = Mapper(unweave.plan(model), "last:4,!kind:mlp")
-    found = mapper(images, toward_classes(model, ["dog"]))
-    found.summed()                       # [image, target, row, column], signed
-    found.total                          # the logit
+    heatmaps = unweave.heatmap(model, "photos/", texts=["a dog"], space="aligner", select="last:4,!kind:mlp")
+    heatmaps.summed()                    # [image, target, row, column], signed
+    heatmaps.total                       # the score
+    heatmaps.figure()
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.numpy import save
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from unweave.alignment import Space
+from unweave.attribution.scores import Scores
 from unweave.components import Component, Grid, Selection, select
 from unweave.decomposition import Plan
+from unweave.decomposition import plan as plan_for
 from unweave.errors import ArgumentError, DataError
-from unweave.files import replacing
-from unweave.tasks.target import Target
+from unweave.figures import MapRow, maps_figure
+from unweave.images import ImageSet, batches, open_images
+from unweave.models import Model, opened
+from unweave.progress import OnProgress, silent
+from unweave.results import Result, rich_table, verb
+from unweave.tasks.target import Target, toward
 
-SUFFIXES = (".npz", ".safetensors")
+_ROWS, _COLUMNS, _TOLD = 12, 4, 40
+"""Images and components that are drawn, and rows that are shown in a terminal."""
 
 
 @dataclass(frozen=True, eq=False)
-class Heatmaps:
+class Heatmaps(Result):
     """Scores of the chosen components, by where they read.
 
     Attributes:
@@ -52,8 +60,11 @@ class Heatmaps:
         placeless: For each chosen component, what cannot be told apart by token.
         others: For each kind of component, what those say that were not chosen.
         constants: What is added for every image.
-        error: The relative error of the sum for each image (see `Plan.score`).
+        error: The relative error of the sum for each image (see `Plan.project`).
+        pixels: The images as the model sees them, for a figure; none if they were not given as pictures.
     """
+
+    name = "heatmap"
 
     ids: tuple[str, ...]
     targets: tuple[str, ...]
@@ -63,6 +74,7 @@ class Heatmaps:
     others: Mapping[str, Float[Tensor, "image target"]]
     constants: Float[Tensor, " target"]
     error: Float[Tensor, " image"]
+    pixels: UInt8[np.ndarray, "image height width 3"] | None = None
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -127,31 +139,77 @@ class Heatmaps:
         named |= {f"beside/{name}": value for name, value in self.beside.items()}
         return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in named.items()}
 
-    def card(self) -> dict[str, Any]:
-        """What the arrays are of, ready for JSON."""
-        return {
-            "ids": list(self.ids),
-            "targets": list(self.targets),
-            "components": [component.as_dict() for component in self.components],
-            "grids": {str(component): list(own.shape[-2:]) for component, own in self.maps.items()},
-        }
+    def table(self) -> pa.Table:
+        """One row for each image and target: the score, what lies in the maps, and what beside them."""
+        summed, total, beside = self.summed().sum((-2, -1)), self.total, self.beside
+        rows = [
+            {
+                "id": name,
+                "target": target,
+                "score": float(total[row, column]),
+                "in the maps": float(summed[row, column]),
+                **{what: float(values[row, column]) for what, values in beside.items()},
+                "error": float(self.error[row]),
+            }
+            for row, name in enumerate(self.ids)
+            for column, target in enumerate(self.targets)
+        ]
+        return pa.Table.from_pylist(rows)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the arrays, with the card as text, into a file that ends in `.npz` or `.safetensors`.
+    def figure(self) -> Figure:
+        """A row for each of the first images and targets: the sum, and the components that say most.
 
         Raises:
-            ArgumentError: The file has another ending, or cannot be written.
+            ArgumentError: The images were not given as pictures.
         """
-        path = Path(path)
-        if path.suffix not in SUFFIXES:
-            raise ArgumentError(f"Maps cannot be written as {path.suffix!r}.", cure=f"use {' or '.join(SUFFIXES)}")
-        card = json.dumps(self.card())
-        with replacing(path, "file of maps") as partial:
-            if path.suffix == ".npz":
-                np.savez_compressed(partial, card=np.array(card), **self.arrays())  # type: ignore[arg-type]
-            else:
-                partial.write_bytes(save(self.arrays(), {"card": card}))
-        return path
+        if self.pixels is None:
+            raise ArgumentError(
+                "The images were given as tensors, so there is nothing to draw on.",
+                cure="give `unweave.heatmap` pictures: a folder, or what `unweave.open_images` returns",
+            )
+        strength = {component: float(maps.abs().sum()) for component, maps in self.maps.items()}
+        ranked = sorted(strength, key=lambda component: -strength[component])
+        some = ranked[:_COLUMNS] if len(strength) > 1 else []
+        summed, beside, total = self.summed(), self.beside, self.total
+        laid = {component: self.on_grid(component) for component in some}
+        rows = [
+            MapRow(
+                self.pixels[row],
+                f"{target}\n{name}",
+                [summed[row, place].double().numpy(), *(maps[row, place].double().numpy() for maps in laid.values())],
+                [
+                    ("score", float(total[row, place])),
+                    ("in the maps", float(summed[row, place].sum())),
+                    *((what, float(values[row, place])) for what, values in beside.items() if bool(values.any())),
+                ],
+            )
+            for row, name in enumerate(self.ids[:_ROWS])
+            for place, target in enumerate(self.targets)
+        ]
+        heading = f"sum of {len(self.maps)} components" if len(self.maps) > 1 else str(next(iter(self.maps)))
+        title = f"{self.card['model']}: where the score is read"
+        if len(self.ids) > _ROWS:
+            title += f" (the first {_ROWS} of {len(self.ids)} images)"
+        return maps_figure(rows, [heading, *map(str, some)], title=title, label="score of a token")
+
+    def told(self) -> list[RenderableType]:
+        """The score of the first images, in the maps and beside them."""
+        rows = self.table().slice(0, _TOLD).to_pylist()
+        beside = [name for name in self.beside if any(row[name] for row in rows)]
+        columns = {
+            "image": "left",
+            "target": "left",
+            "score": "right",
+            "maps": "right",
+            **dict.fromkeys(beside, "right"),
+        }
+        cells = [
+            [row["id"], row["target"], *(f"{row[name]:+.3f}" for name in ("score", "in the maps", *beside))]
+            for row in rows
+        ]
+        title = "The score of each image: what lies in the maps, and what beside them"
+        note = f"{len(self.maps)} components with maps; largest error of the sum {float(self.error.max()):.0e}."
+        return [rich_table(title, columns, cells), Text(f"\n{note}")]
 
 
 def joined(parts: Sequence[Heatmaps]) -> Heatmaps:
@@ -291,51 +349,105 @@ def _covered(old: int, new: int) -> Float[Tensor, "new old"]:
     return overlap.clamp_min(0) * old
 
 
-def best(plan: Plan, scores: pa.Table, features: Sequence[str], count: int | None = None) -> tuple[Component, ...]:
+@dataclass(frozen=True, eq=False)
+class Highest:
     """The components that score highest, of those that read tokens at known places and are above chance.
 
-    Args:
-        plan: Of the model.
-        scores: `Attribution.table()`, or what `unweave score` wrote.
-        features: Which features; for several the mean of their scores counts, and one above chance is enough.
+    Attributes:
+        scores: What `unweave.score` returned, or the folder that it was saved to.
+        features: The features that count; for several the mean of their scores, and one above chance is enough. All
+            that were scored if none is named.
         count: The most components; the better half if not given.
+    """
+
+    scores: Scores | str | os.PathLike[str]
+    features: Sequence[str] = ()
+    count: int | None = None
+
+    def of(self, plan: Plan) -> tuple[Component, ...]:
+        """The components of a model's plan.
+
+        Raises:
+            ArgumentError: A feature was not scored, or no component is above chance.
+            DataError: The scores are of another model.
+        """
+        scores = self.scores if isinstance(self.scores, Scores) else Scores.load(self.scores)
+        columns = [scores.column(name) for name in self.features or scores.features]
+        placed = {part.whole for part in plan.at("token").components if part.row is not None}
+        strange = next((part for part in scores.components if part not in set(plan.at("head").components)), None)
+        if strange is not None:
+            raise DataError(
+                f"The scores are of {strange}, which is no component of the model.",
+                where=plan.name,
+                cure="score contributions of this model at level `head`",
+            )
+        total, above = scores.values[:, columns].mean(1), scores.above()[:, columns].any(1)
+        order = torch.argsort(total, descending=True, stable=True).tolist()
+        ranked = [place for place in order if scores.components[place] in placed]
+        kept = ranked[: len(ranked) // 2 if self.count is None else self.count]
+        chosen = tuple(scores.components[place] for place in kept if above[place])
+        if not chosen:
+            raise ArgumentError(
+                f"No component that reads tokens is above chance for {', '.join(self.features):.80}.",
+                cure="choose components yourself",
+            )
+        return chosen
+
+
+@verb
+def heatmap(
+    model: Model | str,
+    images: ImageSet | str | os.PathLike[str] | Float[Tensor, "image channel height width"],
+    *,
+    texts: Sequence[str] | str = (),
+    classes: Sequence[str] | str = (),
+    against: Sequence[str] | str = (),
+    space: Space = None,
+    select: Selection | Highest = None,
+    on_progress: OnProgress = silent,
+) -> Heatmaps:
+    """Where the chosen components read what speaks for texts or classes; everything adds up to the score.
+
+    Args:
+        model: A model, or its id.
+        images: Pictures, as an image set or what `unweave.open_images` takes; or a batch that is preprocessed already.
+        texts: The texts that maps are made for; or
+        classes: the classes of the model's own classifier.
+        against: Texts (or classes) whose mean is taken off: maps show what speaks for one rather than for these.
+        space: What brings components into the text space of the texts (see `unweave.alignment.Space`).
+        select: The components that are mapped; all heads if not given.
+        on_progress: Called after each image.
 
     Raises:
-        ArgumentError: A feature was not scored, or the table is none of scores.
-        ArgumentError: No component is above chance, or the table is of another model.
+        ArgumentError: Neither texts nor classes are given, or both; the selection matches nothing that reads tokens at
+            known places.
+        DataError: None of the images can be read.
+        AlignmentError: The aligner is of another model.
     """
-    needed = {"component", "feature", "score", "above_chance"}
-    if not needed <= set(scores.column_names):
-        raise DataError("This is no table of scores.", cure="name scores.parquet, which `unweave score` wrote")
-    rows = scores.select(sorted(needed)).to_pylist()
-    known = list(dict.fromkeys(row["feature"] for row in rows))
-    missing = next((feature for feature in features if feature not in known), None)
-    if missing is not None or not features:
-        raise ArgumentError(f"There is no feature {missing!r} in the table.", cure=f"use one of {', '.join(known)}")
-    named = {str(component): component for component in plan.at("head").components}
-    placed = {part.whole for part in plan.at("token").components if part.row is not None}
-    total: dict[Component, float] = {}
-    above: set[Component] = set()
-    for row in rows:
-        if row["component"] not in named:
-            raise ArgumentError(
-                f"The table scores {row['component']}, which is no component of the model.",
-                where=plan.name,
-                cure="score a store of this model at level `head`",
-            )
-        component = named[row["component"]]
-        if row["feature"] in features and component in placed:
-            total[component] = total.get(component, 0.0) + row["score"]
-            above |= {component} if row["above_chance"] else set()
-    ranked = sorted(total, key=lambda component: -total[component])
-    found = ranked[: len(ranked) // 2 if count is None else count]
-    chosen = tuple(component for component in found if component in above)
-    if not chosen:
-        raise ArgumentError(
-            f"No component that reads tokens is above chance for {', '.join(features):.80}.",
-            cure="choose components yourself",
-        )
-    return chosen
+    if bool(texts) == bool(classes):
+        raise ArgumentError("Maps are of texts or of classes.", cure="give one of `texts` and `classes`")
+    loaded = opened(model)
+    target = toward(loaded, texts, classes, space)
+    if against:
+        target = target.against(toward(loaded, against if texts else (), against if classes else (), space))
+    planned = plan_for(loaded)
+    mapper = Mapper(planned, select.of(planned) if isinstance(select, Highest) else select)
+    card = {"model": loaded.id, "weights_hash": loaded.weights_hash, "space": target.space}
+    if isinstance(images, Tensor):
+        return replace(mapper(images, target), card=card)
+    pictured = images if isinstance(images, ImageSet) else open_images(os.fspath(images))
+    parts, pixels = [], []
+    loader = batches(loaded, pictured, 1)
+    for ids, tensor in loader:
+        parts.append(mapper(tensor.to(loaded.device, loaded.dtype), target, ids))
+        on_progress("mapping images", len(parts) + len(loader.skipped), len(pictured))
+    if not parts:
+        name, reason = loader.skipped[0]
+        raise DataError(f"None of the images could be read ({reason}).", where=name)
+    read = {picture.id: picture for picture in pictured[:]}
+    pixels = [as_pixels(viewed(loaded.preprocess, read[part.ids[0]].read())) for part in parts[:_ROWS]]
+    skipped = [{"id": name, "reason": reason} for name, reason in loader.skipped]
+    return replace(joined(parts), pixels=np.stack(pixels), card=card | {"skipped": skipped})
 
 
 def viewed(preprocess: Callable[[Image.Image], Tensor], picture: Image.Image) -> Float[np.ndarray, "height width 3"]:

@@ -1,9 +1,9 @@
 """Zero-shot segmentation: where a map for an image's own class is above its mean, measured against the object's mask,
 beside other ways to make maps (Chefer et al., 2021; Balasubramanian et al., 2024, section 5).
 
-    target = toward_classes(model)
-    found = segment(model, open_images("pocket/evaluation", limit=300), target)
-    found.table()
+    segmentation = unweave.segment("pocket/deit", "pocket/evaluation")
+    segmentation.table()
+    segmentation.figure()
 
 Two figures go by the name mIoU, and are not the same: `foreground_iou` is the intersection over the union of the
 object, pooled over the set, as published for Pixel-ImageNet; `mean_iou` is the mean of that and of the background's, as
@@ -13,28 +13,42 @@ usual on ImageNet-Segmentation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from os import PathLike, fspath
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, UInt8
+from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import RenderableType
+from rich.text import Text
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from unweave.alignment import Space
+from unweave.components import Selection
 from unweave.decomposition import plan as plan_for
 from unweave.errors import ArgumentError, DataError, ModelError
-from unweave.images import ImageSet, Picture
-from unweave.models import Model
+from unweave.figures import MapRow, maps_figure
+from unweave.images import ImageSet, Picture, open_images
+from unweave.models import Model, opened
+from unweave.progress import OnProgress, silent
+from unweave.results import Result, rich_table, verb
 from unweave.tasks.attention import Attention
 from unweave.tasks.baselines import GradCam, Method, RawAttention, Rollout, TransformerAttribution, Unfit
-from unweave.tasks.heatmap import Mapper, as_pixels, viewed
-from unweave.tasks.target import Target
+from unweave.tasks.heatmap import Highest, Mapper, as_pixels, viewed
+from unweave.tasks.target import Target, toward, toward_classes
+from unweave.text.phrases import spoken
 
 OURS, EVIDENCE = "components", "evidence"
 """The sum of the components' maps, as published; and the sum of what speaks for the class in each."""
+
+_BATCH = 16
+"""Images at a time."""
 
 METHODS = (OURS, EVIDENCE, "raw attention", "rollout", "transformer attribution", "gradcam")
 
@@ -74,16 +88,18 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What was measured.
+class Segmentation(Result):
+    """How well maps fit the masks of images.
 
     Attributes:
-        model: Its id.
+        model: The model's id.
         space: What the target is of: `classifier`, or a text space.
         qualities: One for each method.
         shown: The first images.
         skipped: Images that were left out, each with the reason.
     """
+
+    name = "segmentation"
 
     model: str
     space: str
@@ -97,11 +113,44 @@ class Segmentation:
         numbers = [(name, pa.int64() if name == "images" else pa.float64()) for name in names]
         schema = pa.schema([("model", pa.string()), ("method", pa.string()), *numbers, ("reason", pa.string())])
         rows = [
-            {"model": self.model, "method": own.method, "reason": own.reason}
-            | {name: getattr(own, name) for name in names}
-            for own in self.qualities
+            {"model": self.model, "method": quality.method, "reason": quality.reason}
+            | {name: getattr(quality, name) for name in names}
+            for quality in self.qualities
         ]
         return pa.Table.from_pylist(rows, schema=schema)
+
+    def figure(self) -> Figure:
+        """The first images with their masks, and what each method makes of them.
+
+        Raises:
+            ArgumentError: No images were kept.
+        """
+        if not self.shown:
+            raise ArgumentError("No images were kept for a figure.", cure="ask for some: `shown=5`")
+        methods = list(self.shown[0].maps)
+        rows = [
+            MapRow(image.pixels, f"{image.label}\n{image.id}", [image.maps[name] for name in methods], mask=image.mask)
+            for image in self.shown
+        ]
+        return maps_figure(
+            rows,
+            methods,
+            title=f"{self.model}: maps for each image's own class",
+            label="relative to the largest of the method",
+            own_scales=True,
+        )
+
+    def told(self) -> list[RenderableType]:
+        """The figures of each method."""
+        rows = []
+        for quality in self.qualities:
+            numbers = (quality.pixel_accuracy, quality.foreground_iou, quality.mean_iou, quality.average_precision)
+            cells = ["-" if value is None else f"{value:.3f}" for value in numbers]
+            rows.append([quality.method, *cells, quality.reason or ""])
+        columns = {name: "right" for name in ("pixel accuracy", "foreground IoU", "mean IoU", "average precision")}
+        images = max(quality.images for quality in self.qualities)
+        title = f"{self.model}: {images:,} images"
+        return [rich_table(title, {"method": "left", **columns, "": "left"}, rows), Text()]
 
 
 @dataclass
@@ -123,7 +172,7 @@ class _Tally:
         self.pixels += mask.size
         self.neither += mask.size - either
         self.right += mask.size - either + both
-        self.precisions.append(average_precision(map_, mask))
+        self.precisions.append(average_precision_score(mask.ravel(), map_.ravel()))
 
     def quality(self, method: str) -> Quality:
         foreground = self.both / max(1, self.either)
@@ -138,33 +187,81 @@ class _Tally:
         )
 
 
-def average_precision(map_: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "height width"]) -> float:
-    """The area under precision over recall of pixels ranked by a map; pixels of one value come together.
-
-    Returns:
-        0 ... 1; not a number where the mask is empty.
-    """
-    values, truth = map_.ravel(), mask.ravel()
-    if not truth.any():
-        return float("nan")
-    order = np.argsort(-values, kind="stable")
-    ranked, hits = values[order], truth[order].cumsum()
-    last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)
-    gained = np.diff(np.concatenate([[0], hits[last]]))
-    return float((gained * hits[last] / (last + 1)).sum() / truth.sum())
-
-
+@verb
 def segment(
+    model: Model | str,
+    images: ImageSet | str | PathLike[str],
+    *,
+    label: str | None = "label",
+    space: Space = None,
+    select: Selection | Highest = None,
+    methods: Sequence[str] | None = None,
+    shown: int = 5,
+    on_progress: OnProgress = silent,
+) -> Segmentation:
+    """Threshold each image's map for its own class at the mean, and compare it with the object's mask, beside other ways
+    to make maps.
+
+    Args:
+        model: A model, or its id.
+        images: An image set with masks, or what `unweave.open_images` takes.
+        label: The field that names each image's class; None for the class that the model itself predicts.
+        space: What brings components into a text space (see `unweave.alignment.Space`), where classes are words; the
+            model's own classifier if not given.
+        select: The components whose maps are summed; all heads if not given.
+        methods: Some of `METHODS`; all if not given, but for one whose library is not installed, which the table says.
+        shown: How many of the first images are kept for a figure.
+        on_progress: Called after each batch.
+
+    Raises:
+        DataError: The images have no masks or no such field, a mask has another size than its image, or no image is
+            left.
+        ArgumentError: An image's class is none of the target's, there is no such method, or words cannot predict.
+        ModelError: GradCAM was asked for by name, and its library is missing.
+    """
+    loaded = opened(model)
+    pictured = images if isinstance(images, ImageSet) else open_images(fspath(images))
+    if label is None and space is not None:
+        raise ArgumentError("Only a classifier predicts.", cure="name the field of the classes, or leave out the space")
+    texts: tuple[str, ...] = ()
+    if space is not None and label is not None:
+        _fielded(pictured, label)
+        texts = tuple(sorted({str(value) for value in pictured.table[label].to_pylist()}))
+    target = toward(loaded, tuple(map(spoken, texts)), (), space) if texts else toward_classes(loaded)
+    target = replace(target, aliases={**target.aliases, **{text: place for place, text in enumerate(texts)}})
+    planned = plan_for(loaded)
+    mapper = Mapper(planned, select.of(planned) if isinstance(select, Highest) else select)
+    segmentation = measured(
+        loaded, pictured, target, mapper=mapper, label=label, methods=methods, shown=shown, on_progress=on_progress
+    )
+    card = {
+        "model": loaded.id,
+        "weights_hash": loaded.weights_hash,
+        "data": pictured.origin,
+        "components": [str(component) for component in mapper.components],
+    }
+    return replace(segmentation, card=card)
+
+
+def _fielded(images: ImageSet, label: str) -> None:
+    if label not in images.fields:
+        raise DataError(
+            f"Nothing is known of the {label} of these images.",
+            where=images.origin,
+            cure=f"name the field of their classes: {', '.join(images.fields) or 'there is none; use the predicted'}",
+        )
+
+
+def measured(
     model: Model,
     images: ImageSet,
     target: Target,
     *,
-    mapper: Mapper | None = None,
+    mapper: Mapper,
     label: str | None = "label",
     methods: Sequence[str] | None = None,
-    batch: int = 16,
-    shown: int = 4,
-    on_image: Callable[[int], None] = lambda count: None,
+    shown: int = 5,
+    on_progress: OnProgress = silent,
 ) -> Segmentation:
     """Measure methods on the same images, for the same target, in one run.
 
@@ -174,20 +271,13 @@ def segment(
 
     Args:
         model: The model.
-        images: With masks.
+        images: The images, with masks.
         target: All classes.
-        mapper: Which components are summed; all heads if not given.
-        label: The field that names each image's class; None for the class that the model itself says.
-        methods: Some of `METHODS`; all if not given, but for one whose library is not installed, which the table says.
-        batch: Images at a time.
-        shown: How many of the first images to keep for a figure.
-        on_image: Called with the number of images that are done.
+        mapper: The components whose maps are summed.
+        label, methods, shown, on_progress: As for `segment`.
 
     Raises:
-        DataError: The images have no masks or no such field, a mask has another size than its image, or no image is
-            left.
-        ArgumentError: An image's class is none of the target's, or there is no such method.
-        ModelError: GradCAM was asked for by name, and its library is missing.
+        DataError, ArgumentError, ModelError: As for `segment`.
     """
     passed_over = Unfit if methods is not None else ModelError
     methods = METHODS if methods is None else methods
@@ -196,24 +286,19 @@ def segment(
         raise ArgumentError(f"There is no method {unknown!r}.", cure=f"use some of {', '.join(METHODS)}")
     if images.read_mask is None:
         raise DataError("These images have no masks.", where=images.origin, cure="use a set with masks (`masks:PATH`)")
-    if label is not None and label not in images.fields:
-        raise DataError(
-            f"Nothing is known of the {label} of these images.",
-            where=images.origin,
-            cure=f"name the field of their classes: {', '.join(images.fields) or 'there is none; use the predicted'}",
-        )
-    mapper = mapper or Mapper(plan_for(model))
+    if label is not None:
+        _fielded(images, label)
     if label is None:
-        classes = _predicted(model, mapper, images, target, batch)
+        classes = _predicted(model, mapper, images, target)
     else:
         classes = [_class(target, picture, label) for picture in images]
     makers, reasons = _makers(model, mapper, methods, passed_over)
-    directions = _directions(model, mapper, images, target, batch) if makers else None
+    directions = _directions(model, mapper, images, target) if makers else None
     skipped: list[tuple[str, str]] = []
     tallies = {name: _Tally() for name in methods if name not in reasons}
     kept: list[Shown] = []
     done = 0
-    for pictures in _parts(images, classes, batch):
+    for pictures in _parts(images, classes, _BATCH):
         read = [(picture, code, _read(model, picture, skipped)) for picture, code in pictures]
         ready = [(picture, code, *own) for picture, code, own in read if own is not None]
         if ready:
@@ -226,7 +311,7 @@ def segment(
                 own = {name: made[name][row] for name in tallies}
                 kept.append(Shown(picture.id, target.names[code], pixels, mask, own))
         done += len(pictures)
-        on_image(done)
+        on_progress("measuring maps", done, len(images))
     if not any(tally.precisions for tally in tallies.values()) and tallies:
         raise DataError(f"None of the {len(images)} images could be used ({skipped[0][1]}).", where=skipped[0][0])
     found = [
@@ -297,33 +382,31 @@ def _makers(
     return found, reasons
 
 
-def _directions(
-    model: Model, mapper: Mapper, images: ImageSet, target: Target, batch: int
-) -> Float[Tensor, "target dim"]:
+def _directions(model: Model, mapper: Mapper, images: ImageSet, target: Target) -> Float[Tensor, "target dim"]:
     """One direction of the model's own space for each class."""
     if target.aligner is None:
         return target.directions
-    found = [(scores, z) for _, scores, z in _totals(model, mapper, images, target, batch)]
+    found = [(scores, z) for _, scores, z in _totals(model, mapper, images, target)]
     if not found:
         raise DataError("None of the images could be used.", where=images.origin)
     scores, representations = zip(*found, strict=True)
     return nearest(torch.cat(representations), torch.cat(scores))
 
 
-def _predicted(model: Model, mapper: Mapper, images: ImageSet, target: Target, batch: int) -> list[int]:
+def _predicted(model: Model, mapper: Mapper, images: ImageSet, target: Target) -> list[int]:
     """The class that scores highest in each image; the first for those that cannot be read, which are left out."""
     codes = dict.fromkeys(images.ids, 0)
-    for ids, scores, _ in _totals(model, mapper, images, target, batch):
+    for ids, scores, _ in _totals(model, mapper, images, target):
         codes |= dict(zip(ids, scores.argmax(1).tolist(), strict=True))
     return list(codes.values())
 
 
 def _totals(
-    model: Model, mapper: Mapper, images: ImageSet, target: Target, batch: int
+    model: Model, mapper: Mapper, images: ImageSet, target: Target
 ) -> Iterator[tuple[list[str], Float[Tensor, "image target"], Float[Tensor, "image dim"]]]:
     """Ids, whole scores and representations of the images that can be used, batch by batch."""
     plan = mapper.plan.at("head")
-    for part in _parts(images, [0] * len(images), batch):
+    for part in _parts(images, [0] * len(images), _BATCH):
         read = [(picture.id, own[0]) for picture, _ in part if (own := _read(model, picture, [])) is not None]
         if read:
             inputs = torch.stack([own for _, own in read]).to(model.device, model.dtype)

@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unweave.alignment import Aligner
+from unweave.alignment import Aligner, Space, aligner_of, space_of
 from unweave.components import Component
 from unweave.errors import AlignmentError, ArgumentError, ModelError
 from unweave.models import Model
 from unweave.tasks.classifier import class_names
-from unweave.text import TextSpace
+from unweave.text import TextSpace, text_space
 from unweave.view import Origin
 
 
@@ -99,6 +99,33 @@ class Target:
             some = ", ".join(self.names[:6])
             raise ArgumentError(f"{name!r} is none of the {len(self.names)} classes.", cure=f"use one of {some}, ...")
         return found
+
+
+def toward(model: Model, texts: Sequence[str] | str, classes: Sequence[str] | str, space: Space = None) -> Target:
+    """What speaks for texts, or for classes of the model's own classifier.
+
+    Args:
+        model: The model.
+        texts: The texts, or none.
+        classes: The classes, where there are no texts.
+        space: What brings components into the text space of the texts (see `unweave.alignment.Space`).
+
+    Raises:
+        ArgumentError: Nothing leads to a text space, or there is no such class.
+        AlignmentError: The aligner, the space and the model do not belong together.
+        ModelError: The model has no linear classifier.
+    """
+    if not texts:
+        return toward_classes(model, [classes] if isinstance(classes, str) else classes)
+    if space is None:
+        raise ArgumentError(
+            "Texts need a text space.",
+            where=model.id,
+            cure="name the folder of an aligner; or, if the model is a CLIP itself, its text space",
+        )
+    aligner = aligner_of(space)
+    words = space if isinstance(space, TextSpace) else space_of(aligner) if aligner else text_space(str(space))
+    return toward_texts(model, words, [texts] if isinstance(texts, str) else texts, aligner)
 
 
 def toward_texts(
