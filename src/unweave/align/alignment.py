@@ -220,8 +220,8 @@ def _random(
         settings = Settings(
             levels=(rows.level,),
             select=known.selection,
-            attention=known.attention,  # type: ignore[arg-type]
-            nonlinear=known.nonlinear,  # type: ignore[arg-type]
+            attention=known.attention,
+            nonlinear=known.nonlinear,
             dtype="float32",
             on_error="raise",
             loading={"image_size": known.loading.get("image_size"), "random_weights": True, "seed": recipe.seed},

@@ -531,8 +531,8 @@ def written(
             [found.components[place] for place in found.order[:count]],
             _inputs(loaded, few, batch, on_images),
             source=str(plan.fitted.store.place),
-            attention=manifest.attention,  # type: ignore[arg-type]
-            nonlinear=manifest.nonlinear,  # type: ignore[arg-type]
+            attention=manifest.attention,
+            nonlinear=manifest.nonlinear,
         )
 
     def told(edit: Edit, side: Side) -> np.ndarray:
