@@ -142,7 +142,7 @@ def write_store(folder: Path, values: np.ndarray, rows: int) -> None:
         "bench", {}, "", {}, ("head",), None, "through", "stop", "float32", "float16", dim, None, rows, 8, 1e-5, (), {}
     )
     place = Place(folder)
-    writer.create(place, manifest, {"head": own})
+    writer.create(place, {"head": own})
     listed = pa.table({"id": [str(row) for row in range(images)]})
     manifest = writer.extend(place, manifest, listed, Listing("", None, None, images, "", 0, 0))
     for block in range(manifest.blocks):

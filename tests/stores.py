@@ -99,7 +99,7 @@ def stored(place: Path, values: Tensor, components: Any, *, ids: Any = None, fie
         }
         | known
     )
-    writer.create(Place(place), manifest, {"head": tuple(components)})
+    writer.create(Place(place), {"head": tuple(components)})
     listed = pa.table({"id": names, **(fields or {})})
     manifest = writer.extend(Place(place), manifest, listed, Listing("", None, None, len(values), "", 0, 0))
     for block, part in enumerate(values.split(100)):

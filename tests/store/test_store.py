@@ -70,7 +70,7 @@ def listed(count=11, first=0):
 
 
 def begun(place, count=11):
-    writer.create(place, MANIFEST, COMPONENTS)
+    writer.create(place, COMPONENTS)
     return writer.extend(place, MANIFEST, listed(count), Listing("x", None, None, count, "f", 0, 0))
 
 
@@ -364,7 +364,7 @@ def test_a_summary_counts_the_bytes(filled):
 
 @pytest.mark.parametrize("name", ["row", "error", "block"])
 def test_a_field_with_a_name_of_the_stores_own_is_refused(place, name):
-    writer.create(place, MANIFEST, COMPONENTS)
+    writer.create(place, COMPONENTS)
     table = listed(3).append_column(name, pa.array([1, 2, 3]))
     with pytest.raises(StoreError, match=f"a field '{name}', which a store needs"):
         writer.extend(place, MANIFEST, table, Listing("x", None, None, 3, "f", 0, 0))

@@ -57,6 +57,9 @@ def verify(
     rows: Annotated[int, typer.Option(min=0, help="How many rows to compute anew; 0 for none.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged blocks aside; the same `unweave extract` makes them anew.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Compare every chunk with its checksum, and random rows with what the model says of their images now."""
@@ -64,7 +67,7 @@ def verify(
         from unweave.extraction import verify as check
         from unweave.store import Store
 
-        found = check(Store(place, partial=True), rows=rows, seed=seed, device=device)
+        found = check(Store(place, partial=True), rows=rows, seed=seed, device=device, repair=repair)
     if json:
         print_json(
             {
@@ -104,6 +107,7 @@ def export(
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only images of which a field has this value.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare what is read with its checksums.")] = False,
     json: options.Json = False,
 ) -> None:
     """Write some components of some images to files of their own."""
@@ -111,7 +115,7 @@ def export(
         from unweave.store import Store
         from unweave.store import export as write
 
-        opened = Store(place)
+        opened = Store(place, check=check)
         rows = opened.chosen(where or [])[:limit]
         file = write(opened, output, select or None, rows, level=level)
     if json:

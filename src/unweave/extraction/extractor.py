@@ -110,7 +110,7 @@ class Extractor:
         self._images = images or {}
         self._places: dict[int, dict[str, int]] = {}
         for level, plan in self._plans.items() if writer.is_store(place) else ():
-            if writer.components(place, level) != plan.components:
+            if writer.components(place, manifest, level) != plan.components:
                 raise StoreError(
                     f"The model has other components at level {level} than the store.",
                     where=f"{place}/{writer.components_file(level)}",
@@ -144,7 +144,7 @@ class Extractor:
     def listed(self, number: int) -> Iterator[Awaited]:
         """The images of a block, in the order of the listing."""
         which, places = self.manifest.listing(number)
-        listed = writer.read_table(self.place, writer.listing_file(which))["id"].slice(places.start, len(places))
+        listed = writer.listing(self.place, self.manifest, which)["id"].slice(places.start, len(places))
         images, known = self._opened(which)
         for name in listed.to_pylist():
             at = known.get(name)

@@ -137,11 +137,12 @@ def prepare(
         if writer.is_store(place):
             known = Manifest.load(place)
             known.agree(manifest.identity, where=str(place))
+            writer.mend(place, known, source.components, images.table, images.fingerprint)
             manifest, opened = _gone_on(place, known, images, listing, append=append)
         else:
             if place.local is not None:
                 check_room(place.local, _bytes(manifest, len(images), source.components))
-            writer.create(place, manifest, source.components)
+            writer.create(place, source.components)
             manifest, opened = writer.extend(place, manifest, images.table, listing), {0: images}
     return Extraction(place, manifest, settings, source.extractor(place, manifest, opened))
 
@@ -182,7 +183,8 @@ class _Source:
             preprocessing=self.model.preprocessing,
             levels=settings.levels,
             selection=settings.select,
-            **settings.walk,
+            attention=settings.attention,
+            nonlinear=settings.nonlinear,
             computed_in=settings.computed_in,
             dtype=settings.dtype,
             dim=dim,
@@ -191,7 +193,9 @@ class _Source:
             batch=settings.batch or batch_of(self.plans, width, self.device),
             tolerance=TOLERANCE[getattr(torch, settings.computed_in)],
             listings=(),
-            versions={name: metadata.version(name) for name in ("unweave", "torch", "timm", "zarr", "numpy", "pillow")},
+            versions={
+                name: metadata.version(name) for name in ("unweave", "torch", "timm", "safetensors", "numpy", "pillow")
+            },
         )
 
     def extractor(self, place: Place, manifest: Manifest, opened: dict[int, ImageSet]) -> Extractor:
@@ -216,13 +220,13 @@ def _gone_on(
             return manifest, {number: images}
     known: set[str] = set()
     for number in range(len(manifest.listings)):
-        known.update(writer.read_table(place, writer.listing_file(number))["id"].to_pylist())
+        known.update(writer.listing(place, manifest, number)["id"].to_pylist())
     fresh = images.without(known)
     if append:
         if not len(fresh):
             return manifest, {}
         if place.local is not None:
-            components = {level: writer.components(place, level) for level in manifest.levels}
+            components = {level: writer.components(place, manifest, level) for level in manifest.levels}
             check_room(place.local, _bytes(manifest, len(fresh), components))
         more = replace(listing, images=len(fresh), fingerprint=fresh.fingerprint)
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
@@ -237,8 +241,8 @@ def _gone_on(
 
 def _refuse_other_files(place: Place) -> None:
     """A folder that holds something else is no place for a store; one in which a store was begun is."""
-    begun = ("components-", "contributions", "leases", "listings", "logits", "representation", "zarr.json", ".")
-    other = [name for name in place.names("") if not name.startswith(begun)]
+    begun = ("components-", "contributions", "leases", "listings", "logits", "representation", ".")
+    other = [name for name in place.sizes("") if not name.startswith(begun)]
     if other and not writer.is_store(place):
         raise StoreError(
             f"The folder holds something else: {', '.join(other[:3])}.",
@@ -250,7 +254,7 @@ def _refuse_other_files(place: Place) -> None:
 def _bytes(manifest: Manifest, images: int, components: Mapping[str, Sequence[Component]]) -> int:
     """What images take on disk."""
     width = _width(components, manifest.dim, manifest.dtype) + 4 * (manifest.dim + (manifest.classes or 0))
-    return -(-images // manifest.rows) * manifest.rows * width
+    return images * width
 
 
 def _width(components: Mapping[str, Sequence[Component]], dim: int, dtype: str) -> int:
@@ -329,7 +333,7 @@ def estimate(
     if writer.is_store(place):
         known = Manifest.load(place)
         known.agree(manifest.identity, where=str(place))
-        stored, manifest = set(writer.index(place, known)["id"].to_pylist()), known
+        stored, manifest = set(writer.merged(place, known)[0]["id"].to_pylist()), known
     left = images.without(stored)
     speed = source.extractor(place, manifest, {}).speed(left) if len(left) else 0.0
     return {

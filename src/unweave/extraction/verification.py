@@ -17,7 +17,7 @@ from unweave.images import ImageSet
 from unweave.images.batches import decoded
 from unweave.models import Model
 from unweave.store import Store, writer
-from unweave.store.shards import Shards
+from unweave.store.blocks import ALTERED
 
 APART = {"float16": 2e-3, "float32": 1e-4}
 """How far a stored contribution may lie from one that is computed anew, relative to the largest of its image."""
@@ -50,6 +50,7 @@ def verify(
     device: str = "auto",
     model: Model | None = None,
     images: dict[int, ImageSet] | None = None,
+    repair: bool = False,
 ) -> Verification:
     """Compare every chunk with its checksum, and some rows with what the model says of their images now.
 
@@ -60,48 +61,46 @@ def verify(
         device: Where to compute.
         model: The model, where the store cannot load it.
         images: The images of each listing, where the store cannot open them.
+        repair: Whether damaged blocks lose their records, so that the same extraction makes them anew.
 
     Raises:
         UnweaveError: The model or the images cannot be loaded, or are not those of the store.
     """
     found = Verification()
-    there = sorted(writer.done(store.place) & set(range(store.manifest.blocks)))
-    found.faults += [f"block {block} is missing" for block in store.missing]
+    store = Store(store.place, partial=True, check=True)
+    there = writer.done(store.place)
+    missing = [block for block in range(store.manifest.blocks) if block not in there]
+    found.faults += [f"block {block} is missing: run the same `unweave extract` again" for block in missing]
     sound = []
-    for block in there:
-        faults, chunks = _damage(store, block)
+    for block in sorted(there & set(range(store.manifest.blocks))):
+        faults = _damage(store, block, found)
         found.faults += faults
-        found.chunks += chunks
         if not faults:
             sound.append(block)
+        elif repair:
+            writer.forget(store.place, block)
+    if not found.chunks:
+        found.faults.append("nothing was compared: the store has no block")
     if rows and sound:
         extractor = Extractor(store.place, store.manifest, device=device, on_error="skip", model=model, images=images)
         _compare(store, extractor, sound, rows, np.random.default_rng(seed), found)
     return found
 
 
-def _damage(store: Store, block: int) -> tuple[list[str], int]:
-    """Chunks of a block whose bytes are not those that were written, and how many there are."""
-    try:
-        _, known = writer.record(store.place, block)
-    except StoreError as error:
-        return [str(error).replace("\n", " ")], 0
-    faults, chunks = [], 0
-    for name in writer.names(store.manifest):
-        shards, where = Shards(store.place, name), f"{store.place}/{name}, block {block}"
-        several = len(shards.shape) > 1
-        expected = known["checksums"].get(name, [])
-        chunks += len(expected)
-        for column, sum_ in enumerate(expected):
-            what = f", component {_component(store, name, column)}" if several else ""
+def _damage(store: Store, block: int, found: Verification) -> list[str]:
+    """Components of a block whose bytes are not those that were written, each in a sentence with its cure."""
+    faults = []
+    for name, array in store.blocks.items():
+        for column in range(array.shape[0] if len(array.shape) > 1 else 1):
+            what = f", component {_component(store, name, column)}" if len(array.shape) > 1 else ""
             try:
-                chunk = shards.chunk(block, column if several else None)
+                array.read(block, [column])
             except StoreError as error:
-                faults.append(f"{where}{what}: {error.what}")
-                break
-            if writer.checksums(chunk) != [sum_]:
-                faults.append(f"{where}{what}: the bytes are not those that were written")
-    return faults, chunks
+                faults.append(f"{name}, block {block}{what}: {error.what} At {error.where}; {error.cure}.")
+                if error.what != ALTERED:  # then so it is for the other components
+                    break
+            found.chunks += 1
+    return faults
 
 
 def _component(store: Store, name: str, column: int) -> Component:

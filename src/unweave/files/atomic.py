@@ -16,7 +16,9 @@ PARTIAL = ".*.partial*"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, what: str, *, error: type[UnweaveError] = StoreError, claim: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path, what: str, *, error: type[UnweaveError] | None = StoreError, claim: bool = False
+) -> Iterator[Path]:
     """Gives the name of a file to write, which takes the place of `path` at the end, when its bytes are on the disk.
 
     Where the block is left by an error or an interrupt, nothing has changed: `path` is what it was, and folders that
@@ -25,11 +27,11 @@ def replacing(path: Path, what: str, *, error: type[UnweaveError] = StoreError, 
     Args:
         path: The file; its folder is made where there is none.
         what: What it is, for the error.
-        error: What is raised.
+        error: What is raised; None for the operating system's own OSError.
         claim: Whether a file that is there already is kept, and a FileExistsError raised.
 
     Raises:
-        UnweaveError: The place cannot be written.
+        UnweaveError, OSError: The place cannot be written.
     """
     partial = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
     made = [folder for folder in path.parents if not folder.exists()]
@@ -44,7 +46,7 @@ def replacing(path: Path, what: str, *, error: type[UnweaveError] = StoreError, 
         with contextlib.suppress(OSError):  # some file systems cannot wait for a folder
             _settle(path.parent)
     except OSError as refusal:
-        if claim and isinstance(refusal, FileExistsError):
+        if error is None:
             raise
         raise error(
             f"The {what} cannot be written: {refusal.strerror or refusal}.",

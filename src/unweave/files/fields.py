@@ -11,6 +11,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+_DEEPEST = 50
+"""Objects and lists inside each other, at most."""
+
 
 def parsed(text: bytes) -> dict[str, Any]:
     """The fields of a JSON file.
@@ -24,7 +27,13 @@ def parsed(text: bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(known, dict):
         raise ValueError("it has no fields")
-    return known
+    level: list[Any] = [known]
+    for _ in range(_DEEPEST):
+        inner = (item for own in level for item in (own.values() if isinstance(own, dict) else own))
+        level = [item for item in inner if isinstance(item, dict | list)]
+        if not level:
+            return known
+    raise ValueError("it is nested too deeply")
 
 
 def record(kind: type[T], known: object, name: str = "") -> T:

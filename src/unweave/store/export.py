@@ -6,12 +6,14 @@ import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import parquet
 
 from unweave.components import Selection, select
 from unweave.errors import StoreError
+from unweave.files import replacing
 from unweave.saving import ContributionsWriter
 from unweave.store.reader import Store
 from unweave.store.writer import OWN
@@ -62,33 +64,23 @@ def export(
         return writer.finish(origin)
 
 
-def _table(store: Store, path: Path, components: Selection, numbers: object, level: str | None) -> Path:
-    fresh = path.with_name(f".{path.name}.writing")
+def _table(store: Store, path: Path, components: Selection, numbers: np.ndarray, level: str | None) -> Path:
     known = [name for name in store.table.column_names if name not in OWN]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "table") as partial, contextlib.ExitStack() as open_files:
         writer = None
         start = 0
-        for part in store.batches(components, numbers, level=level, size=_ROWS):  # type: ignore[arg-type]
-            places = store.rows(numbers)[start : start + len(part.ids)]  # type: ignore[arg-type]
+        for part in store.batches(components, numbers, level=level, size=_ROWS):
+            places = numbers[start : start + len(part.ids)]
             start += len(part.ids)
             columns = {name: store.table[name].take(pa.array(places)).combine_chunks() for name in known}
             columns["representation"] = _lists(part.representation)
             for column, component in enumerate(part.components):
                 columns[str(component)] = _lists(part.values[:, column])
             table = pa.table(columns)
-            writer = writer or parquet.ParquetWriter(fresh, table.schema, compression="zstd")
+            writer = writer or open_files.enter_context(
+                parquet.ParquetWriter(partial, table.schema, compression="zstd")
+            )
             writer.write_table(table)
-        if writer is not None:
-            writer.close()
-        fresh.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"The table cannot be written: {error.strerror or error}.", where=str(path), cure="choose another place"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
     return path
 
 

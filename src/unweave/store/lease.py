@@ -137,7 +137,7 @@ class Lease:
 def holders(place: Place) -> dict[str, Holder]:
     """Who works on which part of a store, or did until they stopped without saying so."""
     found = {}
-    for name in place.names(_FOLDER):
+    for name in place.sizes(_FOLDER):
         if name.startswith(".") or not name.endswith(".json"):
             continue
         try:

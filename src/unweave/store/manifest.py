@@ -6,14 +6,23 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from unweave.components import LEVELS
 from unweave.errors import StoreError
+from unweave.files.fields import parsed, record
 from unweave.store.place import Place
 
 FORMAT = "unweave store"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
 FILE = "manifest.json"
+
+_LONGEST = 2**26
+"""Bytes of a manifest, at most."""
+
+_LARGEST = 2**24
+"""What the width of a row, or a number of images at a time, may be."""
 
 IDENTITY = (
     "model",
@@ -71,6 +80,7 @@ class Manifest:
         tolerance: The largest error of a sum that was allowed.
         listings: The images, in the order in which they were added.
         versions: Of the libraries that made it.
+        version: Of the format of the store.
     """
 
     model: str
@@ -79,10 +89,10 @@ class Manifest:
     preprocessing: Mapping[str, Any]
     levels: tuple[str, ...]
     selection: tuple[str, ...] | None
-    attention: str
-    nonlinear: str
-    computed_in: str
-    dtype: str
+    attention: Literal["through", "stop"]
+    nonlinear: Literal["stop", "freeze"]
+    computed_in: Literal["float32", "float64", "bfloat16"]
+    dtype: Literal["float16", "float32"]
     dim: int
     classes: int | None
     rows: int
@@ -90,6 +100,7 @@ class Manifest:
     tolerance: float
     listings: tuple[Listing, ...]
     versions: Mapping[str, str]
+    version: int = VERSION
 
     @property
     def blocks(self) -> int:
@@ -136,7 +147,7 @@ class Manifest:
 
     def save(self, place: Place) -> None:
         """Write it, replacing the one that is there."""
-        known = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        known = {"format": FORMAT, **dataclasses.asdict(self)}
         place.write(FILE, (json.dumps(known, indent=2) + "\n").encode())
 
     @classmethod
@@ -151,24 +162,45 @@ class Manifest:
                 "There is no store here.", where=str(place), cure="name a folder that `unweave extract` wrote"
             )
         try:
-            known = json.loads(place.read(FILE))
-            if known.pop("format") != FORMAT:
+            known = parsed(place.read(FILE, most=_LONGEST))
+            if known.pop("format", None) != FORMAT:
                 raise ValueError("it has another format")
-            version = known.pop("version")
-            if version != VERSION:
+            version = known.get("version")
+            if type(version) is int and version > VERSION:
                 raise StoreError(
                     f"The store has version {version}; this version of unweave reads {VERSION}.",
                     where=f"{place}/{FILE}",
                     cure="use a newer version of unweave, or extract again",
                 )
-            known["levels"] = tuple(known["levels"])
-            known["selection"] = None if known["selection"] is None else tuple(known["selection"])
-            known["listings"] = tuple(Listing(**listing) for listing in known["listings"])
-            return cls(**known)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = record(cls, known)
+            found._check()
+            return found
+        except ValueError as error:
             raise StoreError(
-                f"The store's manifest is damaged: {error}.", where=f"{place}/{FILE}", cure="restore the file"
+                f"The store's manifest is damaged: {error}.",
+                where=f"{place}/{FILE}",
+                cure="restore the file, or extract into another folder",
             ) from error
+
+    def _check(self) -> None:
+        """Refuse numbers that cannot be, before anything is made of their size.
+
+        Raises:
+            ValueError: One cannot be; the message names it.
+        """
+        if not self.levels or len(set(self.levels)) < len(self.levels) or not set(self.levels) <= set(LEVELS):
+            raise ValueError(f"the field `levels` cannot be {', '.join(self.levels) or 'empty'}")
+        for name in ("dim", "classes", "rows", "batch"):
+            number = getattr(self, name)
+            if number is not None and not 1 <= number <= _LARGEST:
+                raise ValueError(f"the field `{name}` cannot be {number}")
+        if self.version not in READ or self.tolerance < 0:
+            raise ValueError("the field `version` or `tolerance` is out of range")
+        first = 0
+        for listing in self.listings:
+            if listing.images < 0 or listing.first != first or listing.blocks != -(-listing.images // self.rows):
+                raise ValueError(f"a listing of {listing.images} images cannot have {listing.blocks} blocks")
+            first += listing.blocks
 
 
 def _short(value: Any) -> str:

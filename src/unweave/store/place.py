@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import zarr
 from fsspec.implementations.local import LocalFileSystem
 
 from unweave.errors import StoreError
+from unweave.files.atomic import PARTIAL, replacing
 
 
 class Place:
@@ -51,24 +49,44 @@ class Place:
         with self.plainly(name):
             return bool(self._files.exists(self.at(name)))
 
-    def names(self, folder: str) -> list[str]:
-        """The files of a folder, sorted; none where there is no such folder."""
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The names in a folder, sorted, and how long each file is; none where there is no such folder."""
         with self.plainly(folder):
             self._files.invalidate_cache()
             try:
-                found = self._files.ls(self.at(folder), detail=False)
+                listed = self._files.ls(self.at(folder), detail=True)
             except (FileNotFoundError, NotADirectoryError):
-                return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+                return {}
+        return dict(sorted((own["name"].rstrip("/").rpartition("/")[2], int(own["size"] or 0)) for own in listed))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """A file's content.
+
+        Args:
+            name: The file.
+            most: How many bytes it may have.
 
         Raises:
             StoreError: It cannot be read.
         """
         with self.plainly(name):
+            if self.local is not None or most is not None:
+                status = self._files.info(self.at(name))
+                if status["type"] != "file":  # a pipe would wait
+                    raise OSError("it is no file")
+                if most is not None and status["size"] > most:
+                    raise OSError(f"it is longer than {most:,} bytes")
             return bytes(self._files.cat_file(self.at(name)))
+
+    def spans(self, name: str, spans: Sequence[tuple[int, int]]) -> bytes:
+        """Parts of a file, one behind the other, each from its first byte to before its last.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        with self.plainly(name):
+            starts, ends = zip(*spans, strict=True) if spans else ((), ())
+            return b"".join(self._files.cat_ranges([self.at(name)] * len(spans), list(starts), list(ends)))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file that is either the old one or the new one, never half of it.
@@ -80,18 +98,8 @@ class Place:
             if self.local is None:  # object stores put whole objects
                 self._files.pipe_file(self.at(name), content)
                 return
-            path = self.local / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
-            try:
-                with fresh.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                fresh.replace(path)
-            except BaseException:
-                fresh.unlink(missing_ok=True)
-                raise
+            with replacing(self.local / name, "file of the store", error=None) as partial:
+                partial.write_bytes(content)
 
     def claim(self, name: str, content: bytes) -> bool:
         """Write a file only if there is none; says whether it was written."""
@@ -101,17 +109,11 @@ class Place:
                     return False
                 self._files.pipe_file(self.at(name), content)
                 return True
-            path = self.local / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
-            fresh.write_bytes(content)
-            try:
-                path.hardlink_to(fresh)
-            except FileExistsError:
-                return False
-            finally:
-                fresh.unlink(missing_ok=True)
-            return True
+            with contextlib.suppress(FileExistsError):
+                with replacing(self.local / name, "lease", error=None, claim=True) as partial:
+                    partial.write_bytes(content)
+                return True
+            return False
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -120,26 +122,8 @@ class Place:
 
     def sweep(self) -> None:
         """Remove what writers that were killed have left half written."""
-        for pattern in ("*.partial", ".*.writing") if self.local is not None else ():
-            for path in (self.local or Path()).rglob(pattern):
-                path.unlink(missing_ok=True)
-
-    def sync(self, name: str) -> None:
-        """Wait until a file is on the disk."""
-        if self.local is not None:
-            with self.plainly(name):
-                handle = os.open(self.local / name, os.O_RDONLY)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-
-    @cached_property
-    def arrays(self) -> Any:
-        """The same place as zarr sees it."""
-        if self.local is not None:
-            return zarr.storage.LocalStore(self.local)
-        return zarr.storage.FsspecStore.from_url(self.url)
+        for path in self.local.rglob(PARTIAL) if self.local is not None else ():
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def plainly(self, name: str) -> Iterator[None]:

@@ -10,11 +10,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from pyarrow import compute
@@ -24,10 +24,20 @@ from unweave.components import Component, Selection, select
 from unweave.contributions import Contributions
 from unweave.errors import StoreError
 from unweave.store import writer
+from unweave.store.blocks import Blocks
 from unweave.store.manifest import Manifest
 from unweave.store.place import Place
-from unweave.store.shards import Shards
 from unweave.view import Listed, Origin, Rows, View, numbered
+
+
+
+_Run = tuple[slice | np.ndarray, int, slice | np.ndarray]
+"""Rows of one block: where they go, which block, and which of its rows they are."""
+
+_Part = tuple[np.ndarray, Sequence[int]]
+
+_AT_ONCE = 16
+"""Blocks that travel at a time."""
 
 
 class Store:
@@ -38,6 +48,7 @@ class Store:
     Args:
         place: A folder, or a URL that fsspec knows.
         partial: Whether a store whose extraction has not finished may be opened.
+        check: Whether the bytes of each component of a block are compared with their checksum when they are first read.
 
     Attributes:
         manifest: What the store says of itself.
@@ -49,10 +60,12 @@ class Store:
         StoreError: There is no store, it is damaged or of a newer version, or its extraction has not finished.
     """
 
-    def __init__(self, place: str | os.PathLike[str] | Place, *, partial: bool = False) -> None:
+    def __init__(self, place: str | os.PathLike[str] | Place, *, partial: bool = False, check: bool = False) -> None:
         self.place = place if isinstance(place, Place) else Place(place)
         self.manifest = Manifest.load(self.place)
-        found = self._index()
+        self._check = check
+        found, known = writer.merged(self.place, self.manifest)
+        self._lengths = known.get("lengths", {})
         self.missing = sorted(set(range(self.manifest.blocks)) - set(found["block"].unique().to_pylist()))
         if self.missing and not partial:
             there = self.manifest.blocks - len(self.missing)
@@ -68,13 +81,6 @@ class Store:
             for name, reason in zip(left_out["id"].to_pylist(), left_out["reason"].to_pylist(), strict=True)
         ]
         self.table = found.filter(kept).drop_columns(["reason"])
-
-    def _index(self) -> pa.Table:
-        if self.place.exists(writer.INDEX):
-            found = writer.read_table(self.place, writer.INDEX)
-            if (found.schema.metadata or {}).get(b"blocks") == str(self.manifest.blocks).encode():
-                return found
-        return writer.index(self.place, self.manifest)
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -112,7 +118,7 @@ class Store:
     @cached_property
     def all_components(self) -> dict[str, tuple[Component, ...]]:
         """The components of every level."""
-        return {level: writer.components(self.place, level) for level in self.manifest.levels}
+        return {level: writer.components(self.place, self.manifest, level) for level in self.manifest.levels}
 
     def field(self, name: str) -> list[Any]:
         """A field of the images, row by row.
@@ -198,18 +204,36 @@ class Store:
         self, columns: Sequence[int], rows: Rows = None, *, level: str | None = None
     ) -> Float[Tensor, "image component dim"]:
         """The numbers alone, of the components at these places."""
-        numbers = self.rows(rows)
-        chunks = self._shards(writer.array(level or self.manifest.levels[0]))
-        values = np.empty((len(columns), len(numbers), self.manifest.dim), self.manifest.dtype)
-        for at, block, within in self._runs(numbers):
-            whole = chunks.whole(block)
-            if whole is not None and not isinstance(within, slice):  # one gathering is quicker than one for each chunk
-                values[:, at] = whole[np.ix_(np.array(columns), within)]
-                continue
-            for place, column in enumerate(columns):
-                chunk = chunks.chunk(block, column) if whole is None else whole[column]
-                values[place, at] = chunk[within]
+        level = level or self.manifest.levels[0]
+        self.components(level)  # refuses a level that there is not
+        values = self._values(writer.array(level), [int(column) for column in columns], rows)
         return torch.from_numpy(values).permute(1, 0, 2)
+
+    def _values(self, name: str, columns: Sequence[int], rows: Rows) -> np.ndarray:
+        """Numbers of an array, `[component, row, dim]`."""
+        numbers, blocks = self.rows(rows), self.blocks[name]
+        shape = len(columns), len(numbers), blocks.shape[-1]
+        values = None
+        for (at, _, within), (chunks, places) in self._parts(blocks, numbers, columns) if columns else ():
+            if values is None:  # its first block is as large as it should be, so all of it may be
+                values = np.empty(shape, blocks.dtype)
+            if not isinstance(within, slice):  # one gathering is quicker than one for each component
+                values[:, at] = chunks[np.ix_(np.array(places, np.int64), within)]
+                continue
+            for column, place in enumerate(places):
+                values[column, at] = chunks[place, within]
+        return np.empty(shape, blocks.dtype) if values is None else values
+
+    def _parts(self, blocks: Blocks, numbers: np.ndarray, columns: Sequence[int]) -> Iterator[tuple[_Run, _Part]]:
+        """Rows by block, each with the numbers of the block; several blocks at a time where they have to travel."""
+        runs = list(self._runs(numbers))
+        if self.place.local is not None:
+            yield from ((run, blocks.read(run[1], columns)) for run in runs)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as hands:
+            for start in range(0, len(runs), _AT_ONCE):
+                some = runs[start : start + _AT_ONCE]
+                yield from zip(some, hands.map(lambda run: blocks.read(run[1], columns), some), strict=True)
 
     def batches(
         self, components: Selection = None, rows: Rows = None, *, level: str | None = None, size: int = 1024
@@ -221,7 +245,7 @@ class Store:
 
     def representation(self, rows: Rows = None) -> Float[Tensor, "image dim"]:
         """What the model itself computed."""
-        return self._table(writer.REPRESENTATION, self.manifest.dim, rows)
+        return torch.from_numpy(self._values(writer.REPRESENTATION, [0], rows)[0])
 
     def logits(self, rows: Rows = None) -> Float[Tensor, "image class"]:
         """What the model's classifier made of it.
@@ -231,28 +255,36 @@ class Store:
         """
         if self.manifest.classes is None:
             raise StoreError("The model has no classifier, so there are no logits.", where=str(self.place))
-        return self._table(writer.LOGITS, self.manifest.classes, rows)
-
-    def _table(self, name: str, dim: int, rows: Rows) -> Tensor:
-        numbers = self.rows(rows)
-        values, chunks = np.empty((len(numbers), dim), np.float32), self._shards(name)
-        for at, block, within in self._runs(numbers):
-            values[at] = chunks.chunk(block)[within]
-        return torch.from_numpy(values)
+        return torch.from_numpy(self._values(writer.LOGITS, [0], rows)[0])
 
     @cached_property
-    def _opened(self) -> dict[str, Shards]:
-        return {}
+    def blocks(self) -> dict[str, Blocks]:
+        """The arrays of the store, block by block."""
+        known = self.manifest
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {
+            writer.array(level): ((len(own), known.dim), known.dtype) for level, own in self.all_components.items()
+        }
+        arrays[writer.REPRESENTATION] = (known.dim,), "float32"
+        if known.classes is not None:
+            arrays[writer.LOGITS] = (known.classes,), "float32"
+        return {name: self._array(name, shape, dtype) for name, (shape, dtype) in arrays.items()}
 
-    def _shards(self, name: str) -> Shards:
-        if name not in self._opened:
-            self._opened[name] = Shards(self.place, name)
-        return self._opened[name]
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> Blocks:
+        def expected(block: int) -> list[int]:
+            return list(writer.record(self.place, self.manifest, block)[1]["checksums"].get(name, ()))
+
+        if self.manifest.version == 1:
+            from unweave.store.version1 import Shards
+
+            return Shards(self.place, name, shape, dtype, self.manifest.rows, expected)
+        rows = np.bincount(self._column("block"), minlength=self.manifest.blocks)
+        lengths = {int(block): length for block, length in self._lengths.get(name, {}).items()}
+        return Blocks(self.place, name, shape, dtype, rows, lengths, expected, check=self._check)
 
     def _column(self, name: str) -> np.ndarray:
         return self.table[name].to_numpy()
 
-    def _runs(self, numbers: np.ndarray) -> Iterator[tuple[slice | np.ndarray, int, slice | np.ndarray]]:
+    def _runs(self, numbers: np.ndarray) -> Iterator[_Run]:
         """Rows by block: where they go, which block, and which rows of it; as slices where they are consecutive."""
         blocks, within = self._column("block")[numbers], self._column("row")[numbers]
         order = np.argsort(blocks, kind="stable")
@@ -345,9 +377,9 @@ def _compact(numbers: np.ndarray) -> slice | np.ndarray:
     return numbers
 
 
-def open_store(place: str | os.PathLike[str], *, partial: bool = False) -> Store:
+def open_store(place: str | os.PathLike[str], *, partial: bool = False, check: bool = False) -> Store:
     """Open what `unweave extract` wrote (see `Store`)."""
-    return Store(place, partial=partial)
+    return Store(place, partial=partial, check=check)
 
 
 def summary(store: Store) -> dict[str, Any]:
@@ -366,7 +398,7 @@ def summary(store: Store) -> dict[str, Any]:
         "dtype": known.dtype,
         "blocks": known.blocks,
         "missing": len(store.missing),
-        "bytes": (known.blocks - len(store.missing)) * known.rows * (width + 4 * (known.dim + (known.classes or 0))),
+        "bytes": len(store) * (width + 4 * (known.dim + (known.classes or 0))),
         "tolerance": known.tolerance,
         "largest_error": float(errors.max()) if len(store) else None,
         "largest_rounding": float(roundings.max()) if len(store) else None,

@@ -1,28 +1,26 @@
 """Writing a store: it is made, blocks are put into it in any order by anybody, and an index ties them together.
 
-A block is written in two steps: its shards, then the record that says which image each row is. What has no record does
+A block is written in two steps: its files, then the record that says which image each row is. What has no record does
 not exist, so a process may be killed at any moment; whoever writes the block again writes the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
-import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from unweave.components import Component
 from unweave.errors import StoreError
-from unweave.store import shards
-from unweave.store.manifest import FILE, Listing, Manifest
+from unweave.store import blocks
+from unweave.store.manifest import FILE, VERSION, Listing, Manifest
 from unweave.store.place import Place
+from unweave.store.tables import read_table, write_table
 
 CONTRIBUTIONS, REPRESENTATION, LOGITS, INDEX = "contributions", "representation", "logits", "index.parquet"
 _RECORDS = "records"
@@ -74,12 +72,11 @@ class Block:
     reasons: Sequence[str | None]
 
 
-def create(place: Place, manifest: Manifest, components: Mapping[str, Sequence[Component]]) -> None:
+def create(place: Place, components: Mapping[str, Sequence[Component]]) -> None:
     """Make what a store consists of; it is there once `extend` has written its manifest.
 
     Args:
         place: Where.
-        manifest: What it will say; it has no listings yet.
         components: Of each level.
 
     Raises:
@@ -87,32 +84,19 @@ def create(place: Place, manifest: Manifest, components: Mapping[str, Sequence[C
     """
     for level, own in components.items():
         rows = [{"name": str(component), **dataclasses.asdict(component)} for component in own]
-        place.write(components_file(level), table_bytes(pa.Table.from_pylist(rows)))
-    with place.plainly(CONTRIBUTIONS):
-        for name, inner, dtype in _arrays(manifest, components):
-            shards.create(place, name, blocks=0, rows=manifest.rows, inner=inner, dtype=dtype)
+        write_table(place, components_file(level), pa.Table.from_pylist(rows))
 
 
-def components(place: Place, level: str) -> tuple[Component, ...]:
+def components(place: Place, manifest: Manifest, level: str) -> tuple[Component, ...]:
     """The components of a level, in the order of its array.
 
     Raises:
         StoreError: Their table is missing or damaged.
     """
-    rows = read_table(place, components_file(level)).to_pylist()
-    return tuple(Component(**{name: value for name, value in row.items() if name != "name"}) for row in rows)
-
-
-def _arrays(
-    manifest: Manifest, components: Mapping[str, Sequence[Component]]
-) -> list[tuple[str, tuple[int, ...], str]]:
-    found: list[tuple[str, tuple[int, ...], str]] = [
-        (array(level), (len(own), manifest.dim), manifest.dtype) for level, own in components.items()
-    ]
-    found.append((REPRESENTATION, (manifest.dim,), "float32"))
-    if manifest.classes is not None:
-        found.append((LOGITS, (manifest.classes,), "float32"))
-    return found
+    rows, _ = read_table(place, components_file(level), version=manifest.version)
+    return tuple(
+        Component(**{name: value for name, value in row.items() if name != "name"}) for row in rows.to_pylist()
+    )
 
 
 def names(manifest: Manifest) -> list[str]:
@@ -145,18 +129,35 @@ def extend(place: Place, manifest: Manifest, table: pa.Table, listing: Listing) 
         )
     listing = replace(listing, first=manifest.blocks, blocks=-(-listing.images // manifest.rows))
     larger = replace(manifest, listings=(*manifest.listings, listing))
-    place.write(listing_file(len(manifest.listings)), table_bytes(table))
-    with place.plainly(CONTRIBUTIONS):
-        for name in names(manifest):
-            shards.lengthen(place, name, blocks=larger.blocks, rows=manifest.rows)
+    write_table(place, listing_file(len(manifest.listings)), table)
     larger.save(place)
     return larger
 
 
+def listing(place: Place, manifest: Manifest, number: int) -> pa.Table:
+    """Ids and fields of the images that were listed at one time.
+
+    Raises:
+        StoreError: Their table is missing or damaged.
+    """
+    table, _ = read_table(place, listing_file(number), version=manifest.version)
+    _whole(table, manifest.listings[number].images, f"{place}/{listing_file(number)}")
+    return table
+
+
+def _whole(table: pa.Table, images: int, where: str) -> None:
+    if table.num_rows != images:
+        raise StoreError(
+            f"The manifest says that there are {images} images, and their table has {table.num_rows}.",
+            where=where,
+            cure="restore the manifest, or extract into another folder",
+        )
+
+
 def done(place: Place) -> set[int]:
     """The blocks that are there."""
-    found = (name.removesuffix(".parquet") for name in place.names(_RECORDS) if name.endswith(".parquet"))
-    return {int(name) for name in found if name.isdecimal()}
+    stems = (name.removesuffix(".parquet") for name in place.sizes(_RECORDS) if name.endswith(".parquet"))
+    return {int(stem) for stem in stems if stem.isdecimal()}
 
 
 def put(place: Place, manifest: Manifest, block: Block) -> None:
@@ -165,16 +166,13 @@ def put(place: Place, manifest: Manifest, block: Block) -> None:
     Raises:
         StoreError: It cannot be written.
     """
-    written: dict[str, np.ndarray] = {array(level): values for level, values in block.values.items()}
+    written = {array(level): values.swapaxes(0, 1) for level, values in block.values.items()}
     written[REPRESENTATION] = block.representation
     if block.logits is not None:
         written[LOGITS] = block.logits
-    sums = {}
+    known: dict[str, Any] = {"block": block.number, "lengths": {}, "checksums": {}}
     for name, values in written.items():
-        full = np.zeros((manifest.rows, *values.shape[1:]), values.dtype)
-        full[: len(values)] = values
-        shards.put(place, name, block.number, full)
-        sums[name] = checksums(full)
+        known["lengths"][name], known["checksums"][name] = blocks.put(place, name, block.number, values)
     rows = iter(range(len(block.reasons)))
     kept = [next(rows) if reason is None else None for reason in block.reasons]
     columns = {
@@ -183,59 +181,123 @@ def put(place: Place, manifest: Manifest, block: Block) -> None:
         "rounding": _spread(block.rounding, kept),
         "reason": pa.array(block.reasons, pa.string()),
     }
-    known = {"block": block.number, "checksums": sums}
-    table = pa.table(columns).replace_schema_metadata({"unweave": json.dumps(known)})
-    place.write(record_file(block.number), table_bytes(table))
+    write_table(place, record_file(block.number), pa.table(columns), known)
 
 
 def _spread(values: np.ndarray, kept: Sequence[int | None]) -> pa.Array:
     return pa.array([None if row is None else float(values[row]) for row in kept], pa.float32())
 
 
-def checksums(values: np.ndarray) -> list[int]:
-    """CRC-32 of each chunk of a block, `[row, *inner]`."""
-    apart = values.reshape(len(values), -1, values.shape[-1]).swapaxes(0, 1)
-    return [zlib.crc32(np.ascontiguousarray(chunk).data) for chunk in apart]
-
-
-def record(place: Place, block: int) -> tuple[pa.Table, dict[str, Any]]:
-    """What is known of a block's images, and of its bytes.
+def record(place: Place, manifest: Manifest, block: int) -> tuple[pa.Table, dict[str, Any]]:
+    """What is known of a block's images, and of its bytes: `lengths` and `checksums` by array.
 
     Raises:
         StoreError: The record is damaged.
     """
-    table = read_table(place, record_file(block))
-    try:
-        return table, json.loads(table.schema.metadata[b"unweave"])
-    except (KeyError, TypeError, ValueError) as error:
+    return read_table(place, record_file(block), version=manifest.version)
+
+
+def forget(place: Place, block: int) -> None:
+    """Set the record of a block aside, so that it is computed again."""
+    for name in (INDEX, record_file(block)):
+        place.remove(name)
+
+
+def mend(
+    place: Place, manifest: Manifest, levels: Mapping[str, Sequence[Component]], images: pa.Table, fingerprint: str
+) -> None:
+    """Forget the blocks that are damaged, so that an extraction makes them anew, and write damaged tables again.
+
+    A block is damaged if its record cannot be read, or if its files are missing or not as long as they should be.
+
+    Args:
+        place: The store.
+        manifest: What it says of itself.
+        levels: The components of each level.
+        images: Ids and fields of the images that are extracted.
+        fingerprint: Theirs.
+
+    Raises:
+        StoreError: The store is of a version that is no longer written.
+    """
+    if manifest.version != VERSION:
         raise StoreError(
-            "The record of a block is damaged.",
-            where=f"{place}/{record_file(block)}",
-            cure="remove this file and extract again: only this block is made anew",
-        ) from error
+            f"The store has version {manifest.version}, which is still read and no longer written.",
+            where=str(place),
+            cure="extract into another folder",
+        )
+    for level, own in levels.items():
+        with _or_else(create, place, {level: own}):
+            components(place, manifest, level)
+    for number, listed in enumerate(manifest.listings):
+        if listed.fingerprint == fingerprint:
+            with _or_else(write_table, place, listing_file(number), images):
+                listing(place, manifest, number)
+    sizes = {name: place.sizes(name) for name in names(manifest)}
+    for block in sorted(done(place)):
+        with _or_else(forget, place, block):
+            _, known = record(place, manifest, block)
+            if known["lengths"] != {name: own.get(blocks.stem(block)) for name, own in sizes.items()}:
+                raise StoreError("A file of a block is missing or damaged.", where=f"{place}/{record_file(block)}")
 
 
-def index(place: Place, manifest: Manifest) -> pa.Table:
+@contextlib.contextmanager
+def _or_else(mended: Callable[..., None], *given: Any) -> Iterator[None]:
+    """What is done where something cannot be read."""
+    try:
+        yield
+    except StoreError:
+        mended(*given)
+
+
+def index(place: Place, manifest: Manifest) -> tuple[pa.Table, dict[str, Any]]:
     """Every listed image of the blocks that are there: `id`, its fields, and the columns in `OWN`.
 
     `row` counts within the block; it is null, and `reason` says why, for an image that was left out.
+
+    Returns:
+        The table; and `blocks`, how many there are, and `lengths`, how long the files of each are, by array.
+
+    Raises:
+        StoreError: A table is missing or damaged.
     """
-    tables = []
-    listed = [read_table(place, listing_file(number)) for number in range(len(manifest.listings))]
+    listed = [listing(place, manifest, number) for number in range(len(manifest.listings))]
+    lengths: dict[str, dict[str, int]] = {name: {} for name in names(manifest)}
+    tables = [_beside(table.slice(0, 0), -1, _NOTHING) for table in listed]  # the fields, where no block is there
     for block in sorted(done(place)):
         if block < manifest.blocks:
             number, places = manifest.listing(block)
             own = listed[number].slice(places.start, len(places))
-            known, _ = record(place, block)
-            if known.num_rows != own.num_rows:
-                raise StoreError("A block and its listing differ.", where=f"{place}/{record_file(block)}")
-            own = own.append_column("block", pa.array([block] * len(places), pa.int64()))
-            for name in OWN[1:]:
-                own = own.append_column(name, known[name].combine_chunks())
-            tables.append(own)
-    if not tables:
-        return pa.table({"id": pa.array([], pa.string())} | {name: pa.array([], pa.int64()) for name in OWN})
-    return pa.concat_tables(tables, promote_options="permissive")
+            rows, known = record(place, manifest, block)
+            _whole(rows, own.num_rows, f"{place}/{record_file(block)}")
+            tables.append(_beside(own, block, rows))
+            for name in lengths:
+                lengths[name][str(block)] = known.get("lengths", {}).get(name)
+    return pa.concat_tables(tables, promote_options="permissive"), {"blocks": str(manifest.blocks), "lengths": lengths}
+
+
+_NOTHING = pa.table(
+    {"row": pa.array([], pa.int64()), "error": pa.array([], pa.float32()), "rounding": pa.array([], pa.float32())}
+    | {"reason": pa.array([], pa.string())}
+)
+
+
+def _beside(images: pa.Table, block: int, rows: pa.Table) -> pa.Table:
+    """The images of a block, and what is known of each."""
+    images = images.append_column("block", pa.array([block] * len(images), pa.int64()))
+    for name in OWN[1:]:
+        images = images.append_column(name, rows[name].combine_chunks())
+    return images
+
+
+def merged(place: Place, manifest: Manifest) -> tuple[pa.Table, dict[str, Any]]:
+    """The same as `index`, from one file where the blocks were tied together."""
+    if place.exists(INDEX):
+        table, known = read_table(place, INDEX, version=manifest.version)
+        if known.get("blocks") == str(manifest.blocks):
+            _whole(table, manifest.images, f"{place}/{INDEX}")
+            return table, known
+    return index(place, manifest)
 
 
 def merge(place: Place, manifest: Manifest) -> bool:
@@ -244,34 +306,12 @@ def merge(place: Place, manifest: Manifest) -> bool:
     Returns:
         Whether all were there.
     """
-    if done(place) < set(range(manifest.blocks)):
+    there = done(place)
+    if len(there) < manifest.blocks or not there >= set(range(manifest.blocks)):
         return False
-    table = index(place, manifest).replace_schema_metadata({"blocks": str(manifest.blocks)})
-    place.write(INDEX, table_bytes(table))
+    table, known = index(place, manifest)
+    write_table(place, INDEX, table, known)
     return True
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
-    file = io.BytesIO()
-    parquet.write_table(table, file, compression="zstd")
-    return file.getvalue()
-
-
-def read_table(place: Place, name: str) -> pa.Table:
-    """A Parquet file of the store.
-
-    Raises:
-        StoreError: It is missing or damaged.
-    """
-    try:
-        return parquet.read_table(io.BytesIO(place.read(name)))
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"A table of the store is damaged: {error}",
-            where=f"{place}/{name}",
-            cure="restore the file; a record may also be removed, and its block extracted again",
-        ) from error
 
 
 def is_store(place: Place) -> bool:
