@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unweave.alignment import Aligner as Aligner
     from unweave.alignment import Recipe as Recipe
     from unweave.alignment import align as align
+    from unweave.alignment import aligned as aligned
     from unweave.attribution import Names as Names
     from unweave.attribution import Scores as Scores
     from unweave.attribution import label as label
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
     from unweave.components import Component as Component
     from unweave.contributions import Contributions as Contributions
     from unweave.decomposition import Plan as Plan
-    from unweave.decomposition import decompose as decompose
     from unweave.decomposition import explain as explain
     from unweave.decomposition import plan as plan
+    from unweave.device import device_of as device_of
     from unweave.extraction import Settings as Settings
+    from unweave.extraction import decompose as decompose
     from unweave.extraction import extract as extract
+    from unweave.figures import save_figure as save_figure
     from unweave.images import ImageSet as ImageSet
+    from unweave.images import find_images as find_images
     from unweave.images import open_images as open_images
+    from unweave.images import sample_images as sample_images
     from unweave.models import Model as Model
     from unweave.models import load_model as load_model
-    from unweave.reproduce import reproduce as reproduce
+    from unweave.reproduction import reproduce as reproduce
     from unweave.results import Result as Result
     from unweave.store import Store as Store
     from unweave.store import open_store as open_store
@@ -53,11 +58,12 @@ if TYPE_CHECKING:
     from unweave.tasks import Sides as Sides
     from unweave.tasks import ablate as ablate
     from unweave.tasks import checkpoint as checkpoint
-    from unweave.tasks import debias as debias
-    from unweave.tasks import heatmap as heatmap
     from unweave.tasks import search as search
     from unweave.tasks import segment as segment
+    from unweave.tasks.debiasing import debias as debias
+    from unweave.tasks.heatmaps import heatmap as heatmap
     from unweave.text import TextSpace as TextSpace
+    from unweave.text import read_templates as read_templates
     from unweave.text import text_space as text_space
     from unweave.view import View as View
 
@@ -90,18 +96,24 @@ _HOMES = {
     "View": "unweave.view",
     "ablate": "unweave.tasks",
     "align": "unweave.alignment",
+    "aligned": "unweave.alignment",
     "checkpoint": "unweave.tasks",
     "debias": "unweave.tasks",
-    "decompose": "unweave.decomposition",
+    "device_of": "unweave.device",
+    "decompose": "unweave.extraction",
     "explain": "unweave.decomposition",
     "extract": "unweave.extraction",
+    "find_images": "unweave.images",
     "heatmap": "unweave.tasks",
+    "sample_images": "unweave.images",
+    "save_figure": "unweave.figures",
     "label": "unweave.attribution",
     "load_model": "unweave.models",
     "open_images": "unweave.images",
     "open_store": "unweave.store",
     "plan": "unweave.decomposition",
-    "reproduce": "unweave.reproduce",
+    "reproduce": "unweave.reproduction",
+    "read_templates": "unweave.text",
     "score": "unweave.attribution",
     "search": "unweave.tasks",
     "segment": "unweave.tasks",

@@ -15,17 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
 from unweave.components import Component, Selection, select
 from unweave.errors import DataError, ModelError, StoreError
+from unweave.figures import share_figure
+from unweave.results import Shown, rich_table
 from unweave.view import Origin, View
 
+_AT_ONCE = 256
+"""Images whose shares are computed at a time."""
 
-@dataclass(frozen=True, eq=False)
-class Contributions:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contributions(Shown):
     """The representation of a batch of images as a sum over components (method: RepDecompose, z = sum_i c_i).
 
     Attributes:
@@ -68,8 +77,36 @@ class Contributions:
         precise = torch.promote_types(self.values.dtype, torch.float32)
         z = self.representation.to(self.values.device, precise)
         squared = z.square().sum(-1).clamp_min(1e-30)
-        products = torch.einsum("ncd,nd->nc", self.values.to(precise), z)
+        parts = zip(self.values.split(_AT_ONCE), z.split(_AT_ONCE), strict=True)
+        products = torch.cat([torch.einsum("ncd,nd->nc", values.to(precise), part) for values, part in parts])
         return (products / squared[:, None]).mean(0)
+
+    def table(self) -> pa.Table:
+        """One row for each component: its share of the representation, and the mean length of its contribution."""
+        share, length = self.share().tolist(), self.values.float().norm(dim=-1).mean(0).tolist()
+        rows = [
+            {
+                "component": str(part),
+                "kind": part.kind,
+                "layer": part.layer,
+                "head": part.head,
+                "share": value,
+                "length": norm,
+            }
+            for part, value, norm in zip(self.components, share, length, strict=True)
+        ]
+        return pa.Table.from_pylist(rows)
+
+    def figure(self) -> Figure:
+        """The share of every component: layers by heads, and the other branches beside."""
+        model = self.origin.model if self.origin is not None else "contributions"
+        return share_figure(self.components, self.share().tolist(), title=model, images=len(self.ids))
+
+    def told(self) -> list[RenderableType]:
+        """The components with the largest shares, and how exactly all of them add up."""
+        error = f"{float(self.error.max()):.1e}" if self.error.numel() else "0"
+        note = f"The components add up to the representation within {error} (relative, largest of all images)."
+        return [shares_table(self.components, self.share().tolist()), Text(f"\n{len(self.ids):,} images. {note}")]
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write them as tensors and a card (see `unweave.saving`), replacing what is there.
@@ -86,6 +123,14 @@ class Contributions:
         from unweave import saving
 
         return saving.save(self, path)
+
+    @staticmethod
+    def files(path: str | PathLike[str]) -> dict[str, str]:
+        """The files that a path stands for: the tensors and their card."""
+        from unweave import saving
+
+        tensors, card = saving.files_at(path)
+        return {"tensors": str(tensors), "card": str(card)}
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Contributions:
@@ -111,6 +156,29 @@ class Contributions:
             f"{str(self.values.dtype).removeprefix('torch.')} error<={worst:.1e} "
             f"norm={float(self.values.norm(dim=-1).mean()):.3g}"
         )
+
+
+def shares_table(components: Sequence[Component], share: Sequence[float], most: int = 15) -> RenderableType:
+    """The components with the largest shares, for a terminal.
+
+    Args:
+        components: The components.
+        share: The share of the representation that each has.
+        most: How many are shown; the others are summed.
+    """
+    ranked = sorted(range(len(share)), key=lambda place: -abs(share[place]))[:most]
+    largest = max((abs(share[place]) for place in ranked), default=0.0) or 1.0
+    rows: list[list[str | Text]] = []
+    for place in ranked:
+        bar = "\N{FULL BLOCK}" * max(1, round(16 * abs(share[place]) / largest))
+        style = "red" if share[place] >= 0 else "blue"
+        rows.append([str(components[place]), components[place].kind, f"{100 * share[place]:.2f} %", Text(bar, style)])
+    if len(ranked) < len(share):
+        rest = sum(share) - sum(share[place] for place in ranked)
+        rows.append([f"{len(share) - len(ranked):,} others", "", f"{100 * rest:.2f} %", ""])
+    rows.append([f"all {len(share):,}", "", f"{100 * sum(share):.2f} %", ""])
+    columns = {"component": "left", "kind": "left", "share": "right", "": "left"}
+    return rich_table("Largest shares of the representation", columns, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +225,9 @@ class _Batch:
                 cure=f"use one of {', '.join(fields)}" if fields else "give it: `replace(contributions, fields={...})`",
             )
         return fields[name]
+
+    def as_code(self) -> str:
+        return "contributions.view()"
 
     def level(self, name: str) -> _Batch:
         if self.origin is None or self.origin.level != name:

@@ -48,8 +48,24 @@ P = ParamSpec("P")
 R = TypeVar("R", bound="Result")
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
+class Shown:
+    """What shows itself, in a terminal and in a notebook."""
+
+    def told(self) -> Iterable[RenderableType]:
+        """What a reader wants to know first, as tables and sentences for a terminal."""
+        raise NotImplementedError
+
+    def __rich__(self) -> RenderableType:
+        return Group(*self.told())
+
+    def _repr_html_(self) -> str:
+        console = Console(record=True, file=io.StringIO(), width=120)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Shown):
     """What a verb returns.
 
     Attributes:
@@ -67,10 +83,6 @@ class Result:
 
     def figure(self) -> Figure:
         """The picture of it, which matplotlib shows and saves."""
-        raise NotImplementedError
-
-    def told(self) -> Iterable[RenderableType]:
-        """What a reader wants to know first, as tables and sentences for a terminal."""
         raise NotImplementedError
 
     def code(self) -> str:
@@ -130,14 +142,6 @@ class Result:
     @classmethod
     def _kind(cls) -> Kind:
         return Kind(f"result {cls.name!r}", f"unweave {cls.name}", VERSION, "make it again with this version")
-
-    def __rich__(self) -> RenderableType:
-        return Group(*self.told())
-
-    def _repr_html_(self) -> str:
-        console = Console(record=True, file=io.StringIO(), width=120)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
     def __repr__(self) -> str:
         """The same as in a terminal, without colours."""
@@ -216,9 +220,11 @@ def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """
     if isinstance(value, (Tensor, np.ndarray)):
         tensors[name] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-        return {"array" if isinstance(value, np.ndarray) else "tensor": name}
+        return {"$array" if isinstance(value, np.ndarray) else "$tensor": name}
     if is_dataclass(value) and not isinstance(value, type):
         return {part.name: packed(getattr(value, part.name), tensors, f"{name}.{part.name}") for part in fields(value)}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: packed(entry, tensors, f"{name}.{key}") for key, entry in value.items()}
     if isinstance(value, Mapping):
         entries = enumerate(value.items())
         return [
@@ -228,7 +234,7 @@ def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [packed(entry, tensors, f"{name}.{row}") for row, entry in enumerate(value)]
     if isinstance(value, float) and not np.isfinite(value):
-        return {"number": str(value)}
+        return {"$number": str(value)}
     return fspath(value) if isinstance(value, PathLike) else value
 
 
@@ -242,9 +248,9 @@ def unpacked(value: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
     """
     if isinstance(value, dict) and len(value) == 1:
         ((kind, name),) = value.items()
-        if kind in ("tensor", "array"):
-            return tensors[name].numpy() if kind == "array" else tensors[name]
-        if kind == "number":
+        if kind in ("$tensor", "$array"):
+            return tensors[name].numpy() if kind == "$array" else tensors[name]
+        if kind == "$number":
             return float(name)
     container, inner = get_origin(hint), get_args(hint)
     if container in (Union, types.UnionType):
@@ -253,8 +259,9 @@ def unpacked(value: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
     if is_dataclass(hint) and isinstance(value, dict):
         hints = hints_of(hint)
         return hint(**{name: unpacked(entry, hints[name], tensors) for name, entry in value.items()})  # type: ignore[operator]
-    if isinstance(container, type) and issubclass(container, Mapping) and isinstance(value, list):
-        return {unpacked(key, inner[0], tensors): unpacked(entry, inner[1], tensors) for key, entry in value}
+    if isinstance(container, type) and issubclass(container, Mapping):
+        pairs = value.items() if isinstance(value, dict) else value
+        return {unpacked(key, inner[0], tensors): unpacked(entry, inner[1], tensors) for key, entry in pairs}
     if container is tuple:
         each = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
         return tuple(unpacked(entry, part, tensors) for entry, part in zip(value, each, strict=True))

@@ -171,7 +171,15 @@ def load(path: str | os.PathLike[str]) -> Contributions:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if shapes != {"values": (images, len(components), dim), "representation": (images, dim), "error": (images,)}:
             raise ValueError(f"its tensors have the shapes {shapes}")
-    return Contributions(components=components, ids=ids, tolerance=tolerance, origin=origin, **tensors)
+    return Contributions(
+        tensors["values"],
+        components,
+        ids,
+        tensors["representation"],
+        tensors["error"],
+        tolerance,
+        origin,
+    )
 
 
 def components_of(fields: Sequence[dict[str, object]]) -> tuple[Component, ...]:

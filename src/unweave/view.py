@@ -108,6 +108,9 @@ class Source(Protocol):
     def field(self, name: str) -> Sequence[Any]:
         """A field of all images."""
 
+    def as_code(self) -> str:
+        """The Python that opens a view of it again."""
+
     def level(self, name: str) -> Source:
         """The same images at another level."""
 
@@ -143,6 +146,12 @@ class Maps(Protocol):
     def places(self, components: Sequence[Component], origin: Origin | None) -> list[int]:
         """Which map each component has."""
 
+    def as_code(self) -> str:
+        """The Python that loads it again."""
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that load it again."""
+
 
 class Viewable(Protocol):
     """What has contributions: a store, a batch in memory, or a view."""
@@ -177,6 +186,21 @@ class View:
     def view(self) -> View:
         """The view itself: whatever can be viewed has this method."""
         return self
+
+    def as_code(self) -> str:
+        """The Python that opens it again."""
+        calls = (f".{name}({', '.join(map(_written, arguments))})" for name, arguments in self.steps)
+        return self.source.as_code() + "".join(calls)
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that open it again."""
+        words = [str(self.source)]
+        for step, arguments in self.steps:
+            if step in ("where", "level"):
+                words += [word for argument in arguments for word in (f"--{step}", str(argument))]
+            elif step == "through" and arguments[0] is not None:
+                words += arguments[0].as_options("space")
+        return words
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
@@ -248,6 +272,11 @@ class View:
             DataError: There is no such image.
         """
         return self._step("rows", rows, numbers=self.numbers[numbered(rows, self.ids, str(self.source))])
+
+    def without(self, other: View) -> View:
+        """Only the images that another view does not have."""
+        taken = set(other.ids)
+        return self.rows(np.array([name not in taken for name in self.ids], bool))
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[View, View]:
         """Two views that have no image in common. The side of an image follows from its id alone, so that it is on the
@@ -542,3 +571,10 @@ def _condition(text: str) -> tuple[str, str]:
     if not equals:
         raise ArgumentError(f"{text!r} is not a condition.", cure="write FIELD=VALUE, such as label=swan")
     return name, value
+
+
+def _written(value: Any) -> str:
+    """An argument as Python."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        return repr(value.tolist())
+    return str(value.as_code()) if hasattr(value, "as_code") else repr(value)

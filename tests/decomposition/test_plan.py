@@ -151,7 +151,9 @@ def test_scores_are_inner_products_with_the_contributions(level: str) -> None:
 def test_scores_of_a_selection_keep_the_rest() -> None:
     directions = torch.randn(2, WIDTH).double()
     plan = plan_of("token").at(select="*.token.3")
-    assert (plan.project(pictures(), directions).values - plan.run(pictures()).values @ directions.T).abs().max() < 1e-12
+    assert (
+        plan.project(pictures(), directions).values - plan.run(pictures()).values @ directions.T
+    ).abs().max() < 1e-12
 
 
 def test_directions_that_change_in_place_are_noticed() -> None:

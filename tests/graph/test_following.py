@@ -74,7 +74,9 @@ def test_other_weights_are_followed(name: str, made: str) -> None:
     expected.append(fresh.at(level="layer"))
     for own, new in zip(plans, expected, strict=True):
         assert (new.run(pictures()).representation - module(pictures())).abs().max() < 1e-12
-        assert (own.project(pictures(), directions).values - new.project(pictures(), directions).values).abs().max() < 1e-10
+        assert (
+            own.project(pictures(), directions).values - new.project(pictures(), directions).values
+        ).abs().max() < 1e-10
         assert (own.run(pictures()).values - new.run(pictures()).values).abs().max() < 1e-10
 
 

@@ -18,7 +18,7 @@ from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.errors import ArgumentError, ModelError, StoreError, UnweaveError
 from unweave.models import Model
-from unweave.tasks.heatmap import Heatmaps, Mapper, as_pixels, best, joined, spread, viewed
+from unweave.tasks.heatmaps import Heatmaps, Mapper, as_pixels, best, joined, spread, viewed
 from unweave.tasks.target import Target, affine, toward_classes, toward_texts
 
 pytestmark = pytest.mark.xdist_group("heatmap")

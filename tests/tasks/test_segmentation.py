@@ -20,7 +20,7 @@ from unweave.images import ImageSet
 from unweave.tasks import baselines
 from unweave.tasks.attention import Attention
 from unweave.tasks.baselines import GradCam, RawAttention, Rollout, TransformerAttribution, Unfit, laid_out
-from unweave.tasks.heatmap import Mapper
+from unweave.tasks.heatmaps import Mapper
 from unweave.tasks.segmentation import METHODS, OURS, _Tally, average_precision, nearest, segment
 from unweave.tasks.target import toward_classes
 

@@ -5,33 +5,43 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
 from unweave.alignment.objective import defect
 from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import AlignmentError
+from unweave.figures import Curve, curves_figure
 from unweave.files.fields import typed
-from unweave.files.pair import Kind, read_pair, write_pair
-from unweave.saving import components_of
+from unweave.files.pair import Kind
+from unweave.results import Result, rich_table
 from unweave.view import Origin
 
-KIND = Kind("aligner", "unweave aligner", 1, "name a folder that `align` wrote", AlignmentError)
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
 """What the card says of what an aligner belongs to, at least."""
 
-TENSORS, CARD = "aligner.safetensors", "aligner.json"
+CARD = "aligner.json"
+
+_CURVES = {"held-out images": "held_out", "images that were fitted": "train"}
+
+_PATH = pa.schema(
+    [("step", pa.string()), *((name, pa.float64()) for name in ("seconds", "train", "held_out", "penalty"))]
+)
 
 
-@dataclass(frozen=True, eq=False)
-class Aligner:
+@dataclass(frozen=True, eq=False, repr=False)
+class Aligner(Result):
     """One linear map for each component, and a bias that they share.
 
     Attributes:
@@ -41,6 +51,8 @@ class Aligner:
         identity: The model and space that they are of (`IDENTITY`), and fingerprints of the images (`data`).
         measured: How good they are, ready for JSON.
     """
+
+    name = "aligner"
 
     maps: Float[Tensor, "component width dim"]
     bias: Float[Tensor, " dim"]
@@ -102,34 +114,65 @@ class Aligner:
         found = torch.stack([torch.linalg.matrix_norm(defect(own[None])[0]) for own in self.maps])
         return found / min(self.maps.shape[1:]) ** 0.5
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write both files into a folder; returns the tensors' file.
+    def as_code(self) -> str:
+        """The Python that loads it again, where it came from a folder."""
+        folder = getattr(self, "_folder", None)
+        return f"unweave.Aligner.load({folder!r})" if folder else "aligner"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name it."""
+        return ["--space", str(getattr(self, "_folder", "ALIGNER"))]
+
+    def table(self) -> pa.Table:
+        """Where the solver stood after each step: both terms of the objective, on either side."""
+        return pa.Table.from_pylist(list(self.measured.get("path", ())), _PATH)
+
+    def figure(self) -> Figure:
+        """The first term of the objective after each step, beside what the controls reach.
 
         Raises:
-            AlignmentError: They cannot be written.
+            ArgumentError: The model is the space's own image encoder, so nothing was fitted.
         """
-        folder = Path(path)
-        components = [asdict(component) for component in self.components]
-        known = {**self.identity, "measured": self.measured, "components": components}
-        return write_pair(folder / TENSORS, folder / CARD, KIND, {"maps": self.maps, "bias": self.bias}, known)
+        path = self.measured.get("path", ())
+        steps = {what: [float(point[name]) for point in path] for what, name in _CURVES.items()}
+        controls = self.measured.get("controls", {})
+        flat = {f"control: {name}": value for name, value in controls.items() if isinstance(value, float)}
+        curves = [Curve(what, values) for what, values in steps.items()]
+        curves += [Curve(what, [value] * len(path), faint=True) for what, value in flat.items()]
+        title = f"{self.identity['model']} in {self.identity['space']}"
+        return curves_figure({"": curves if path else []}, title=title, across="steps", up="1 - cosine")
+
+    def told(self) -> list[RenderableType]:
+        """How good the fit is, beside its controls."""
+        rows: list[list[str | Text]] = list(_measured(self.measured)) if self.measured else []
+        return [
+            rich_table(f"{self.identity['model']} in {self.identity['space']}", {"": "left", " ": "right"}, rows),
+            Text(f"\n{len(self.components):,} maps"),
+        ]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Aligner:
+    def load(cls, folder: str | os.PathLike[str]) -> Aligner:
         """Read what `save` wrote.
 
         Raises:
             AlignmentError: A file is missing, damaged, of a newer version, or does not belong to the other.
         """
-        folder = Path(path)
-        known, tensors = read_pair(folder / TENSORS, folder / CARD, KIND)
-        with KIND.reading(folder / CARD):
+        aligner = super().load(folder)
+        object.__setattr__(aligner, "_folder", os.fspath(folder))
+        with cls._kind().reading(Path(folder) / CARD):
             for name in IDENTITY:
-                typed(dict[str, Any] if name in ("preprocessing", "space_loading") else str, known[name], name)
-            components, maps, bias = components_of(known.pop("components")), tensors["maps"], tensors["bias"]
-            if maps.dim() != 3 or len(maps) != len(components) or bias.shape != maps.shape[2:]:
-                raise ValueError(f"{len(components)} maps and a bias have shapes {maps.shape}, {bias.shape}")
-            measured = typed(dict[str, Any], known.pop("measured"), "measured")
-            return cls(maps, bias, components, known, measured)
+                typed(
+                    dict[str, Any] if name in ("preprocessing", "space_loading") else str, aligner.identity[name], name
+                )
+            maps, bias, count = aligner.maps, aligner.bias, len(aligner.components)
+            if maps.dim() != 3 or len(maps) != count or bias.shape != maps.shape[2:]:
+                raise ValueError(f"{count} maps and a bias have shapes {maps.shape}, {bias.shape}")
+            typed(dict[str, Any], dict(aligner.measured), "measured")
+        return aligner
+
+    @classmethod
+    def _kind(cls) -> Kind:
+        return Kind("aligner", "unweave aligner", 1, "name a folder that `align` wrote", AlignmentError)
 
     def push(self, repository: str, **options: Any) -> str:
         """Upload both files to the Hugging Face hub.
@@ -148,7 +191,7 @@ class Aligner:
         from huggingface_hub.errors import HfHubHTTPError
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
+            self.save(folder, figure=False)
             try:
                 api = HfApi()
                 api.create_repo(repository, exist_ok=True)
@@ -159,3 +202,35 @@ class Aligner:
                     where=repository,
                     cure="log in with `hf auth login`, and name it ORG/NAME",
                 ) from error
+
+
+def _measured(measured: Mapping[str, Any]) -> Iterator[list[str | Text]]:
+    """What is worth a look of what was measured."""
+    if "identity" in measured:
+        yield ["the model is the space's own image encoder:", "nothing had to be aligned"]
+    else:
+        objective = measured["objective"]
+        yield ["1 - cosine, held-out images", f"{objective['held out']:.4f}"]
+        yield ["1 - cosine, images that were fitted", f"{objective['train']:.4f}"]
+        yield ["penalty", f"{objective['penalty']:.4f}"]
+    for name, value in measured.get("controls", {}).items():
+        if not isinstance(value, dict):
+            yield [f"control: {name}", f"{value:.4f}"]
+        elif "left out" in value:
+            yield [f"control: {name}", str(value["left out"]).splitlines()[0]]
+        else:
+            few = f"on {value['images']} images"
+            yield [f"control: {name}, {few}", f"{value['random weights']:.4f}"]
+            yield [f"this model, {few}", f"{value['this model']:.4f}"]
+    if "cosine percentiles" in measured:
+        quantiles = measured["cosine percentiles"]
+        yield [
+            "cosine, 5th, 50th and 95th percentile",
+            " ".join(f"{quantiles[share]:.3f}" for share in ("5", "50", "95")),
+        ]
+    for name, value in measured.get("zero-shot", {}).items():
+        if "left out" in value:
+            yield [f"zero-shot {name}", str(value["left out"]).splitlines()[0]]
+        else:
+            text = f"{value['aligned']:.3f}, the space's own encoder {value['space']:.3f}"
+            yield [f"zero-shot {name}, {value['classes']} classes", text]

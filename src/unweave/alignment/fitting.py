@@ -31,6 +31,7 @@ from unweave.extraction import Settings, extract, pictures
 from unweave.images import ImageSet
 from unweave.images.imageset import columns
 from unweave.progress import OnProgress, silent
+from unweave.results import verb
 from unweave.text import TextSpace
 from unweave.text.phrases import spoken
 from unweave.view import View, Viewable
@@ -39,6 +40,7 @@ _MOST_CLASSES = 2000
 """With more values than this a field does not name classes."""
 
 
+@verb
 def align(
     source: Viewable,
     space: TextSpace,

@@ -104,7 +104,7 @@ class Shown:
     least_pictures: UInt8[np.ndarray, "least side side 3"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Names(Result):
     """Names of all components.
 

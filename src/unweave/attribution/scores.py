@@ -47,7 +47,7 @@ _CHUNK = 4096
 """Images that the bootstrap weighs at a time."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores(Result):
     """Scores of components for features.
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from unweave.errors import UnweaveError
+from unweave.progress import OnProgress
+
+if TYPE_CHECKING:
+    from unweave.results import Result
 
 
 def print_error(error: UnweaveError | str) -> None:
@@ -77,27 +84,32 @@ def in_percent(share: float) -> str:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with the remaining time; the function moves it on by so many."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def reporting() -> Iterator[OnProgress]:
+    """A bar on standard error for what a verb says of its progress, with the remaining time."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, TaskID] = {}
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(what, *columns, console=Console(stderr=True), transient=True)
+    def on_progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            for task in tasks.values():
+                bar.update(task, visible=False)
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total, visible=True)
+
     with bar, contextlib.redirect_stdout(sys.stderr):
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
+        yield on_progress
 
 
-def counted(advance: Callable[[int], None]) -> Callable[[int], None]:
-    """The same for callbacks that say how many are done in all."""
-    done = 0
-
-    def on_count(count: int) -> None:
-        nonlocal done
-        advance(count - done)
-        done = count
-
-    return on_count
+def show(result: Result, output: Path, *, no_figure: bool, json: bool) -> None:
+    """Save a result, and print it: a table and the files, or JSON."""
+    with working("Writing"):
+        files = result.save(output, figure=not no_figure)
+    if json:
+        print_json({**result.card, "files": files, "rows": result.table().to_pylist()})
+        return
+    Console(highlight=False).print(result)
+    print_files(files)
 
 
 def print_files(files: Mapping[str, object]) -> None:

@@ -69,16 +69,11 @@ _WORK = "How to work"
 
 Store: TypeAlias = Annotated[str, typer.Argument(metavar="STORE", help="What `unweave extract` wrote.")]
 Output: TypeAlias = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written.")]
-Aligner: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="What `unweave align` wrote.", rich_help_panel=_SPACE),
-]
-OwnSpace: TypeAlias = Annotated[
+Space: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--text-space",
-        metavar="ID",
-        help="For a CLIP in its own space, instead of an aligner.",
+        metavar="FOLDER|ID",
+        help="The folder of an aligner, which knows its text space; or, for a CLIP, the id of its own.",
         rich_help_panel=_SPACE,
     ),
 ]
@@ -96,3 +91,31 @@ DrawSeed: TypeAlias = Annotated[
     int, typer.Option("--seed", min=0, help="Of everything that is drawn by chance.", rich_help_panel=_WORK)
 ]
 NoFigure: TypeAlias = Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")]
+Label: TypeAlias = Annotated[str, typer.Option(metavar="FIELD", help="The field that has the classes.")]
+Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
+Images: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES",
+        help="A folder, a table (.csv, .parquet), tars, `hf/ORG/NAME`, `pocket/evaluation`, or KIND:PATH.",
+    ),
+]
+
+_CHOSEN = "Which components"
+
+Scores: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="What `unweave score` wrote: the components that score highest.",
+        rich_help_panel=_CHOSEN,
+    ),
+]
+Feature: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="For this feature; for all if none is named.", rich_help_panel=_CHOSEN),
+]
+Components: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="The most components; the better half if not given.", rich_help_panel=_CHOSEN),
+]

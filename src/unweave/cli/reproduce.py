@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
+import unweave
 from unweave.cli import options
-from unweave.cli.console import print_error, print_files, print_json, print_note, table, working
+from unweave.cli.console import print_error, print_note, show, working
 from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from unweave.reproduction import Setting, Subject
 
-_HOW, _WIDE = "How to work", 180
+_HOW = "How to work"
 
 
 def reproduce(
@@ -33,8 +33,8 @@ def reproduce(
         typer.Option("--model", help="Only this one, by its published name or its id; may be given several times."),
     ] = None,
     pocket: Annotated[bool, typer.Option("--pocket", help="The pocket world and its six networks: offline.")] = False,
-    text_space: Annotated[
-        str | None, typer.Option(metavar="ID", help="Where words are; the published one if not given.")
+    space: Annotated[
+        str | None, typer.Option(metavar="ID", help="The text space; the published one if not given.")
     ] = None,
     work: Annotated[
         Path | None,
@@ -50,55 +50,51 @@ def reproduce(
     ] = False,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
+    no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:
     """Make a table of the paper: ours beside the published figures. What is done is kept; the same command goes on."""
     with working(f"Preparing {which}"):
-        from unweave.files import write_table
-        from unweave.reproduce import POCKET, PUBLISHED, SPACE, TABLES, Setting, chosen, pocket_setting
-        from unweave.reproduce import reproduce as make
-
-        folder = work or output / "work"
-        common: dict[str, Any] = {"limit": limit, "random_weights": random_weights, "seed": seed, "device": device}
-        if which in TABLES and not pocket and data is None:
-            raise ArgumentError(
-                "The images were not named.", cure=f"`--data`: {TABLES[which].needs}; or `--pocket`, which needs none"
-            )
-        if pocket:
-            setting = pocket_setting(folder, say=print_note, **common)
-        else:
-            setting = Setting(folder, data=data, fitted=fit, space=text_space or SPACE, say=print_note, **common)
-        subjects = chosen(POCKET if pocket else PUBLISHED, models or ())
+        setting, subjects = reproduction(
+            which,
+            output / "work" if work is None else work,
+            pocket=pocket,
+            data=data,
+            fitted=fit,
+            space=space,
+            models=models or (),
+            say=print_note,
+            limit=limit,
+            random_weights=random_weights,
+            seed=seed,
+            device=device,
+        )
     try:
-        found = make(which, setting, subjects)
+        table = unweave.reproduce(which, setting, subjects)
     except KeyboardInterrupt:
         print_error("Interrupted. What is done is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    card = {
-        "table": which,
-        "says": TABLES[which].says,
-        "pocket": pocket,
-        "data": data,
-        "fitted": setting.fitted,
-        "space": setting.space,
-        "limit": limit,
-        "random_weights": random_weights,
-        "seed": seed,
-    }
-    files = write_table(found, card, output, which)
-    if json:
-        print_json(card | {"files": files, "rows": found.to_pylist()})
-        return
-    console = Console(highlight=False)
-    console.width = max(console.width, _WIDE)  # a table of many columns is read sideways rather than in syllables
-    console.print(_told(found, TABLES[which].says))
-    print_files(files)
+    show(table, output, no_figure=no_figure, json=json)
 
 
-def _told(found: pa.Table, title: str) -> Any:
-    columns = {name: "right" if name != "model" else "left" for name in found.column_names}
-    rows: list[list[str | Text]] = [
-        ["" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
-        for row in found.to_pylist()
-    ]
-    return table(title, columns, rows)
+def reproduction(
+    which: str,
+    work: Path,
+    *,
+    pocket: bool,
+    data: str | None,
+    fitted: str | None,
+    space: str | None,
+    models: Sequence[str],
+    **options: Any,
+) -> tuple[Setting, tuple[Subject, ...]]:
+    """The setting and the models that a table is asked for with."""
+    from unweave.reproduction import POCKET, PUBLISHED, SPACE, TABLES, Setting, chosen, pocket_setting
+
+    if which in TABLES and not pocket and data is None:
+        raise ArgumentError(
+            "The images were not named.", cure=f"`--data`: {TABLES[which].needs}; or `--pocket`, which needs none"
+        )
+    if pocket:
+        return pocket_setting(work, **options), chosen(POCKET, models)
+    return Setting(work, data=data, fitted=fitted, space=space or SPACE, **options), chosen(PUBLISHED, models)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
-from unweave.contributions import Contributions
+from unweave.decomposition.explanation import Explanation
 from unweave.decomposition.planning import Plan, make_plan
+from unweave.results import verb
 
 if TYPE_CHECKING:
     from unweave.models import Model
 
-__all__ = ["Plan", "decompose", "explain", "plan"]
+__all__ = ["Explanation", "Plan", "explain", "plan"]
 
 
 def plan(
@@ -66,19 +67,21 @@ def plan(
     return make_plan(model, example, name=type(model).__name__, **options)
 
 
-def decompose(
+@verb
+def explain(
     model: Model | nn.Module,
-    images: Float[Tensor, "image channel height width"],
     *,
     level: Level = "head",
     select: Selection = None,
-) -> Contributions:
-    """Every component's contribution to the representation of these images, `[image, component, dim]`; plans anew
-    (see `plan`).
+    attention: Literal["through", "stop"] = "through",
+    nonlinear: Literal["stop", "freeze"] = "stop",
+    strict: bool = False,
+) -> Explanation:
+    """What a model is decomposed into: components, operations and rules, coverage, memory.
+
+    Args:
+        model, level, select, attention, nonlinear, strict: As for `plan`.
     """
-    return plan(model, images, level=level, select=select).run(images)
-
-
-def explain(model: Model | nn.Module, *, level: Level = "head") -> dict[str, Any]:
-    """What a plan consists of, as data: components, operations and rules, coverage, memory."""
-    return plan(model, level=level).report()
+    return plan(
+        model, level=level, select=select, attention=attention, nonlinear=nonlinear, strict=strict
+    ).explanation()

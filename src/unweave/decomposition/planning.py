@@ -7,6 +7,7 @@ nothing is left in the model.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from unweave.components import LEVELS, Component, Grid, Level, Selection, select
 from unweave.contributions import Contributions, Projections
 from unweave.decomposition.branches import Lump, Walk
 from unweave.decomposition.coverage import Coverage, coverage_of
+from unweave.decomposition.explanation import Explanation
 from unweave.decomposition.pieces import pieces_of
 from unweave.decomposition.program import Program
 from unweave.decomposition.selection import Request, chosen_and_rest, split_by_token
@@ -30,10 +33,11 @@ from unweave.graph.comparison import TOLERANCE as TOLERANCE
 from unweave.graph.following import graph_of
 from unweave.graph.graph import extents_of
 from unweave.graph.interpret import exact
+from unweave.results import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Shown):
     """Everything about a decomposition that does not depend on the images.
 
     Attributes:
@@ -313,23 +317,27 @@ class Plan:
         """
         return tuple(str(self.components[column]) for column in self._program(None).dense)
 
+    def explanation(self) -> Explanation:
+        """What the plan consists of, as a result: it shows, draws and saves itself."""
+        return Explanation(self.components, self.report(), card={"model": self.name, "level": self.level})
+
+    def told(self) -> list[RenderableType]:
+        """The same as `explanation` shows."""
+        return self.explanation().told()
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(
+            f"{count} {kind}" for kind, count in Counter(part.kind for part in self.components).most_common()
+        )
+        return (
+            f"Plan({self.name}, level {self.level}, {len(self.components)} components ({kinds}), {self.dim} dim, "
+            f"{self.coverage.resolved} of {self.coverage.attention_layers} attention layers resolved)"
+        )
+
     def __str__(self) -> str:
-        kinds = Counter(component.kind for component in self.components)
-        lines = [
-            f"{self.name}: {len(self.components)} components at level {self.level}, representation of {self.dim}",
-            "  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
-            f"  attention layers resolved: {self.coverage.resolved} of {self.coverage.attention_layers}",
-            *(f"    not resolved: {reason}" for reason in self.coverage.unresolved),
-            f"  kept: {self.memory_per_image / 2**20:.1f} MiB per image, "
-            f"{self.constant_bytes / 2**20:.1f} MiB of weight products",
-        ]
-        for name, kind, count, modules in self.operations:
-            lines.append(f"  {count:5d}  {name:<40s} {kind:<7s} {', '.join(modules)}")
-        for path, place in self.unplaced.items():
-            lines.append(f"  where the tokens of {path} lie is lost at {place}")
-        for lump in self.lumps:
-            lines.append(f"  stopped at {lump.operation} in {lump.module or 'the model'}: {lump.reason} ({lump.line})")
-        return "\n".join(lines)
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
 def make_plan(

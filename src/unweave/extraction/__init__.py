@@ -1,5 +1,6 @@
 """From images to a store, resumable, on one machine or many."""
 
+from unweave.extraction.contributions import decompose
 from unweave.extraction.job import Extraction, estimate, extract, prepare
 from unweave.extraction.pictures import pictures
 from unweave.extraction.settings import Launcher, Part, Settings
@@ -11,6 +12,7 @@ __all__ = [
     "Part",
     "Settings",
     "Verification",
+    "decompose",
     "estimate",
     "extract",
     "pictures",

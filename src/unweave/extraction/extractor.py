@@ -21,6 +21,7 @@ import unweave
 from unweave.components import Level
 from unweave.contributions import Contributions
 from unweave.decomposition import Plan
+from unweave.device import device_of
 from unweave.errors import DataError, DeviceError, StoreError
 from unweave.images import ImageSet, Picture, open_images
 from unweave.images.batches import decoded, stacked
@@ -51,17 +52,6 @@ class Awaited:
         if self.picture is None:
             raise DataError("The image is no longer where it was listed.", where=self.id)
         return self.picture.read()
-
-
-def device_of(wanted: str) -> str:
-    """`auto`, `cpu` or `cuda` as the device that is meant.
-
-    Raises:
-        DeviceError: There is no CUDA device.
-    """
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError("There is no CUDA device here.", cure="use `--device cpu`")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def plans_of(model: Model, levels: Sequence[str], select: Sequence[str] | None, **options: Any) -> dict[str, Plan]:

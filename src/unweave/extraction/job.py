@@ -21,8 +21,9 @@ import unweave
 from unweave.components import Component
 from unweave.decomposition import Plan
 from unweave.decomposition.planning import TOLERANCE
+from unweave.device import device_of
 from unweave.errors import StoreError
-from unweave.extraction.extractor import Extractor, OnImages, device_of, plans_of
+from unweave.extraction.extractor import Extractor, OnImages, plans_of
 from unweave.extraction.launchers import LAUNCHERS
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.files import check_room

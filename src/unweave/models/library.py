@@ -147,7 +147,7 @@ def load_model(
     random_weights: bool = False,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     image_size: int | None = None,
 ) -> Model:
     """Load a model by its id.
@@ -160,7 +160,7 @@ def load_model(
             fetched.
         seed: For the random weights. The caller's own random state is left as it is.
         device: Where the weights go.
-        dtype: What the weights are cast to.
+        dtype: What the weights are cast to: a type of torch, or its name.
         image_size: Height and width in pixels, where not the model's own.
 
     Raises:
@@ -181,7 +181,7 @@ def load_model(
         randomise(module, seed)
     if checkpoint is not None:
         load_checkpoint(module, checkpoint)
-    module.to(device, dtype)
+    module.to(device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     tower = source.tower(module)
     check_finite(tower)
     parts = split(tower, example_for(tower, source.input_size, 1), returns=source.returns)
@@ -193,7 +193,16 @@ def load_model(
         preprocess=source.preprocess,
         preprocessing=source.preprocessing,
         input_size=source.input_size,
+        loading=_loading(checkpoint, random_weights, seed, image_size),
     )
+
+
+def _loading(checkpoint: str | Path | None, random_weights: bool, seed: int, image_size: int | None) -> dict[str, Any]:
+    """The keywords that load the same weights again, ready for JSON."""
+    weights = {"random_weights": True, "seed": seed} if random_weights else {}
+    file = {"checkpoint": str(Path(checkpoint).resolve())} if checkpoint is not None else {}
+    size = {"image_size": image_size} if image_size is not None else {}
+    return {**file, **weights, **size}
 
 
 def available() -> list[dict[str, str | None]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Model:
         preprocess: One RGB image to `[channel, height, width]`.
         preprocessing: The same in words, ready for JSON.
         input_size: Channels, height, width.
+        loading: The keywords of `load_model` that load it again, ready for JSON.
     """
 
     id: str
@@ -40,6 +41,16 @@ class Model:
     preprocess: Preprocess
     preprocessing: dict[str, Any]
     input_size: tuple[int, int, int]
+    loading: dict[str, Any] = field(default_factory=dict)
+
+    def as_code(self) -> str:
+        """The Python that loads it again."""
+        options = "".join(f", {name}={value!r}" for name, value in self.loading.items())
+        return f"unweave.load_model({self.id!r}{options})"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that load it again."""
+        return [self.id, *options_of(self.loading)]
 
     @classmethod
     def from_module(
@@ -122,3 +133,12 @@ def _kind(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     tensors = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
     first = next(tensors, torch.empty(0))
     return first.device, first.dtype
+
+
+def options_of(keywords: Mapping[str, Any]) -> list[str]:
+    """Keywords as words of a command line."""
+    words: list[str] = []
+    for name, value in keywords.items():
+        if value not in (None, False):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words

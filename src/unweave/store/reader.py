@@ -29,8 +29,6 @@ from unweave.store.manifest import Manifest
 from unweave.store.place import Place
 from unweave.view import Listed, Origin, Rows, View, numbered
 
-
-
 _Run = tuple[slice | np.ndarray, int, slice | np.ndarray]
 """Rows of one block: where they go, which block, and which of its rows they are."""
 
@@ -158,6 +156,14 @@ class Store:
             StoreError: There is no such row or id.
         """
         return numbered(rows, self.ids, str(self.place))
+
+    def as_code(self) -> str:
+        """The Python that opens it again."""
+        return f"unweave.open_store({str(self.place)!r})"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that open it again."""
+        return [str(self.place)]
 
     def view(self, level: str | None = None) -> View:
         """All images and components of a level, which every task reads.
@@ -355,6 +361,10 @@ class _Level:
 
     def field(self, name: str) -> Sequence[Any]:
         return self.store.field(name)
+
+    def as_code(self) -> str:
+        level = "" if self.name == self.store.manifest.levels[0] else repr(self.name)
+        return f"{self.store.as_code()}.view({level})"
 
     def level(self, name: str) -> _Level:
         self.store.components(name)

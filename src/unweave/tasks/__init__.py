@@ -1,11 +1,11 @@
 """What contributions are good for: each task is a function that returns a result."""
 
 from unweave.tasks.ablation import Ablation, ablate
-from unweave.tasks.checkpoint import Checkpoint, checkpoint
+from unweave.tasks.checkpoints import Checkpoint, checkpoint
 from unweave.tasks.choice import Choice, Chosen, choose
 from unweave.tasks.classifier import Classification, Classifier
 from unweave.tasks.debiasing import Debiasing, Ranking, Sides, debias
-from unweave.tasks.heatmap import Heatmaps, Highest, heatmap
+from unweave.tasks.heatmaps import Heatmaps, Highest, heatmap
 from unweave.tasks.retrieval import Retrieval, search
 from unweave.tasks.segmentation import Segmentation, segment
 

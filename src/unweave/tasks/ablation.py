@@ -77,7 +77,7 @@ class Accuracy:
         return float(interval.low), float(interval.high)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ablation(Result):
     """What ablation does.
 

@@ -11,8 +11,9 @@ to rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +129,7 @@ class Ranking:
         return ranked(scores, self.spurious, self.core)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Debiasing(Result):
     """What ablating components does to a classifier.
 
@@ -190,6 +191,10 @@ class Debiasing(Result):
                 row |= {f"group {name}": accuracy.value for name, accuracy in groups.accuracies.items()}
                 rows.append(row)
         return pa.Table.from_pylist(rows)
+
+    def with_checkpoint(self, about: Mapping[str, Any]) -> Debiasing:
+        """The same, and on its card what is known of a checkpoint that it was written to."""
+        return replace(self, card={**self.card, "checkpoint": dict(about)})
 
     def figure(self) -> Figure:
         """Accuracy of the worst and the average group as components are ablated, beside the controls."""

@@ -68,7 +68,7 @@ class Retrieved:
         return self.feature, f"{len(self.components)} component{'s' if len(self.components) > 1 else ''}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Retrieval(Result):
     """What a search found.
 

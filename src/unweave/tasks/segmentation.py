@@ -40,7 +40,7 @@ from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
 from unweave.tasks.attention import Attention
 from unweave.tasks.baselines import GradCam, Method, RawAttention, Rollout, TransformerAttribution, Unfit
-from unweave.tasks.heatmap import Highest, Mapper, as_pixels, viewed
+from unweave.tasks.heatmaps import Highest, Mapper, as_pixels, viewed
 from unweave.tasks.target import Target, toward, toward_classes
 from unweave.text.phrases import spoken
 
@@ -87,7 +87,7 @@ class Shown:
     maps: dict[str, Float[np.ndarray, "height width"]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation(Result):
     """How well maps fit the masks of images.
 

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from unweave.errors import ArgumentError, ModelError
 from unweave.models import Model, load_model
 from unweave.text import cache
-from unweave.text.phrases import Features, features, read_phrases, shipped
+from unweave.text.phrases import Features, chosen, features, read_phrases, shipped
 from unweave.text.vocabulary import vocabulary
 
 GENERAL = shipped(features="features.toml", birds="waterbirds.toml")
@@ -135,6 +135,15 @@ class TextSpace:
                     cure="say it in fewer words",
                 )
 
+    def as_code(self) -> str:
+        """The Python that loads it again."""
+        options = "".join(f", {name}={value!r}" for name, value in self.loading.items() if value)
+        return f"unweave.text_space({self.id!r}{options})"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name it."""
+        return ["--space", self.id]
+
     def features_of(self, asked: Features = None) -> dict[str, tuple[str, ...]]:
         """Features by name, each with its phrases.
 
@@ -155,6 +164,24 @@ class TextSpace:
         if not asked or not all(asked.values()):
             raise ArgumentError("There are no features to score.", cure="name one at least")
         return {name: tuple(phrases) for name, phrases in asked.items()}
+
+    def chosen_features(
+        self, among: Features, names: Sequence[str] = (), phrases: Sequence[str] = (), *, each: bool = False
+    ) -> dict[str, tuple[str, ...]]:
+        """Some features, and phrases that stand alone.
+
+        Args:
+            among: The features to choose from (see `features_of`).
+            names: The features that are asked for; all if neither these nor phrases are named.
+            phrases: Phrases to be features by themselves.
+            each: Whether every phrase of the chosen features is one by itself, too.
+
+        Raises:
+            ArgumentError: There is no such feature, or a phrase has the name of a feature.
+            DataError: A file cannot be read.
+        """
+        known = self.features_of(among)
+        return chosen({} if phrases and not names else known, names, phrases, each=each)
 
     def vocabulary_of(self, asked: Sequence[str] | str | PathLike[str] | None = None) -> list[str]:
         """Phrases that components can be named by, each once.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,20 @@ class Checkpoint:
     edit: Edit
     groups: Groups
     apart: float
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known of it, ready for JSON."""
+        return {
+            "path": str(self.path),
+            "k": self.k,
+            "ablated": [str(component) for component in self.edit.expressed],
+            "worst": self.groups.worst,
+            "average": self.groups.average,
+            "groups": {name: accuracy.value for name, accuracy in self.groups.accuracies.items()},
+            "apart": self.apart,
+            "refused": [{"component": str(part.component), "why": str(part.reason)} for part in self.edit.refused],
+        }
 
     @property
     def told(self) -> str:

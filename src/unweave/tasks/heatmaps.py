@@ -47,7 +47,7 @@ _ROWS, _COLUMNS, _TOLD = 12, 4, 40
 """Images and components that are drawn, and rows that are shown in a terminal."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Heatmaps(Result):
     """Scores of the chosen components, by where they read.
 

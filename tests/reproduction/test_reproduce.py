@@ -14,7 +14,7 @@ import unweave
 from stores import remembering
 from unweave.alignment import Recipe
 from unweave.errors import UnweaveError
-from unweave.reproduce import POCKET, PUBLISHED, TABLES, Setting, Subject, chosen, pocket_setting, published, reproduce
+from unweave.reproduction import POCKET, PUBLISHED, TABLES, Setting, Subject, chosen, pocket_setting, published, reproduce
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
@@ -56,7 +56,7 @@ def test_waterbirds_in_the_published_form(tmp_path, birds, monkeypatch):
     assert all(0 <= row[name] <= 1 for row in rows for name in ("worst_before", "worst_after", "worst_random"))
     assert rows[0]["worst_before"] == rows[1]["worst_before"]
     # what is done is not done again: nothing is extracted or aligned
-    monkeypatch.setattr("unweave.reproduce.setting.extract", None)
+    monkeypatch.setattr("unweave.reproduction.setting.extract", None)
     assert reproduce("waterbirds", own, [Subject("DINO ViT-B/16", "pocket/dino", "probe")]).to_pylist() == rows
 
 

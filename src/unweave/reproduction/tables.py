@@ -12,22 +12,20 @@ import numpy as np
 import torch
 
 import unweave
-from unweave.alignment import Aligner, open_aligned
-from unweave.attribution.scores import attribute
+from unweave.alignment import Aligner, aligned
+from unweave.attribution import score
 from unweave.errors import ArgumentError, DataError
 from unweave.figures import MapRow, maps_figure, save_figure
 from unweave.images import ImageSet, open_images
 from unweave.models import Model
-from unweave.reproduce.setting import Setting, Subject
+from unweave.reproduction.setting import Setting, Subject
 from unweave.store import Store
-from unweave.tasks import debias as debiasing
-from unweave.tasks.ablation import ablation, layers
-from unweave.tasks.head import HeadKind
-from unweave.tasks.heatmap import Mapper, as_pixels, best, viewed
+from unweave.tasks import Classification, Sides, ablate, choose, debias
+from unweave.tasks.debiasing import Ranking
+from unweave.tasks.heatmaps import Highest, Mapper, as_pixels, viewed
 from unweave.tasks.index import Index
-from unweave.tasks.retrieval import agreement, choose, precision
-from unweave.tasks.segmentation import EVIDENCE, OURS, segment
-from unweave.tasks.study import study
+from unweave.tasks.precision import agreement, precision
+from unweave.tasks.segmentation import EVIDENCE, OURS, measured
 from unweave.tasks.target import Target, toward_classes, toward_texts
 from unweave.text.phrases import spoken
 
@@ -42,8 +40,8 @@ _SCENES, _DRAWN = 400, 8
 _POCKET_FIT = "pocket/world/5/4000"
 _POCKET_BIRDS = ("pocket/birds/0/train/2000", "pocket/birds/0/validation/1000", "pocket/birds/0/test/2000")
 _BIRDS = {"land": ("a landbird",), "water": ("a waterbird",)}
-_SOFTNESS = {False: 1.0, True: 0.04}
-"""Of the probe on birds (scikit-learn's C): its default, and what the pocket birds' difficulty was chosen with."""
+_REGULARISATION = {False: 1.0, True: 0.04}
+"""The probe's on birds (scikit-learn's C): its default, and what the pocket birds' difficulty was chosen with."""
 
 
 @dataclass(frozen=True)
@@ -67,29 +65,30 @@ class Kind:
 
 def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
     """Worst and average group before and after ten components are ablated, ranked on held-out and on test images."""
-    stores: list[str | None]
-    head: HeadKind
     if setting.pocket:
-        stores = [setting.store(subject, data).place.url for data in _POCKET_BIRDS]
-        label, attribute_, head = "bird", "background", "probe"
+        sides = Sides(*(setting.store(subject, data) for data in _POCKET_BIRDS))
+        label, attribute, by = "bird", "background", "probe"
     else:
-        stores = [setting.store(subject, setting.images).place.url, None, None]
-        label, attribute_, head = "label", "place", "zero-shot" if subject.head == "zero-shot" else "probe"
-    aligner = setting.aligner(subject)
+        sides = Sides.of(setting.store(subject, setting.images))
+        label, attribute, by = "label", "place", "zero-shot" if subject.by == "zero-shot" else "probe"
+    classification = Classification(
+        by,  # type: ignore[arg-type]
+        label,
+        setting.aligner(subject),
+        _REGULARISATION[setting.pocket],
+        _BIRDS,
+    )
     rows = []
     for published in (False, True):
         setting.say(f"{subject.name}: ablating, {'published' if published else 'held-out'} ranking")
-        found = debiasing.experiment(
-            str(stores[0]),
-            *stores[1:],
-            head=head,
-            words=_BIRDS,
-            label=label,
-            softness=_SOFTNESS[setting.pocket],
-            aligner=aligner,
-            published=published,
+        found = debias(
+            sides,
+            attribute,
+            classification=classification,
+            ranking=Ranking(published=published),
+            draws=setting.draws,
             seed=setting.seed,
-        ).run(attribute_, draws=setting.draws, seed=setting.seed)
+        )
         k = min(found.k, len(found.curve) - 1)
         random = [own[min(k, len(own) - 1)] for own in found.random]
         rows.append(
@@ -111,16 +110,14 @@ def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
 def ablations(setting: Setting, subject: Subject) -> list[Row]:
     """Accuracy as layers are ablated from the last one back."""
     store = setting.store(subject, "pocket/evaluation" if setting.pocket else setting.images)
-    aligner = setting.aligner(subject) if subject.head == "zero-shot" else None
-    own = study(store, subject.head, "label", aligner=aligner)
+    space = setting.aligner(subject) if subject.by == "zero-shot" else None
     setting.say(f"{subject.name}: ablating layers")
-    steps = layers(own.components, last=True)
-    found = ablation(own.store, own.head, "label", steps, rows=own.measured, mean_rows=own.fitted)
+    found = ablate(store, "last", classification=Classification(subject.by, space=space))
     return [
         {
-            "head": subject.head,
+            "classifier": subject.by,
             "layers ablated": step,
-            "of": len(steps),
+            "of": len(found.steps),
             "accuracy": accuracy.value,
             "low": accuracy.interval[0],
             "high": accuracy.interval[1],
@@ -134,10 +131,10 @@ def retrieval(setting: Setting, subject: Subject) -> list[Row]:
     those of a factor find it better than the whole representation.
     """
     store = setting.store(subject, "pocket/evaluation" if setting.pocket else setting.images)
-    seen, space = open_aligned(store, setting.aligner(subject))
+    view, space = aligned(store, setting.aligner(subject))
     setting.say(f"{subject.name}: scoring and ranking")
-    found = attribute(seen, space, space.features(), seed=setting.seed, samples=20)
-    summary = agreement(seen, space, found).summary()
+    scores = score(view, space=space, seed=setting.seed, samples=20)
+    summary = agreement(view, space, scores).summary()
     row: Row = {}
     for name, own in summary.items():
         row |= {f"{name.replace('_', ' ')}, {what.replace('_', ' ')}": value for what, value in own.items()}
@@ -148,18 +145,17 @@ def retrieval(setting: Setting, subject: Subject) -> list[Row]:
 
 def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
     """Mean average precision for each factor, by components that were chosen on other scenes, and by all."""
-    learned, space = open_aligned(setting.store(subject, _POCKET_FIT), setting.aligner(subject))
-    scores = attribute(learned, space, {name: space.features()[name] for name in FACTORS}, seed=setting.seed)
-    usual = store.where("style", "noto")
-    whole = Index.build(store, None, rows=usual)
+    scores = score(setting.store(subject, _POCKET_FIT), FACTORS, space=setting.aligner(subject), seed=setting.seed)
+    usual = store.view().where(style="noto")
+    whole = Index.build(usual, representation=True)
     row: Row = {}
     for name in FACTORS:
-        values = [store.field(name)[place] for place in usual]
+        values = usual.field(name)
         try:
-            places = choose(scores, name, by="margin").places
+            places = list(choose(scores, name, by="margin").places)
         except ArgumentError:  # no component is more about this than about the others: so the table says
-            places = ()
-        found = precision(Index.build(store, places, rows=usual), values, samples=20).mean if places else None
+            places = []
+        found = precision(Index.build(usual.select(places)), values, samples=20).mean if places else None
         row[f"{name}, chosen"] = found
         row[f"{name}, all"] = precision(whole, values, samples=20).mean
     return row
@@ -174,21 +170,21 @@ def segmentations(setting: Setting, subject: Subject) -> list[Row]:
     else:
         images = open_images(setting.images, limit=setting.limit)
     named = "label" in images.fields
-    if not named and subject.head != "classifier":
+    if not named and subject.by != "model":
         return [{"method": OURS, "why not": "the images name no classes, and the model has no classifier of its own"}]
     model = setting.model(subject)
     plan, target = unweave.plan(model), _target(setting, subject, model, images)
-    seen, space = open_aligned(setting.store(subject, setting.fit), setting.aligner(subject))
     classes = {name: (_said(name),) for name in (_labels(images) if named else target.names)}
     setting.say(f"{subject.name}: segmenting {len(images)} images")
-    scores = attribute(seen, space, classes, samples=20, seed=setting.seed).table()
+    fitted = setting.store(subject, setting.fit)
+    scores = score(fitted, classes, space=setting.aligner(subject), samples=20, seed=setting.seed)
     try:
-        heads = best(plan, scores, list(classes))
+        heads = Highest(scores).of(plan)
     except ArgumentError:  # too few images to tell any from chance
         heads = None
     mapper = Mapper(plan, heads)
     # ImageNet-Segmentation names no classes: there the map is of the class that the model itself sees, as usual.
-    found = segment(model, images, target, mapper=mapper, label="label" if named else None, shown=0)
+    found = measured(model, images, target, mapper=mapper, label="label" if named else None, shown=0)
     return [
         {
             "method": own.method,
@@ -253,7 +249,7 @@ def heatmaps(setting: Setting, subject: Subject) -> list[Row]:
 
 def _target(setting: Setting, subject: Subject, model: Model, images: ImageSet) -> Target:
     """All classes: of the model's own classifier, or what the images' labels say in words."""
-    if subject.head == "classifier":
+    if subject.by == "model":
         return toward_classes(model)
     aligner = Aligner.load(setting.aligner(subject))
     texts = {name: (_said(name),) for name in _labels(images)}

@@ -19,7 +19,7 @@ from unweave.files import replacing
 from unweave.images import open_images
 from unweave.models import Model, load_model
 from unweave.store import Store
-from unweave.tasks.head import HeadKind
+from unweave.tasks.classifier import By
 from unweave.text import TextSpace, text_space
 
 Say = Callable[[str], None]
@@ -32,31 +32,31 @@ class Subject:
     Attributes:
         name: As published.
         model: Its id.
-        head: What tells its classes: its own classifier, words, or a probe.
+        by: What tells its classes: the model's own classifier, words, or a probe.
     """
 
     name: str
     model: str
-    head: HeadKind
+    by: By
 
 
 PUBLISHED = (
-    Subject("DeiT-B/16", "timm/deit_base_patch16_224.fb_in1k", "classifier"),
+    Subject("DeiT-B/16", "timm/deit_base_patch16_224.fb_in1k", "model"),
     Subject("CLIP ViT-B/16", "open_clip/ViT-B-16/laion2b_s34b_b88k", "zero-shot"),
     Subject("DINO ViT-B/16", "timm/vit_base_patch16_224.dino", "probe"),
     Subject("DINOv2 ViT-B/14", "timm/vit_base_patch14_dinov2.lvd142m", "probe"),
-    Subject("Swin-B", "timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k", "classifier"),
-    Subject("MaxViT-S", "timm/maxvit_small_tf_224.in1k", "classifier"),
+    Subject("Swin-B", "timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k", "model"),
+    Subject("MaxViT-S", "timm/maxvit_small_tf_224.in1k", "model"),
 )
 """The six models of the paper."""
 
 POCKET = (
-    Subject("pocket DeiT", "pocket/deit", "classifier"),
+    Subject("pocket DeiT", "pocket/deit", "model"),
     Subject("pocket CLIP", "pocket/clip", "zero-shot"),
     Subject("pocket DINO", "pocket/dino", "probe"),
     Subject("pocket DINOv2", "pocket/dinov2", "probe"),
-    Subject("pocket Swin", "pocket/swin", "classifier"),
-    Subject("pocket MaxViT", "pocket/maxvit", "classifier"),
+    Subject("pocket Swin", "pocket/swin", "model"),
+    Subject("pocket MaxViT", "pocket/maxvit", "model"),
 )
 """Their small kin, which are shipped."""
 
@@ -133,7 +133,7 @@ class Setting:
 
     @property
     def _device(self) -> str:
-        from unweave.extraction.extractor import device_of
+        from unweave.device import device_of
 
         return device_of(self.device)
 
@@ -166,8 +166,8 @@ class Setting:
         if not (place / "aligner.json").exists():
             store = self.store(subject, self.fit)
             self.say(f"{subject.name}: aligning to {self.space}")
-            recipe, kept = replace(self.recipe, seed=self.seed), place.with_suffix(".unfinished")
-            align(store, self.words, recipe=recipe, random_images=0, kept=kept).save(place)
+            recipe, kept = replace(self.recipe, seed=self.seed, random_images=0), place.with_suffix(".unfinished")
+            align(store, self.words, recipe, kept=kept).save(place)
         return place
 
     def result(self, table: str, subject: Subject, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

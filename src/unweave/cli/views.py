@@ -1,0 +1,62 @@
+"""Views, text spaces and models, as verbs name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import unweave
+from unweave.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from unweave import Model, TextSpace, View
+
+
+def view_of(store: str, where: list[str] | None = None, level: str | None = None) -> View:
+    """The images of a store for which conditions hold."""
+    view = unweave.open_store(store).view(level)
+    return view.where(*where) if where else view
+
+
+def in_words(view: View, space: str | None, templates: Path | None, device: str) -> tuple[View, TextSpace]:
+    """A view in a text space, and the space, loaded on a device."""
+    sentences = unweave.read_templates(templates) if templates else None
+    return unweave.aligned(view, space, templates=sentences, device=unweave.device_of(device))
+
+
+def model_of(
+    model: str, checkpoint: Path | None, random_weights: bool, seed: int, image_size: int | None, device: str
+) -> Model:
+    """A model, loaded on a device."""
+    return unweave.load_model(
+        model,
+        checkpoint=checkpoint,
+        random_weights=random_weights,
+        seed=seed,
+        image_size=image_size,
+        device=unweave.device_of(device),
+    )
+
+
+def pictures_of(images: list[str] | None, limit: int | None) -> Any:
+    """Images as a verb names them: a set, several files and folders, or none for the drawn samples."""
+    if not images:
+        return unweave.sample_images()[:limit]
+    if len(images) == 1:
+        return unweave.open_images(images[0], limit=limit)
+    return unweave.find_images(images)[:limit]
+
+
+def pairs_of(texts: list[str] | None, example: str) -> dict[str, list[str]]:
+    """What is given as NAME=VALUE, several times perhaps.
+
+    Raises:
+        ArgumentError: One of them is not of this form.
+    """
+    pairs: dict[str, list[str]] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ArgumentError(f"{text!r} is not of the form NAME=VALUE.", cure=f"write it like {example}")
+        pairs.setdefault(name, []).append(value)
+    return pairs

@@ -1,0 +1,171 @@
+"""From images to contributions: in memory, or written to a pair of files as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unweave.components import Level, Selection
+from unweave.contributions import Contributions
+from unweave.decomposition import Plan
+from unweave.decomposition import plan as plan_for
+from unweave.errors import ArgumentError, DataError, DeviceError
+from unweave.extraction.job import batch_of
+from unweave.images import Batches, ImageFile, ImageSet, batches, open_images
+from unweave.models import Model, opened
+from unweave.progress import OnProgress, silent
+from unweave.saving import ContributionsWriter
+from unweave.view import Listed, Origin
+
+Images: TypeAlias = "ImageSet | Sequence[ImageFile] | str | PathLike[str] | Float[Tensor, 'image channel height width']"
+"""Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed already."""
+
+
+def decompose(
+    model: Model | nn.Module | str,
+    images: Images,
+    *,
+    plan: Plan | None = None,
+    level: Level = "head",
+    select: Selection = None,
+    output: str | PathLike[str] | None = None,
+    on_error: Literal["skip", "raise"] = "skip",
+    on_progress: OnProgress = silent,
+) -> Contributions:
+    """Every component's contribution to the representation of each image.
+
+    Memory: all contributions (`image x component x dim` numbers); with an `output` those of a few images, as they are
+    written when they come, and read from the file when they are used. For many images `unweave.extract` is the way:
+    it can be interrupted.
+
+    Args:
+        model: A model, its id, or any module that maps images to their representation.
+        images: The images (see `Images`).
+        plan: A plan of the model, with options of its own; made here if not given.
+        level: How finely the model is split (see `unweave.plan`), where there is no plan.
+        select: The components that are computed, where there is no plan; the others are returned as one `rest`.
+        output: A folder, or a file ending in `.safetensors`, that the contributions are written to.
+        on_error: At an image that cannot be read: leave it out and say so in the origin, or stop.
+        on_progress: Called after each batch.
+
+    Raises:
+        ArgumentError: What is given is no model or no images.
+        DataError: None of the images can be read.
+        DeviceError: The memory does not hold a batch.
+        UnweaveError: The output cannot be written; or as for `unweave.plan` and `Plan.run`.
+    """
+    known = model if isinstance(model, nn.Module) else opened(model)
+    if isinstance(images, Tensor):
+        planned = plan or plan_for(known, images, level=level, select=select)
+        contributions = planned.run(images)
+        if isinstance(known, Model):
+            contributions = replace(contributions, origin=_origin(known, planned, level, select))
+        if output is not None:
+            contributions.save(output)
+        return contributions
+    if not isinstance(known, Model):
+        raise ArgumentError(
+            f"How pictures become the input of a {type(known).__name__} is not known.",
+            cure="give `unweave.Model.from_module(module)`, which says it; or a batch that is preprocessed",
+        )
+    pictures = open_images(str(images)) if isinstance(images, (str, PathLike)) else images
+    planned = plan or plan_for(known, level=level, select=select)
+    width = len(planned.components) * planned.dim * 4
+    loader = batches(known, pictures, batch_of({planned.level: planned}, width, known.device.type), on_error)
+    origin = _origin(known, planned, level, select)
+    if isinstance(pictures, ImageSet):
+        origin = replace(origin, images=(Listed(pictures.origin, None, pictures.fingerprint),))
+    parts = _runs(planned, known, loader, on_progress)
+    return (
+        _joined(parts, loader, pictures, origin)
+        if output is None
+        else _written(parts, planned, known, loader, pictures, origin, output)
+    )
+
+
+def _runs(plan: Plan, model: Model, loader: Batches, on_progress: OnProgress) -> Iterator[Contributions]:
+    done = 0
+    for ids, batch in loader:
+        try:
+            yield plan.run(batch.to(model.device, model.dtype), ids)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise DeviceError(
+                f"The memory does not hold a batch of {len(ids)} images.",
+                where=str(error),
+                cure="select fewer components, or use a coarser level",
+            ) from error
+        done += len(ids)
+        on_progress("decomposing images", done + len(loader.skipped), loader.total)
+
+
+def _joined(
+    parts: Iterator[Contributions], loader: Batches, pictures: ImageSet | Sequence[ImageFile], origin: Origin
+) -> Contributions:
+    """All batches in memory, with what is known of their images."""
+    made = list(parts)
+    if not made:
+        raise _unread(loader)
+    ids = tuple(name for part in made for name in part.ids)
+    return replace(
+        made[0],
+        values=torch.cat([part.values.cpu() for part in made]),
+        ids=ids,
+        representation=torch.cat([part.representation.cpu() for part in made]),
+        error=torch.cat([part.error.cpu() for part in made]),
+        origin=replace(origin, skipped=tuple(loader.skipped)),
+        fields=_fields(pictures, ids),
+    )
+
+
+def _written(
+    parts: Iterator[Contributions],
+    plan: Plan,
+    model: Model,
+    loader: Batches,
+    pictures: ImageSet | Sequence[ImageFile],
+    origin: Origin,
+    output: str | PathLike[str],
+) -> Contributions:
+    """All batches on disk."""
+    # A plan adds up in float32 at least, whatever the model computes in.
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    with ContributionsWriter(output, plan.components, images=loader.total, dim=plan.dim, dtype=dtype) as writer:
+        for part in parts:
+            writer.append(part)
+        if not writer.written:
+            raise _unread(loader)
+        writer.finish(replace(origin, skipped=tuple(loader.skipped)))
+    contributions = Contributions.load(output)
+    return replace(contributions, fields=_fields(pictures, contributions.ids))
+
+
+def _fields(pictures: ImageSet | Sequence[ImageFile], ids: tuple[str, ...]) -> dict[str, list[object]]:
+    """What is known of the images that were read."""
+    if not isinstance(pictures, ImageSet):
+        return {}
+    rows = {name: row for row, name in enumerate(pictures.ids)}
+    return {name: [pictures.table[name][rows[key]].as_py() for key in ids] for name in pictures.fields}
+
+
+def _unread(loader: Batches) -> DataError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in loader.skipped[:3])
+    return DataError(
+        f"None of the {loader.total} images could be read ({reasons}).",
+        where=loader.skipped[0][0] if loader.skipped else None,
+        cure="name images that can be read",
+    )
+
+
+def _origin(model: Model, plan: Plan, level: Level, select: Selection) -> Origin:
+    """Where contributions of a plan come from."""
+    chosen = select if isinstance(select, str) else None
+    if isinstance(select, (list, tuple)):
+        chosen = ", ".join(map(str, select))
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Origin(model.id, model.weights_hash, model.preprocessing, plan.level, chosen, dtype, loading=model.loading)
