@@ -18,7 +18,7 @@ import io
 import shlex
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from importlib import metadata
 from os import PathLike, fspath
@@ -151,22 +151,22 @@ class Result(Shown):
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose result says how it was called: `card["call"]` has the verb, and its arguments as Python and as
-    text for the command line.
+    """A function whose result says how it was called: `card["call"]` has the verb, its arguments as Python, and the words
+    of the command line.
     """
     signature = inspect.signature(function)
+    keywords = {name for name, part in signature.parameters.items() if part.kind is part.KEYWORD_ONLY}
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         result = function(*args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
         given = {name: value for name, value in given.items() if not name.startswith("on_")}
-        keywords = {name for name, part in signature.parameters.items() if part.kind is part.KEYWORD_ONLY}
         call = {
             "verb": function.__name__,
             "positional": {name: _python(value) for name, value in given.items() if name not in keywords},
             "keywords": {name: _python(value) for name, value in given.items() if name in keywords},
-            "command": [part for name, value in given.items() for part in _options(name, value, name in keywords)],
+            "command": [word for name, value in given.items() for word in _words(name, value)],
         }
         versions = {name: metadata.version(name) for name in LIBRARIES}
         return replace(result, card={"call": call, "versions": versions, **result.card})
@@ -178,8 +178,6 @@ def _python(value: Any) -> str:
     """The Python that makes an argument again."""
     if hasattr(value, "as_code"):
         return str(value.as_code())
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return repr(value)
     if isinstance(value, PathLike):
         return repr(fspath(value))
     if isinstance(value, Mapping):
@@ -187,27 +185,46 @@ def _python(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_python, value))}]"
     if is_dataclass(value) and not isinstance(value, type):
-        changed = (part for part in fields(value) if getattr(value, part.name) != part.default)
-        inside = ", ".join(f"{part.name}={_python(getattr(value, part.name))}" for part in changed)
-        return f"{type(value).__module__}.{type(value).__name__}({inside})"
-    return f"<{type(value).__name__}>"
+        inside = ", ".join(f"{name}={_python(entry)}" for name, entry in _changed(value).items())
+        return f"unweave.{type(value).__name__}({inside})"
+    return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else f"<{type(value).__name__}>"
 
 
-def _options(name: str, value: Any, keyword: bool) -> list[str]:
-    """An argument as words of a command line."""
+def _words(name: str, value: Any) -> list[str]:
+    """An argument as words of the command line."""
     if hasattr(value, "as_options"):
         return list(value.as_options(name))
     if value is None or value is False:
         return []
-    option = [f"--{name.replace('_', '-')}"] if keyword else []
-    if value is True:
-        return option
-    if isinstance(value, (list, tuple)):
-        return [word for entry in value for word in _options(name, entry, keyword)]
     if is_dataclass(value) and not isinstance(value, type):
-        changed = [part for part in fields(value) if getattr(value, part.name) != part.default]
-        return [word for part in changed for word in _options(part.name, getattr(value, part.name), True)]
-    return [*option, fspath(value) if isinstance(value, PathLike) else str(value)]
+        return [word for part, entry in _changed(value).items() for word in _words(part, entry)]
+    if isinstance(value, (list, tuple)):
+        return [word for entry in value for word in _words(_SINGULAR.get(name, name), entry)]
+    if isinstance(value, Mapping):
+        return [word for key, entry in value.items() for word in _words(_SINGULAR.get(name, name), f"{key}={entry}")]
+    option = [] if name in _PLACED else [f"--{_OPTIONS.get(name, name).replace('_', '-')}"]
+    return option if value is True else [*option, fspath(value) if isinstance(value, PathLike) else str(value)]
+
+
+_PLACED = ("model", "images", "source", "which")
+"""Arguments that are known by their place on the command line."""
+
+_SINGULAR = {"texts": "text", "classes": "class", "features": "feature", "methods": "method", "phrases": "call"}
+"""What an option is called that is given once for each entry."""
+
+_OPTIONS = {"among": "features", "texts": "text", "classes": "class"}
+"""What an option is called that has another name than the argument."""
+
+
+def _changed(value: Any) -> dict[str, Any]:
+    """The fields of a record that are not as they are if nothing is said."""
+    changed = {}
+    for part in fields(value):
+        usual = part.default_factory() if part.default_factory is not MISSING else part.default
+        entry = getattr(value, part.name)
+        if entry is not usual and not (isinstance(entry, (str, int, float, tuple, Mapping)) and entry == usual):
+            changed[part.name] = entry
+    return changed
 
 
 def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

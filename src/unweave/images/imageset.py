@@ -101,6 +101,17 @@ class ImageSet(Sequence[Picture]):
     def __iter__(self) -> Iterator[Picture]:
         return (self[place] for place in range(len(self)))
 
+    def as_code(self) -> str:
+        """The Python that opens it again, as far as that is known."""
+        some = "" if self._rows is None else f".take({list(self._rows)})"
+        if self._rows == range(len(self)):
+            some = f"[:{len(self)}]"
+        return f"unweave.open_images({self.origin!r}){some}"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that open it again, as far as that is known."""
+        return [self.origin, *([] if self._rows is None else ["--limit", str(len(self))])]
+
     def take(self, places: Sequence[int]) -> ImageSet:
         """Only the images at these places, in this order."""
         rows = places if self._rows is None else [self._rows[place] for place in places]
