@@ -16,15 +16,13 @@ from __future__ import annotations
 import inspect
 import io
 import shlex
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from importlib import metadata
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
-from typing import get_type_hints as hints_of
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +33,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unweave.files import write_table
+from unweave.files.fields import record
 from unweave.files.pair import Kind, read_pair, write_pair
 
 if TYPE_CHECKING:
@@ -132,8 +131,7 @@ class Result(Shown):
         tensors_file, card_file = cls._files(Path(folder))
         content, tensors = read_pair(tensors_file, card_file, cls._kind())
         with cls._kind().reading(card_file):
-            hints = hints_of(cls)
-            return cls(**{name: unpacked(value, hints[name], tensors) for name, value in content.items()})
+            return record(cls, unpacked(content, tensors))
 
     @classmethod
     def _files(cls, folder: Path) -> tuple[Path, Path]:
@@ -255,36 +253,20 @@ def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     return fspath(value) if isinstance(value, PathLike) else value
 
 
-def unpacked(value: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """A field of a result from JSON, by its type.
+def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """JSON with its tensors in their places again.
 
     Args:
-        value: What `packed` made of it.
-        hint: The type of the field.
+        value: What `packed` made of a field.
         tensors: The tensors by name.
     """
-    if isinstance(value, dict) and len(value) == 1:
-        ((kind, name),) = value.items()
-        if kind in ("$tensor", "$array"):
-            return tensors[name].numpy() if kind == "$array" else tensors[name]
-        if kind == "$number":
-            return float(name)
-    container, inner = get_origin(hint), get_args(hint)
-    if container in (Union, types.UnionType):
-        possible = [part for part in inner if part is not type(None)]
-        return None if value is None else unpacked(value, possible[0], tensors)
-    if is_dataclass(hint) and isinstance(value, dict):
-        hints = hints_of(hint)
-        return hint(**{name: unpacked(entry, hints[name], tensors) for name, entry in value.items()})  # type: ignore[operator]
-    if isinstance(container, type) and issubclass(container, Mapping):
-        pairs = value.items() if isinstance(value, dict) else value
-        return {unpacked(key, inner[0], tensors): unpacked(entry, inner[1], tensors) for key, entry in pairs}
-    if container is tuple:
-        each = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
-        return tuple(unpacked(entry, part, tensors) for entry, part in zip(value, each, strict=True))
-    if isinstance(container, type) and issubclass(container, Sequence):
-        return [unpacked(entry, inner[0], tensors) for entry in value]
-    return Path(value) if hint is Path else value
+    if isinstance(value, dict):
+        if set(value) == {"$tensor"}:
+            return tensors[value["$tensor"]]
+        if set(value) == {"$array"}:
+            return tensors[value["$array"]].numpy()
+        return {key: unpacked(entry, tensors) for key, entry in value.items()}
+    return [unpacked(entry, tensors) for entry in value] if isinstance(value, list) else value
 
 
 def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> Table:
