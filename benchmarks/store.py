@@ -6,7 +6,7 @@
 Every format holds the same numbers. What is asked: 10 of the components for all images, one component, and all
 components of 64 scattered images. zarr 3 has a shard for each block and a chunk for each component, not compressed, as
 stores of version 1 had; it is read by zarr itself, by zarr with the pipeline of zarrs, and by tensorstore, where those
-are installed. Rounds alternate between the formats; the best of each is printed, in GB/s of what was asked for, with
+are installed. Rounds alternate between the formats; the best of each is printed, in MB/s of what was asked for, with
 the ratio to the memory-mapped file. Files are in the page cache, as they are the second time somebody reads; `--cold`
 drops it before every read (needs root).
 """
@@ -162,7 +162,7 @@ def compare(
     for name, speeds in best.items():
         ratios = [f"{speeds[one] / best[standard][one]:.2f}" for one in questions]
         wrote = f"{seconds[name]:.1f}" if name in seconds else ""
-        table.add_row(name, wrote, *(f"{speeds[one]:.2f} GB/s" for one in questions), *ratios)
+        table.add_row(name, wrote, *(f"{1000 * speeds[one]:,.0f} MB/s" for one in questions), *ratios)
     Console(width=200).print(
         f"{images} images, {components} components, {dim} numbers, float16: {values.nbytes / 1e9:.2f} GB", table
     )

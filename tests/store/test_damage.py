@@ -142,7 +142,7 @@ def test_a_listing_that_cannot_be_is_named(store, change, index):
     known = json.loads((store / FILE).read_text())
     known["listings"][0] |= change
     (store / FILE).write_text(json.dumps(known))
-    with pytest.raises(StoreError, match="listing|images"):
+    with pytest.raises(StoreError, match=r"listing|images"):
         Store(store, partial=True)
 
 
@@ -160,7 +160,7 @@ def test_json_that_is_deep_or_none_is_an_error(store, text):
 def test_a_pipe_is_no_file(store, name):
     (store / name).unlink()
     os.mkfifo(store / name)
-    with pytest.raises(StoreError, match="no file|missing"):
+    with pytest.raises(StoreError, match=r"no file|missing"):
         Store(store).read()
 
 
