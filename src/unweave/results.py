@@ -96,8 +96,8 @@ class Result(Shown):
         return f"import unweave\n\nresult = unweave.{call['verb']}({python})\n\n# on the command line: {command}\n"
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
-        """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`; and
-        the picture as `NAME.png`.
+        """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`;
+        and the picture as `NAME.png`.
 
         Args:
             folder: The folder, which is made where there is none.
@@ -149,8 +149,8 @@ class Result(Shown):
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose result says how it was called: `card["call"]` has the verb, its arguments as Python, and the words
-    of the command line.
+    """A function whose result says how it was called: `card["call"]` has the verb, its arguments as Python, and the
+    words of the command line.
     """
     signature = inspect.signature(function)
     keywords = {name for name, part in signature.parameters.items() if part.kind is part.KEYWORD_ONLY}

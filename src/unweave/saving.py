@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,7 @@ def files_at(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     return path / f"{NAME}.safetensors", path / f"{NAME}.json"
 
 
+@runtime_checkable
 class Batch(Protocol):
     """What is written: contributions of some images."""
 

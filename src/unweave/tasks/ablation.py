@@ -244,7 +244,7 @@ def ablate(
 
 
 def sides(source: Viewable, fitted: Viewable | None) -> tuple[View, View]:
-    """The images to fit to, and those to measure on; half of all each, chosen by their ids, if none are given to fit to.
+    """The images to fit to, and those to measure on: half of all each, chosen by their ids, if none are given to fit.
 
     Raises:
         DataError: There are no images on a side, or an image is on both.

@@ -70,9 +70,9 @@ class Checkpoint:
     def told(self) -> str:
         """What the checkpoint is worth, in a sentence or two."""
         text = (
-            f"The checkpoint, without the first {self.k}, tells the worst group at {self.groups.worst:.3f} and the average "
-            f"at {self.groups.average:.3f}: its later layers answer to what is gone. It is the ablated model to "
-            f"{self.apart:.0e}."
+            f"The checkpoint, without the first {self.k}, tells the worst group at {self.groups.worst:.3f} and the "
+            f"average at {self.groups.average:.3f}: its later layers answer to what is gone. It is the ablated model "
+            f"to {self.apart:.0e}."
         )
         return "\n".join([text, *(f"not in the weights: {cut.component}: {cut.reason}" for cut in self.edit.refused)])
 
@@ -90,9 +90,9 @@ def checkpoint(
 ) -> Checkpoint:
     """Write an ablation into the weights, save them, and tell the groups by what the saved checkpoint computes.
 
-    As later layers answer to what is gone, fewer components than `debiasing.k` may be best, or none. Unless it is given,
-    their number is chosen on held-out images by the rule of `debias`, which knows no groups, among those that tell no
-    fewer of these images right than the model as it is; each candidate costs a forward pass over them.
+    As later layers answer to what is gone, fewer components than `debiasing.k` may be best, or none. Unless it is
+    given, their number is chosen on held-out images by the rule of `debias`, which knows no groups, among those that
+    tell no fewer of these images right than the model as it is; each candidate costs a forward pass over them.
 
     Args:
         debiasing: What was ranked and ablated.
