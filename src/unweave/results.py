@@ -22,7 +22,7 @@ from functools import wraps
 from importlib import metadata
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +122,7 @@ class Result(Shown):
         return files
 
     @classmethod
-    def load(cls, folder: str | PathLike[str]) -> Self:
+    def load(cls: type[R], folder: str | PathLike[str]) -> R:
         """Read what `save` wrote.
 
         Raises:

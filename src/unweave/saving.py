@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -43,7 +43,6 @@ _ORIGIN = (
     "loading",
     "attention",
     "nonlinear",
-    "images",
 )
 
 
@@ -158,12 +157,9 @@ class ContributionsWriter:
         """
         return self._files.finish(
             {
-                **(
-                    {name: packed_field(getattr(origin, name)) for name in _ORIGIN}
-                    if origin
-                    else dict.fromkeys(_ORIGIN)
-                ),
-                "rows": self.written,
+                **{name: getattr(origin, name, None) for name in _ORIGIN},
+                "data": [asdict(listed) for listed in origin.images] if origin else [],
+                "images": self.written,
                 "dim": self._dim,
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "tolerance": self._tolerance,
@@ -206,7 +202,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
         if card["model"] is not None:
             skipped = [[image["id"], image["reason"]] for image in card["skipped"]]
             about = {name: card[name] for name in _ORIGIN}
-            origin = record(Origin, {**about, "skipped": skipped})
+            origin = record(Origin, {**about, "skipped": skipped, "images": card["data"]})
         tolerance = typed(float, card["tolerance"], "tolerance")
         images, dim = len(ids), card["dim"]
     with KIND.reading(tensors_file):
@@ -225,8 +221,3 @@ def components_of(fields: Sequence[dict[str, object]]) -> tuple[Component, ...]:
     return tuple(
         record(Component, {name: own for name, own in component.items() if name != "name"}) for component in fields
     )
-
-
-def packed_field(value: Any) -> Any:
-    """A field of an origin, ready for JSON."""
-    return [asdict(listed) for listed in value] if isinstance(value, tuple) else value

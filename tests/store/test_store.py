@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 import unweave
 from unweave.components import Component
-from unweave.errors import ArgumentError, StoreError
+from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.extraction import verify
 from unweave.store import Manifest, Place, Store, export, summary, writer
 from unweave.store.blocks import file
@@ -259,9 +259,9 @@ def test_questions_without_an_answer_are_refused(filled):
     for question, error, what in (
         (lambda: filled.read(level="token"), StoreError, "no level 'token'"),
         (lambda: filled.read("nothing.*"), ArgumentError, "nothing"),
-        (lambda: filled.read(rows=[9]), StoreError, "none with the number 9"),
-        (lambda: filled.read(rows=["nobody"]), StoreError, "no image 'nobody'"),
-        (lambda: filled.read(rows=[True]), StoreError, "do not choose"),
+        (lambda: filled.read(rows=[9]), DataError, "none with the number 9"),
+        (lambda: filled.read(rows=["nobody"]), DataError, "no image 'nobody'"),
+        (lambda: filled.read(rows=[True]), DataError, "do not choose"),
         (lambda: filled.field("colour"), StoreError, "no field 'colour'"),
         (lambda: filled.chosen(["label"]), StoreError, "no condition"),
         (lambda: export(filled, "x", rows=[]), StoreError, "No image"),

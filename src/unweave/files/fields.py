@@ -85,7 +85,7 @@ def typed(kind: Any, known: object, name: str) -> Any:
     elif origin is not None:  # a mapping, of names or as pairs
         if isinstance(known, dict):
             return {key: typed(inner[1], item, f"{name}.{key}") for key, item in known.items()}
-        if isinstance(known, list):
+        if isinstance(known, list) and inner[0] is not str:
             return {typed(inner[0], key, name): typed(inner[1], item, name) for key, item in known}
     elif dataclasses.is_dataclass(kind):
         return record(kind, known, f"{name}.")  # type: ignore[arg-type]
