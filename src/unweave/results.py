@@ -84,6 +84,10 @@ class Result(Shown):
         """The picture of it, which matplotlib shows and saves."""
         raise NotImplementedError
 
+    def about(self) -> dict[str, Any]:
+        """What it is, ready for JSON: the card, and what a program wants to know beside the table."""
+        return dict(self.card)
+
     def code(self) -> str:
         """The Python that makes it again, and the command line below it."""
         call = self.card.get("call")

@@ -123,6 +123,10 @@ class Aligner(Result):
         """The words of a command line that name it."""
         return ["--space", str(getattr(self, "_folder", "ALIGNER"))]
 
+    def about(self) -> dict[str, Any]:
+        """The card, what the maps belong to, and how good they are."""
+        return {**self.card, **self.identity, "measured": dict(self.measured)}
+
     def table(self) -> pa.Table:
         """Where the solver stood after each step: both terms of the objective, on either side."""
         return pa.Table.from_pylist(list(self.measured.get("path", ())), _PATH)

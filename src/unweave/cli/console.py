@@ -106,7 +106,7 @@ def show(result: Result, output: Path, *, no_figure: bool, json: bool) -> None:
     with working("Writing"):
         files = result.save(output, figure=not no_figure)
     if json:
-        print_json({**result.card, "files": files, "rows": result.table().to_pylist()})
+        print_json({**result.about(), "files": files, "rows": result.table().to_pylist()})
         return
     Console(highlight=False).print(result)
     print_files(files)
