@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unweave.components import Component, Selection, select
+from unweave.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,17 @@ class Contributions:
     origin: Origin | None = None
 
     def __getitem__(self, selection: Selection) -> Contributions:
-        """The same batch with only the chosen components (they no longer add up to the representation)."""
+        """The same batch with only the chosen components (they no longer add up to the representation).
+
+        Raises:
+            ArgumentError: The selection matches nothing, or is a number.
+        """
+        if isinstance(selection, (int, slice)):
+            raise ArgumentError(
+                "Components are chosen by their names, not by numbers.",
+                cure=f"contributions[contributions.components[{_shown(selection)}]] for components by their place, "
+                f"contributions.values[{_shown(selection)}] for images",
+            )
         keep = select(self.components, selection)
         return replace(self, values=self.values[:, keep], components=tuple(self.components[index] for index in keep))
 
@@ -122,6 +133,13 @@ class Contributions:
             f"{str(self.values.dtype).removeprefix('torch.')} error<={worst:.1e} "
             f"norm={float(self.values.norm(dim=-1).mean()):.3g}"
         )
+
+
+def _shown(place: int | slice) -> str:
+    if isinstance(place, int):
+        return str(place)
+    parts = [place.start, place.stop] if place.step is None else [place.start, place.stop, place.step]
+    return ":".join("" if part is None else str(part) for part in parts)
 
 
 @dataclass(frozen=True, eq=False)
