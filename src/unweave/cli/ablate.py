@@ -11,6 +11,8 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
+from unweave.cli.results import results
+from unweave.cli.seen import one_space, rows_where
 from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -61,9 +63,11 @@ def ablate(
         raise ArgumentError(
             f"{len(stores)} stores have {len(aligner)} aligners.", cure="give one for each, in their order"
         )
+    one_space(aligner, text_space)
     with working("Reading"):
         import pyarrow as pa
 
+        import unweave
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
         from unweave.tasks.ablation import ablation
@@ -72,6 +76,8 @@ def ablate(
     found = []
     for number, store in enumerate(stores):
         with working(f"Reading {store}"):
+            for conditions in (where, means_where):
+                rows_where(unweave.open_store(store), conditions)
             own = study(
                 store,
                 head,
@@ -98,9 +104,10 @@ def ablate(
             )
     rows = pa.concat_tables([one.table() for one in found])
     card = {"stores": stores, "head": head, "label": label, "to": to, "order": order or ["last"], "seed": seed}
-    files = write_table(rows, card, output, "ablation")
-    if not no_figure:
-        files["figure"] = str(_drawn(found, output))
+    with results(output) as (folder, files):
+        files |= write_table(rows, card, folder, "ablation")
+        if not no_figure:
+            files["figure"] = str(_drawn(found, folder))
     if json:
         print_json(card | {"files": files, "rows": rows.to_pylist()})
         return

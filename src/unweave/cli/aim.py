@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unweave.cli.seen import one_space
+
 
 def target_of(
     model: Any,
@@ -24,7 +26,8 @@ def target_of(
 
     if not texts:
         return toward_classes(model, list(names) if names is not None else None)
-    if (aligner is None) == (space is None):
+    one_space(aligner, space)
+    if aligner is None and space is None:
         raise ArgumentError(
             "Texts need a text space.", cure="give --aligner FOLDER; or, for a CLIP in its own space, --text-space ID"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -14,6 +15,8 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import print_error, print_json, progress, table, working
+from unweave.cli.results import written
+from unweave.errors import AlignmentError, ArgumentError
 
 _SPACE, _HOW = "The text space", "How to work"
 
@@ -36,20 +39,32 @@ def align(
     solver: Annotated[
         Literal["ranged", "adam"], typer.Option(help="The default, or as published.", rich_help_panel=_HOW)
     ] = "ranged",
-    weight: Annotated[float, typer.Option(min=0, help="Of the penalty.", rich_help_panel=_HOW)] = 1.0,
+    weight: Annotated[
+        float, typer.Option(min=0, max=1e6, callback=options.finite, help="Of the penalty.", rich_help_panel=_HOW)
+    ] = 1.0,
     form: Annotated[
         Literal["mean-squared", "frobenius"], typer.Option(help="Of the penalty.", rich_help_panel=_HOW)
     ] = "mean-squared",
-    rounds: Annotated[int, typer.Option(min=0, help="At most (`ranged`).", rich_help_panel=_HOW)] = 12,
-    epochs: Annotated[int, typer.Option(min=1, help="At most (`adam`).", rich_help_panel=_HOW)] = 2,
-    held_out: Annotated[float, typer.Option(help="Share of the images to stop by.", rich_help_panel=_HOW)] = 0.1,
+    rounds: Annotated[int, typer.Option(min=0, max=10_000, help="At most (`ranged`).", rich_help_panel=_HOW)] = 12,
+    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="At most (`adam`).", rich_help_panel=_HOW)] = 2,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, callback=options.finite, help="Share of the images to stop by.", rich_help_panel=_HOW
+        ),
+    ] = 0.1,
     classes: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD", help="Fields that name classes, for zero-shot accuracies.", rich_help_panel=_HOW),
     ] = None,
     random_images: Annotated[
         int,
-        typer.Option(min=0, help="To align the same model with random weights, a control.", rich_help_panel=_HOW),
+        typer.Option(
+            min=0,
+            max=options.MANY,
+            help="To align the same model with random weights, a control.",
+            rich_help_panel=_HOW,
+        ),
     ] = 500,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
@@ -62,7 +77,11 @@ def align(
         from unweave import align as rooms
         from unweave.extraction.extractor import device_of
 
+        if push is not None:
+            _refuse_name(push)
         opened = unweave.open_store(store)
+        for name in classes or ():
+            opened.field(name)  # refuses one that there is not, before anything is computed
         space = unweave.text_space(
             text_space, checkpoint=space_checkpoint, random_weights=space_random_weights, device=device_of(device)
         )
@@ -93,20 +112,30 @@ def align(
                 kept=output / ".unfinished.safetensors",
                 on_point=on_point,
             )
+        file = aligner.save(output)
     except KeyboardInterrupt:
         print_error("Interrupted. What is done is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    file = aligner.save(output)
+    written.append(str(file))
     found = {"aligner": str(file), **aligner.identity, "measured": dict(aligner.measured)}
     if push is not None:
         with working(f"Uploading to {push}"):
-            found["address"] = aligner.push(push)
+            try:
+                found["address"] = aligner.push(push)
+            except AlignmentError as error:
+                raise AlignmentError(f"{error.what} It lies in {file}.", where=error.where, cure=error.cure) from error
     if json:
         print_json(found)
         return
     console = Console(highlight=False)
     console.print(table("", {"": "left", " ": "right"}, _card(aligner.measured)))
     console.print(Text(f"{len(aligner.components):,} maps in {file}"), soft_wrap=True)
+
+
+def _refuse_name(repository: str) -> None:
+    """Refuse a name that the hub would refuse when everything is done."""
+    if not re.fullmatch(r"([\w.-]{1,96}/)?[\w.-]{1,96}", repository, re.ASCII):
+        raise ArgumentError(f"The hub has no place called {repository[:80]!r}.", cure="write ORG/NAME after `--push`")
 
 
 def _card(measured: Any) -> Iterator[list[str | Text]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unweave.errors import UnweaveError
+from unweave.notation import to_json
 
 
 def print_error(error: UnweaveError | str) -> None:
@@ -35,8 +35,8 @@ def print_note(message: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """The result for machines."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """The result for machines; a number that is none is `null`."""
+    sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,10 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
+from unweave.cli.results import results
+from unweave.cli.seen import one_space
 from unweave.errors import ArgumentError
+from unweave.notation import whole
 
 if TYPE_CHECKING:
     from unweave.tasks.debias import Debiased, Written
@@ -60,7 +63,10 @@ def debias(
         ),
     ] = None,
     softness: Annotated[
-        float, typer.Option(min=1e-6, help="Of the probe (scikit-learn's C).", rich_help_panel=_HEAD)
+        float,
+        typer.Option(
+            min=1e-6, max=1e6, callback=options.finite, help="Of the probe (scikit-learn's C).", rich_help_panel=_HEAD
+        ),
     ] = 0.1,
     features: Annotated[
         Path | None, typer.Option(help="A TOML file with the two features; birds and their backgrounds if not given.")
@@ -76,25 +82,33 @@ def debias(
         Path | None,
         typer.Option(
             metavar="FILE",
+            callback=options.possible,
             help="Write the edit into the weights: an ordinary checkpoint, ending in `.safetensors`, measured again.",
         ),
     ] = None,
     export_k: Annotated[
         int | None,
-        typer.Option(min=1, help="How many components the checkpoint ablates; chosen on held-out images if not given."),
+        typer.Option(
+            min=1,
+            max=options.MANY,
+            help="How many components the checkpoint ablates; chosen on held-out images if not given.",
+        ),
     ] = None,
     published: Annotated[
         bool,
         typer.Option("--published", help="Rank on the test images, as the published code does.", rich_help_panel=_HOW),
     ] = False,
-    draws: Annotated[int, typer.Option(min=1, help="Of random components, a control.", rich_help_panel=_HOW)] = 20,
+    draws: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Of random components, a control.", rich_help_panel=_HOW)
+    ] = 20,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:
     """Rank components by what misleads a classifier, and ablate the first; groups before and after, beside controls."""
-    if k != "auto" and not k.isdecimal():
+    number = whole(k)
+    if k != "auto" and number is None:
         raise ArgumentError(f"{k!r} is no number of components.", cure="use a number, or `auto`")
     called: dict[str, list[str]] = {}
     for one in call or []:
@@ -104,6 +118,7 @@ def debias(
                 f"{one!r} calls nothing by a name.", cure="write CLASS=PHRASE, such as 'land=a landbird'"
             )
         called.setdefault(name, []).append(phrase)
+    one_space(aligner, text_space)
     with working(f"Reading {store}"):
         from unweave.extraction.extractor import device_of
         from unweave.files import write_table
@@ -128,7 +143,7 @@ def debias(
             device=device_of(device),
         )
     with progress("ablating", plan.steps(draws)) as advance:
-        found = plan.run(attribute, k=None if k == "auto" else int(k), draws=draws, seed=seed, on_step=counted(advance))
+        found = plan.run(attribute, k=number, draws=draws, seed=seed, on_step=counted(advance))
     ablated = [str(own) for own in found.ablated]
     card = {
         **plan.card,
@@ -140,24 +155,25 @@ def debias(
         "order": [str(found.components[place]) for place in found.order],
         "best by groups": [str(found.components[place]) for place in found.best_order],
     }
-    files = write_table(found.table(), card, output, "debias")
-    if not no_figure:
-        files["figure"] = str(_drawn(found, output))
-    if export is not None:
-        from unweave.tasks.debias import passes, written
+    with results(output) as (folder, files):
+        files |= write_table(found.table(), card, folder, "debias")
+        if not no_figure:
+            files["figure"] = str(_drawn(found, folder))
+        if export is not None:
+            from unweave.tasks.debias import passes, written
 
-        with progress("writing weights", passes(found, plan, export_k)) as advance:
-            out = written(found, plan, attribute, export, k=export_k, on_images=advance)
-        files["checkpoint"] = str(out.path)
-        card["checkpoint"] = {
-            "k": out.k,
-            "ablated": [str(own) for own in out.edit.expressed],
-            "worst": out.groups.worst,
-            "average": out.groups.average,
-            "groups": {name: own.value for name, own in out.groups.accuracies.items()},
-            "apart": out.apart,
-            "refused": [{"component": str(own.component), "why": str(own.reason)} for own in out.edit.refused],
-        }
+            with progress("writing weights", passes(found, plan, export_k)) as advance:
+                out = written(found, plan, attribute, export, k=export_k, on_images=advance)
+            files["checkpoint"] = str(out.path)
+            card["checkpoint"] = {
+                "k": out.k,
+                "ablated": [str(own) for own in out.edit.expressed],
+                "worst": out.groups.worst,
+                "average": out.groups.average,
+                "groups": {name: own.value for name, own in out.groups.accuracies.items()},
+                "apart": out.apart,
+                "refused": [{"component": str(own.component), "why": str(own.reason)} for own in out.edit.refused],
+            }
     if json:
         print_json(card | {"files": files, "rows": found.table().to_pylist()})
         return

@@ -16,6 +16,7 @@ from rich.text import Text
 from unweave.cli import options
 from unweave.cli.console import in_bytes, in_percent, print_error, print_json, print_note, print_warning, table, working
 from unweave.cli.explain import coverage_text
+from unweave.cli.results import written
 from unweave.errors import DataError, DeviceError
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ def decompose(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="A folder, or a file ending in `.safetensors`; if not given, `unweave-out/MODEL`."
+            "--output",
+            "-o",
+            callback=options.possible,
+            help="A folder, or a file ending in `.safetensors`; if not given, `unweave-out/MODEL`.",
         ),
     ] = None,
     level: options.Level = "head",
@@ -47,12 +51,12 @@ def decompose(
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
     strict: options.Strict = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    batch_size: options.BatchSize = 8,
+    limit: options.Limit = None,
     on_error: Annotated[Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.")] = "skip",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="In which numbers.")] = "float32",
-    top: Annotated[int, typer.Option(min=0, help="How many components to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, max=options.MANY, help="How many components to print.")] = 15,
     no_figure: Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -105,6 +109,7 @@ def decompose(
         tensors = writer.finish(
             Origin(loaded.id, loaded.weights_hash, loaded.preprocessing, level, chosen, dtype, skipped)
         )
+    written.extend((str(tensors), str(writer.card)))
     seconds = perf_counter() - started
     files = {"contributions": str(tensors), "card": str(writer.card)}
     if not no_figure:

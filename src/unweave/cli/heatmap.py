@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import print_files, print_json, print_note, print_warning, table, working
+from unweave.cli.results import results
 from unweave.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def heatmap(
         Path | None,
         typer.Option(metavar="FOLDER", help="What `unweave score` wrote.", rich_help_panel=_WHICH),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many for the feature.", rich_help_panel=_WHICH)] = 10,
+    count: Annotated[
+        int, typer.Option(min=1, max=options.MANY, help="How many for the feature.", rich_help_panel=_WHICH)
+    ] = 10,
     select: options.Select = None,
     aligner: options.Aligner = None,
     text_space: options.OwnSpace = None,
@@ -55,8 +58,8 @@ def heatmap(
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     device: options.Device = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    columns: Annotated[int, typer.Option(min=0, help="How many components to draw beside their sum.")] = 4,
+    limit: options.Limit = None,
+    columns: Annotated[int, typer.Option(min=0, max=100, help="How many components to draw beside their sum.")] = 4,
     form: Annotated[
         list[str] | None,
         typer.Option("--format", help="png, svg, npz or safetensors; may be given several times; png and npz if not."),
@@ -107,13 +110,13 @@ def heatmap(
     if not parts:
         raise DataError(f"None of the images could be read ({skipped[0]['reason']}).", where=skipped[0]["id"])
     found = joined([own for _, own in parts])
-    files: dict[str, str] = {}
-    for suffix in (own for own in forms if own in ("npz", "safetensors")):
-        files[suffix] = str(found.save(output / f"heatmap.{suffix}"))
-    drawn = [own for own in forms if own in ("png", "svg")]
-    if drawn:
-        with working("Drawing"):
-            files |= _drawn(found, views, loaded.id, output, drawn, columns)
+    with results(output) as (folder, files):
+        for suffix in (own for own in forms if own in ("npz", "safetensors")):
+            files[suffix] = str(found.save(folder / f"heatmap.{suffix}"))
+        drawn = [own for own in forms if own in ("png", "svg")]
+        if drawn:
+            with working("Drawing"):
+                files |= _drawn(found, views, loaded.id, folder, drawn, columns)
     if json:
         print_json(_report(found) | {"model": loaded.id, "space": target.space, "skipped": skipped, "files": files})
         return

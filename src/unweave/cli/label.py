@@ -12,6 +12,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
+from unweave.cli.results import results
 from unweave.cli.seen import origin, seen_in
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ def label(
     vocabulary: Annotated[
         Path | None, typer.Option(help="A text file with one phrase on each line; the shipped vocabulary if not given.")
     ] = None,
-    phrases: Annotated[int, typer.Option(min=1, help="How many for each component.")] = 5,
+    phrases: Annotated[int, typer.Option(min=1, max=1000, help="How many for each component.")] = 5,
     templates: options.Templates = None,
     where: options.Where = None,
     device: options.Device = "auto",
-    top: Annotated[int, typer.Option(min=1, help="How many of the clearest components to print and draw.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, max=100, help="How many of the clearest components to print and draw.")
+    ] = 10,
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:
@@ -50,15 +53,16 @@ def label(
         found = textspan(seen, space, words, count=phrases, on_component=counted(advance))
     source = str(vocabulary) if vocabulary else "shipped"
     card = origin(seen) | {"images": len(seen.rows), "vocabulary": source, "phrases": len(words)}
-    files = write_table(rows_of(found), card, output, "names")
     shown = clearest(found, top)
-    if not no_figure and shown:
-        with working("Drawing"):
-            from unweave.figures import save_figure
-            from unweave.gallery import gallery
+    with results(output) as (folder, files):
+        files |= write_table(rows_of(found), card, folder, "names")
+        if not no_figure and shown:
+            with working("Drawing"):
+                from unweave.figures import save_figure
+                from unweave.gallery import gallery
 
-            figure = gallery(seen, space, shown)
-            files["figure"] = str(save_figure(figure, output / "names.png"))
+                figure = gallery(seen, space, shown)
+                files["figure"] = str(save_figure(figure, folder / "names.png"))
     if json:
         print_json(card | {"files": files, "rows": rows_of(found).to_pylist()})
         return

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import print_error, print_files, print_json, print_note, table, working
+from unweave.cli.results import results
 from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -39,11 +40,16 @@ def reproduce(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="Where stores, aligners and results are kept; `OUTPUT/work` if not given.", rich_help_panel=_HOW
+            callback=options.possible,
+            help="Where stores, aligners and results are kept; `OUTPUT/work` if not given.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many images of everything.", rich_help_panel=_HOW)
+        int | None,
+        typer.Option(
+            min=1, max=options.MANY, help="Only the first so many images of everything.", rich_help_panel=_HOW
+        ),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Try all steps out, fetching no weights.", rich_help_panel=_HOW)
@@ -85,7 +91,8 @@ def reproduce(
         "random_weights": random_weights,
         "seed": seed,
     }
-    files = write_table(found, card, output, which)
+    with results(output) as (place, files):
+        files |= write_table(found, card, place, which)
     if json:
         print_json(card | {"files": files, "rows": found.to_pylist()})
         return

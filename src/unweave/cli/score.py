@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
+from unweave.cli.results import results
 from unweave.cli.seen import origin, seen_in
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ def score(
     text_space: options.OwnSpace = None,
     templates: options.Templates = None,
     where: options.Where = None,
-    samples: Annotated[int, typer.Option(min=20, help="Of the bootstrap.", rich_help_panel=_HOW)] = 400,
+    samples: options.Samples = 400,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
-    top: Annotated[int, typer.Option(min=1, help="How many components to print for each feature.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, max=options.MANY, help="How many components to print for each feature.")
+    ] = 5,
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:
@@ -55,9 +58,10 @@ def score(
     with progress("scoring", 2 * len(seen.components)) as advance:
         found = attribute(seen, space, asked, seed=seed, samples=samples, on_component=counted(advance))
     card = origin(seen) | {"features": asked, "images": found.images, "seed": seed, "samples": samples}
-    files = write_table(found.table(), card, output, "scores")
-    if not no_figure:
-        files["figure"] = str(_scores_figure(found, seen.store.manifest.model, output))
+    with results(output) as (folder, files):
+        files |= write_table(found.table(), card, folder, "scores")
+        if not no_figure:
+            files["figure"] = str(_scores_figure(found, seen.store.manifest.model, folder))
     if json:
         above = found.above()
         count = {name: int(above[:, column].sum()) for column, name in enumerate(found.features)}

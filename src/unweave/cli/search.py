@@ -12,6 +12,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, progress, table, working
+from unweave.cli.results import results
 from unweave.cli.seen import origin, seen_in
 from unweave.errors import ArgumentError
 
@@ -35,7 +36,7 @@ def search(
     image: Annotated[
         str | None, typer.Option(metavar="ID|FILE", help="An image to look for: an id of the store, or a file.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many images to find.")] = 10,
+    count: Annotated[int, typer.Option(min=1, max=options.MANY, help="How many images to find.")] = 10,
     where: options.Where = None,
     aligner: options.Aligner = None,
     text_space: options.OwnSpace = None,
@@ -47,7 +48,11 @@ def search(
     k: Annotated[
         int | None,
         typer.Option(
-            "-k", help="How many components; what can be told from chance, if not given.", rich_help_panel=_COMPONENTS
+            "-k",
+            min=1,
+            max=options.MANY,
+            help="How many components; what can be told from chance, if not given.",
+            rich_help_panel=_COMPONENTS,
         ),
     ] = None,
     by: Annotated[
@@ -78,7 +83,7 @@ def search(
     uncentred: Annotated[
         bool, typer.Option("--uncentred", help="Leave the mean of the images in, as published.", rich_help_panel=_HOW)
     ] = False,
-    samples: Annotated[int, typer.Option(min=20, help="Of the bootstrap.", rich_help_panel=_HOW)] = 400,
+    samples: options.Samples = 400,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
     no_figure: options.NoFigure = False,
@@ -115,9 +120,9 @@ def search(
     with progress("searching", 2 * len(seen.rows) * (len(chosen) + 1)) as advance:
         settings: dict[str, Any] = {"count": count, "centred": not uncentred, "on_images": advance}
         if probe is None:
-            results = by_text(seen, space, str(text), chosen, **settings)
+            nearest = by_text(seen, space, str(text), chosen, **settings)
         else:
-            results = by_image(seen.store, probe, chosen, rows=seen.rows, level=seen.level, **settings)
+            nearest = by_image(seen.store, probe, chosen, rows=seen.rows, level=seen.level, **settings)
     card = origin(seen) | {
         "text": text,
         "image": image,
@@ -133,16 +138,17 @@ def search(
             for one in chosen
         },
     }
-    rows = rows_of(results)
-    files = write_table(rows, card, output, "search")
-    if not no_figure:
-        with working("Drawing"):
-            files["figure"] = str(_figure(seen.store, results, text, image, len(seen.rows), output))
+    rows = rows_of(nearest)
+    with results(output) as (folder, files):
+        files |= write_table(rows, card, folder, "search")
+        if not no_figure:
+            with working("Drawing"):
+                files["figure"] = str(_figure(seen.store, nearest, text, image, len(seen.rows), folder))
     if json:
         print_json(card | {"files": files, "rows": rows.to_pylist()})
         return
     console = Console(highlight=False)
-    for one in results:
+    for one in nearest:
         console.print(_table(one))
         console.print(Text())
     print_files(files)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import counted, print_files, print_json, print_note, print_warning, progress, table, working
+from unweave.cli.results import results
 from unweave.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def segment(
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="How many of them; the better half if not given.", rich_help_panel=_WHICH),
+        typer.Option(
+            min=1, max=options.MANY, help="How many of them; the better half if not given.", rich_help_panel=_WHICH
+        ),
     ] = None,
     select: options.Select = None,
     aligner: options.Aligner = None,
@@ -57,9 +60,9 @@ def segment(
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     device: options.Device = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
-    shown: Annotated[int, typer.Option(min=0, help="How many images to draw.")] = 5,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 16,
+    shown: Annotated[int, typer.Option(min=0, max=100, help="How many images to draw.")] = 5,
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:
@@ -127,10 +130,11 @@ def segment(
         "components": [str(component) for component in mapper.components],
         "skipped": [{"id": name, "reason": reason} for name, reason in found.skipped],
     }
-    files = write_table(found.table(), card, output, "segmentation")
-    if found.shown:
-        with working("Drawing"):
-            files["figure"] = str(_drawn(found, output))
+    with results(output) as (folder, files):
+        files |= write_table(found.table(), card, folder, "segmentation")
+        if found.shown:
+            with working("Drawing"):
+                files["figure"] = str(_drawn(found, folder))
     if json:
         print_json(card | {"files": files, "rows": found.table().to_pylist()})
         return

@@ -12,6 +12,8 @@ from rich.text import Text
 from unweave.cli import options
 from unweave.cli.console import print_json, table, working
 from unweave.cli.extract import words
+from unweave.cli.results import written
+from unweave.cli.seen import rows_where
 
 store = typer.Typer(no_args_is_help=True, help="Look into a store, check it, or take a part of it elsewhere.")
 
@@ -54,8 +56,8 @@ def info(
 @store.command()
 def verify(
     place: Place,
-    rows: Annotated[int, typer.Option(min=0, help="How many rows to compute anew; 0 for none.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
+    rows: Annotated[int, typer.Option(min=0, max=options.MANY, help="How many rows to compute anew; 0 for none.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=options.SEEDS, help="Which rows.")] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     json: options.Json = False,
 ) -> None:
@@ -96,14 +98,19 @@ def export(
     place: Place,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="A file ending in `.parquet` or `.safetensors`, or a folder."),
+        typer.Option(
+            "--output",
+            "-o",
+            callback=options.possible,
+            help="A file ending in `.parquet` or `.safetensors`, or a folder.",
+        ),
     ],
     select: options.Select = None,
     level: Annotated[str | None, typer.Option(help="Which level; the store's first if not given.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only images of which a field has this value.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: options.Limit = None,
     json: options.Json = False,
 ) -> None:
     """Write some components of some images to files of their own."""
@@ -112,8 +119,10 @@ def export(
         from unweave.store import export as write
 
         opened = Store(place)
-        rows = opened.chosen(where or [])[:limit]
+        some = rows_where(opened, where)
+        rows = opened.rows(some)[:limit]
         file = write(opened, output, select or None, rows, level=level)
+        written.append(str(file))
     if json:
         print_json({"file": str(file), "images": len(rows)})
     else:
