@@ -14,7 +14,17 @@ import unweave
 from stores import remembering
 from unweave.alignment import Recipe
 from unweave.errors import UnweaveError
-from unweave.reproduction import POCKET, PUBLISHED, TABLES, Setting, Subject, chosen, pocket_setting, published, reproduce
+from unweave.reproduction import (
+    POCKET,
+    PUBLISHED,
+    TABLES,
+    Setting,
+    Subject,
+    chosen,
+    pocket_setting,
+    published,
+    reproduce,
+)
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
