@@ -13,6 +13,7 @@ the types of its fields, so that no result writes a format of its own.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import shlex
@@ -23,7 +24,7 @@ from functools import wraps
 from importlib import metadata
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as hints_of
 
 import numpy as np
@@ -34,6 +35,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from unweave.errors import ArgumentError
 from unweave.files import write_table
 from unweave.files.pair import Kind, read_pair, write_pair
 
@@ -98,7 +100,7 @@ class Result(Shown):
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
         """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`; and
-        the picture as `NAME.png`.
+        the picture as `NAME.png`, where there is something to draw.
 
         Args:
             folder: The folder, which is made where there is none.
@@ -110,11 +112,11 @@ class Result(Shown):
         Raises:
             UnweaveError: They cannot be written.
         """
-        place, tensors = Path(folder), dict[str, Tensor]()
-        drawn = self.figure() if figure else None
-        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
-        pair = write_pair(*self._files(place), self._kind(), tensors, content)
-        files = {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
+        place, drawn = Path(folder), None
+        if figure:
+            with contextlib.suppress(ArgumentError):  # there is nothing to draw
+                drawn = self.figure()
+        files = self._write(place)
         files |= write_table(self.table(), place, self.name)
         if drawn is not None:
             from unweave.figures import save_figure
@@ -122,8 +124,15 @@ class Result(Shown):
             files["figure"] = str(save_figure(drawn, place / f"{self.name}.png"))
         return files
 
+    def _write(self, folder: Path) -> dict[str, str]:
+        """The two files that `load` reads."""
+        tensors = dict[str, Tensor]()
+        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
+        pair = write_pair(*self._files(folder), self._kind(), tensors, content)
+        return {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
+
     @classmethod
-    def load(cls, folder: str | PathLike[str]) -> Self:
+    def load(cls: type[R], folder: str | PathLike[str]) -> R:
         """Read what `save` wrote.
 
         Raises:
