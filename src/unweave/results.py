@@ -13,6 +13,7 @@ the types of its fields, so that no result writes a format of its own.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import shlex
@@ -32,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from unweave.errors import ArgumentError
 from unweave.files import write_table
 from unweave.files.fields import record
 from unweave.files.pair import Kind, read_pair, write_pair
@@ -101,7 +103,7 @@ class Result(Shown):
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
         """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`;
-        and the picture as `NAME.png`.
+        and the picture as `NAME.png`, where there is something to draw.
 
         Args:
             folder: The folder, which is made where there is none.
@@ -113,17 +115,24 @@ class Result(Shown):
         Raises:
             UnweaveError: They cannot be written.
         """
-        place, tensors = Path(folder), dict[str, Tensor]()
-        drawn = self.figure() if figure else None
-        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
-        pair = write_pair(*self._files(place), self._kind(), tensors, content)
-        files = {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
+        place, drawn = Path(folder), None
+        if figure:
+            with contextlib.suppress(ArgumentError):  # there is nothing to draw
+                drawn = self.figure()
+        files = self._write(place)
         files |= write_table(self.table(), place, self.name)
         if drawn is not None:
             from unweave.figures import save_figure
 
             files["figure"] = str(save_figure(drawn, place / f"{self.name}.png"))
         return files
+
+    def _write(self, folder: Path) -> dict[str, str]:
+        """The two files that `load` reads."""
+        tensors = dict[str, Tensor]()
+        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
+        pair = write_pair(*self._files(folder), self._kind(), tensors, content)
+        return {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
 
     @classmethod
     def load(cls: type[R], folder: str | PathLike[str]) -> R:

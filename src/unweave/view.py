@@ -192,8 +192,7 @@ class View:
 
     def as_code(self) -> str:
         """The Python that opens it again."""
-        calls = (f".{name}({', '.join(map(_written, arguments))})" for name, arguments in self.steps)
-        return self.source.as_code() + "".join(calls)
+        return self.source.as_code() + "".join(_call(name, arguments) for name, arguments in self.steps)
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that open it again."""
@@ -291,21 +290,25 @@ class View:
         """
         hashes = (hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8] for name in self.ids)
         second = np.array([int.from_bytes(digest, "big") < share * 2**64 for digest in hashes], bool)
-        first, other = (self._step("split", share, seed, numbers=self.numbers[side]) for side in (~second, second))
+        first, other = (
+            self._step("split", share, seed, place, numbers=self.numbers[side])
+            for place, side in enumerate((~second, second))
+        )
         return first, other
 
     def level(self, name: str) -> View:
         """All components of the same images at another level, in the model's own space; the view itself where it is at
-        that level already.
+        that level already, or where nothing says at which it is.
 
         Raises:
             StoreError: The source does not have this level.
         """
-        if self.origin is not None and self.origin.level == name:
+        if self.origin is None or self.origin.level == name:
             return self
         source = self.source.level(name)
         columns = tuple(range(len(source.components)))
-        return replace(self, source=source, columns=columns, aligner=None, steps=(*self.steps, ("level", (name,))))
+        images = (step for step in self.steps if step[0] not in ("select", "through", "level"))
+        return replace(self, source=source, columns=columns, aligner=None, steps=(*images, ("level", (name,))))
 
     def through(self, aligner: Maps | None) -> View:
         """The same contributions in the text space that an aligner leads to; None for the model's own space.
@@ -454,8 +457,13 @@ class View:
         """The covariance of each component's contributions over the images, in float64.
 
         Memory: `component x dim x dim` doubles; ask `each` component where that is too much.
+
+        Raises:
+            DataError: There are no images.
         """
-        found = []
+        if not len(self):
+            raise DataError("There are no images to take covariances over.", where=str(self.source), cure="choose some")
+        covariances = []
         for number, part in enumerate(self.each()):
             width = self.source.dim
             total, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
@@ -471,8 +479,8 @@ class View:
             if self.aligner is not None:
                 map_ = self.aligner.maps[self._maps[number]].double()
                 covariance = map_.T @ covariance @ map_
-            found.append(covariance)
-        return torch.stack(found)
+            covariances.append(covariance)
+        return torch.stack(covariances)
 
     @property
     def representation(self) -> Float[Tensor, "image dim"]:
@@ -574,6 +582,14 @@ def _condition(text: str) -> tuple[str, str]:
     if not equals:
         raise ArgumentError(f"{text!r} is not a condition.", cure="write FIELD=VALUE, such as label=swan")
     return name, value
+
+
+def _call(name: str, arguments: Sequence[Any]) -> str:
+    """A step as Python."""
+    if name == "split":  # which gives two views
+        *arguments, side = arguments
+        return f".split({', '.join(map(_written, arguments))})[{side}]"
+    return f".{name}({', '.join(map(_written, arguments))})"
 
 
 def _written(value: Any) -> str:

@@ -195,7 +195,7 @@ class Aligner(Result):
         from huggingface_hub.errors import HfHubHTTPError
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save(folder, figure=False)
+            self._write(Path(folder))
             try:
                 api = HfApi()
                 api.create_repo(repository, exist_ok=True)

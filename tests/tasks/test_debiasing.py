@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from unweave.tasks.debias import Accuracy, Groups, Side, _carried, candidates, debias, groups_of, ranked
 from unweave.tasks.head import probe
 
 from stores import stored
 from unweave.attribution.scores import Attribution
 from unweave.components import Component
 from unweave.errors import ArgumentError, StoreError
-from unweave.tasks.debias import Accuracy, Groups, Side, _carried, candidates, debias, groups_of, ranked
 
 WIDTH = 8
 NAMES = (
