@@ -12,6 +12,7 @@ from rich.text import Text
 import unweave
 from unweave.cli import options
 from unweave.cli.console import in_bytes, print_files, print_json, print_note, print_warning, reporting, table, working
+from unweave.cli.results import written
 from unweave.cli.views import pictures_of
 
 
@@ -78,6 +79,7 @@ def decompose(
             on_progress=on_progress,
         )
     files = contributions.files(destination)
+    written.extend(files.values())
     if not no_figure:
         with working("Drawing"):
             files["figure"] = str(
