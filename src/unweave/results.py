@@ -1,6 +1,6 @@
 """Results: what every verb returns. A result shows, draws, saves and loads itself, and says how to make it again.
 
-    scores = unweave.score("out", aligner="aligner")
+    scores = unweave.score(store, space="aligner")
     scores                                 # a table in a terminal, in a notebook too
     scores.table().to_pandas()             # every number
     scores.figure().savefig("scores.svg")
@@ -23,7 +23,7 @@ from functools import wraps
 from importlib import metadata
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as hints_of
 
 import numpy as np
@@ -123,7 +123,7 @@ class Result(Shown):
         return files
 
     @classmethod
-    def load(cls, folder: str | PathLike[str]) -> Self:
+    def load(cls: type[R], folder: str | PathLike[str]) -> R:
         """Read what `save` wrote.
 
         Raises:

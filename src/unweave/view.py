@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class Origin:
     images: tuple[Listed, ...] = ()
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a view reads: one level of a store, or a batch in memory. Its text is the place that errors name."""
 
@@ -124,6 +125,7 @@ class Source(Protocol):
         """What the model's classifier made of it."""
 
 
+@runtime_checkable
 class Maps(Protocol):
     """What an aligner is to a view: a linear map for each component, and a bias that they share."""
 
@@ -153,6 +155,7 @@ class Maps(Protocol):
         """The words of a command line that load it again."""
 
 
+@runtime_checkable
 class Viewable(Protocol):
     """What has contributions: a store, a batch in memory, or a view."""
 
