@@ -191,7 +191,7 @@ def plant(
         "planted", {}, "planted", {}, ("head",), None, "through", "stop", "float32", "float16", width, None, 500, 8,
         1e-5, (), {},
     )  # fmt: skip
-    writer.create(Place(place), manifest, {"head": named})
+    writer.create(Place(place), {"head": named})
     table = pa.table({"id": [f"{row:06}" for row in range(images)]})
     manifest = writer.extend(Place(place), manifest, table, Listing("", None, None, images, "", 0, 0))
     clean = torch.zeros(images, width)

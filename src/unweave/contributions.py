@@ -23,6 +23,7 @@ from rich.console import RenderableType
 from rich.text import Text
 from torch import Tensor
 
+from unweave import saving
 from unweave.components import Component, Selection, select
 from unweave.errors import DataError, ModelError, StoreError
 from unweave.figures import share_figure
@@ -120,15 +121,16 @@ class Contributions(Shown):
         Raises:
             UnweaveError: The place cannot be written, or lacks the room.
         """
-        from unweave import saving
-
-        return saving.save(self, path)
+        images, _, dim = self.values.shape
+        with saving.ContributionsWriter(
+            path, self.components, images=images, dim=dim, dtype=self.values.dtype
+        ) as writer:
+            writer.append(self)
+            return writer.finish(self.origin)
 
     @staticmethod
     def files(path: str | PathLike[str]) -> dict[str, str]:
         """The files that a path stands for: the tensors and their card."""
-        from unweave import saving
-
         tensors, card = saving.files_at(path)
         return {"tensors": str(tensors), "card": str(card)}
 
@@ -142,9 +144,8 @@ class Contributions(Shown):
         Raises:
             UnweaveError: A file is missing, damaged, of an unknown version, or does not belong to the other.
         """
-        from unweave import saving
-
-        return saving.load(path)
+        saved = saving.load(path)
+        return cls(**{name: getattr(saved, name) for name in saved.__dataclass_fields__})
 
     def __repr__(self) -> str:
         """One line: shape, memory, type, error and mean length of a contribution."""

@@ -16,15 +16,13 @@ from __future__ import annotations
 import inspect
 import io
 import shlex
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from importlib import metadata
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Union, get_args, get_origin
-from typing import get_type_hints as hints_of
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +33,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unweave.files import write_table
+from unweave.files.fields import record
 from unweave.files.pair import Kind, read_pair, write_pair
 
 if TYPE_CHECKING:
@@ -57,6 +56,12 @@ class Shown:
 
     def __rich__(self) -> RenderableType:
         return Group(*self.told())
+
+    def __repr__(self) -> str:
+        """The same as in a terminal, without colours."""
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
         console = Console(record=True, file=io.StringIO(), width=120)
@@ -97,8 +102,8 @@ class Result(Shown):
         return f"import unweave\n\nresult = unweave.{call['verb']}({python})\n\n# on the command line: {command}\n"
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
-        """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`; and
-        the picture as `NAME.png`.
+        """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`;
+        and the picture as `NAME.png`.
 
         Args:
             folder: The folder, which is made where there is none.
@@ -132,8 +137,7 @@ class Result(Shown):
         tensors_file, card_file = cls._files(Path(folder))
         content, tensors = read_pair(tensors_file, card_file, cls._kind())
         with cls._kind().reading(card_file):
-            hints = hints_of(cls)
-            return cls(**{name: unpacked(value, hints[name], tensors) for name, value in content.items()})
+            return record(cls, unpacked(content, tensors))
 
     @classmethod
     def _files(cls, folder: Path) -> tuple[Path, Path]:
@@ -143,16 +147,10 @@ class Result(Shown):
     def _kind(cls) -> Kind:
         return Kind(f"result {cls.name!r}", f"unweave {cls.name}", VERSION, "make it again with this version")
 
-    def __repr__(self) -> str:
-        """The same as in a terminal, without colours."""
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
-
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose result says how it was called: `card["call"]` has the verb, its arguments as Python, and the words
-    of the command line.
+    """A function whose result says how it was called: `card["call"]` has the verb, its arguments as Python, and the
+    words of the command line.
     """
     signature = inspect.signature(function)
     keywords = {name for name, part in signature.parameters.items() if part.kind is part.KEYWORD_ONLY}
@@ -255,39 +253,23 @@ def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     return fspath(value) if isinstance(value, PathLike) else value
 
 
-def unpacked(value: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """A field of a result from JSON, by its type.
+def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """JSON with its tensors in their places again.
 
     Args:
-        value: What `packed` made of it.
-        hint: The type of the field.
+        value: What `packed` made of a field.
         tensors: The tensors by name.
     """
-    if isinstance(value, dict) and len(value) == 1:
-        ((kind, name),) = value.items()
-        if kind in ("$tensor", "$array"):
-            return tensors[name].numpy() if kind == "$array" else tensors[name]
-        if kind == "$number":
-            return float(name)
-    container, inner = get_origin(hint), get_args(hint)
-    if container in (Union, types.UnionType):
-        possible = [part for part in inner if part is not type(None)]
-        return None if value is None else unpacked(value, possible[0], tensors)
-    if is_dataclass(hint) and isinstance(value, dict):
-        hints = hints_of(hint)
-        return hint(**{name: unpacked(entry, hints[name], tensors) for name, entry in value.items()})  # type: ignore[operator]
-    if isinstance(container, type) and issubclass(container, Mapping):
-        pairs = value.items() if isinstance(value, dict) else value
-        return {unpacked(key, inner[0], tensors): unpacked(entry, inner[1], tensors) for key, entry in pairs}
-    if container is tuple:
-        each = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
-        return tuple(unpacked(entry, part, tensors) for entry, part in zip(value, each, strict=True))
-    if isinstance(container, type) and issubclass(container, Sequence):
-        return [unpacked(entry, inner[0], tensors) for entry in value]
-    return Path(value) if hint is Path else value
+    if isinstance(value, dict):
+        if set(value) == {"$tensor"}:
+            return tensors[value["$tensor"]]
+        if set(value) == {"$array"}:
+            return tensors[value["$array"]].numpy()
+        return {key: unpacked(entry, tensors) for key, entry in value.items()}
+    return [unpacked(entry, tensors) for entry in value] if isinstance(value, list) else value
 
 
-def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> Table:
+def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> RenderableType:
     """A plain table for a terminal.
 
     Args:
@@ -295,9 +277,9 @@ def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[s
         columns: Each column's heading, and `left` or `right` for how its cells stand.
         rows: The cells, one for each column.
     """
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
     for heading, side in columns.items():
         drawn.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    return drawn
+    return Group(Text(title, "bold"), drawn)  # a title of the table's own would be broken at its width

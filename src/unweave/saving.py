@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-import unweave
 from unweave.components import Component
-from unweave.contributions import Contributions
 from unweave.errors import StoreError
 from unweave.files.fields import record, typed
 from unweave.files.pair import Kind, PairWriter, read_pair
@@ -31,7 +33,17 @@ KIND = Kind(
     "give the folder that `unweave decompose` wrote, with both of its files; or decompose again",
 )
 
-_KNOWN = ("model", "weights_hash", "preprocessing", "level", "selection", "computed_in")
+_ORIGIN = (
+    "model",
+    "weights_hash",
+    "preprocessing",
+    "level",
+    "selection",
+    "computed_in",
+    "loading",
+    "attention",
+    "nonlinear",
+)
 
 
 def files_at(path: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -40,6 +52,31 @@ def files_at(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     if path.suffix in (".safetensors", ".json") and not path.is_dir():
         return path.with_suffix(".safetensors"), path.with_suffix(".json")
     return path / f"{NAME}.safetensors", path / f"{NAME}.json"
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What is written: contributions of some images."""
+
+    @property
+    def values(self) -> Float[Tensor, "image component dim"]:
+        """What each component adds."""
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The columns."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The names of the images."""
+
+    @property
+    def error(self) -> Float[Tensor, " image"]:
+        """The relative error of each sum."""
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error that was allowed."""
 
 
 class ContributionsWriter:
@@ -91,7 +128,7 @@ class ContributionsWriter:
         self._files = PairWriter(self.tensors, self.card, KIND, layout)
         self.size = self._files.size
 
-    def append(self, contributions: Contributions) -> None:
+    def append(self, contributions: Batch) -> None:
         """Write one batch's rows.
 
         Raises:
@@ -120,17 +157,14 @@ class ContributionsWriter:
         """
         return self._files.finish(
             {
-                **{name: getattr(origin, name, None) for name in _KNOWN},
+                **{name: getattr(origin, name, None) for name in _ORIGIN},
+                "data": [asdict(listed) for listed in origin.images] if origin else [],
                 "images": self.written,
                 "dim": self._dim,
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "tolerance": self._tolerance,
                 "largest_error": self.largest_error,
-                "versions": {
-                    "unweave": unweave.__version__,
-                    "torch": torch.__version__,
-                    "timm": metadata.version("timm"),
-                },
+                "versions": {name: metadata.version(name) for name in ("unweave", "torch", "timm")},
                 "skipped": [{"id": name, "reason": reason} for name, reason in (origin.skipped if origin else ())],
                 "components": [component.as_dict() for component in self._components],
                 "ids": self._ids,
@@ -144,18 +178,21 @@ class ContributionsWriter:
         self._files.discard()
 
 
-def save(contributions: Contributions, path: str | os.PathLike[str]) -> Path:
-    """Write contributions that are in memory (see `Contributions.save`)."""
-    images, _, dim = contributions.values.shape
-    with ContributionsWriter(
-        path, contributions.components, images=images, dim=dim, dtype=contributions.values.dtype
-    ) as writer:
-        writer.append(contributions)
-        return writer.finish(contributions.origin)
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What is read of a pair of files; values are mapped from the file, not copied."""
+
+    values: Float[Tensor, "image component dim"]
+    components: tuple[Component, ...]
+    ids: tuple[str, ...]
+    representation: Float[Tensor, "image dim"]
+    error: Float[Tensor, " image"]
+    tolerance: float
+    origin: Origin | None
 
 
-def load(path: str | os.PathLike[str]) -> Contributions:
-    """Read contributions; values are mapped from the file, not copied (see `Contributions.load`)."""
+def load(path: str | os.PathLike[str]) -> Saved:
+    """Read a pair of files (see `Contributions.load`)."""
     tensors_file, card_file = files_at(path)
     card, tensors = read_pair(tensors_file, card_file, KIND)
     with KIND.reading(card_file):
@@ -164,22 +201,15 @@ def load(path: str | os.PathLike[str]) -> Contributions:
         origin = None
         if card["model"] is not None:
             skipped = [[image["id"], image["reason"]] for image in card["skipped"]]
-            origin = record(Origin, {**{name: card[name] for name in _KNOWN}, "skipped": skipped})
+            about = {name: card[name] for name in _ORIGIN}
+            origin = record(Origin, {**about, "skipped": skipped, "images": card["data"]})
         tolerance = typed(float, card["tolerance"], "tolerance")
         images, dim = len(ids), card["dim"]
     with KIND.reading(tensors_file):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if shapes != {"values": (images, len(components), dim), "representation": (images, dim), "error": (images,)}:
             raise ValueError(f"its tensors have the shapes {shapes}")
-    return Contributions(
-        tensors["values"],
-        components,
-        ids,
-        tensors["representation"],
-        tensors["error"],
-        tolerance,
-        origin,
-    )
+    return Saved(tensors["values"], components, ids, tensors["representation"], tensors["error"], tolerance, origin)
 
 
 def components_of(fields: Sequence[dict[str, object]]) -> tuple[Component, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -110,13 +111,31 @@ def test_info(run, store):
 def test_verify(run, store):
     result = run("store", "verify", store, "--rows", 3)
     assert result.exit_code == 0 and "No faults" in result.stdout and "equal to the last bit" in result.stdout
-    path = store / "representation/c/1/0"
+    path = store / "representation/00000001.safetensors"
     data = bytearray(path.read_bytes())
-    data[9] ^= 255
+    data[-9] ^= 255
     path.write_bytes(data)
     found = said(run("store", "verify", store, "--rows", 0, "--json"), 1)
     assert len(found["faults"]) == 1 and "representation, block 1" in found["faults"][0]
     assert "fault: " in run("store", "verify", store, "--rows", 0).stdout
+    result = run("store", "export", store, "-o", "t.parquet", "--check")
+    assert result.exit_code == 2 and "not those that were written" in result.stderr
+    assert run("store", "verify", store, "--rows", 0, "--repair").exit_code == 1
+    assert said(run("extract", MODEL, DATA, "-o", store, *FEW, "--json"))["extracted"] == 5
+    assert "No faults" in run("store", "verify", store, "--rows", 0).stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "status", "what"), [("records", 1, "nothing was compared"), ("rows", 2, "the field `rows` cannot be 0")]
+)
+def test_a_store_in_which_nothing_can_be_compared_is_not_sound(run, store, damage, status, what):
+    if damage == "records":
+        shutil.rmtree(store / "records")
+    else:
+        text = (store / "manifest.json").read_text()
+        (store / "manifest.json").write_text(text.replace('"rows": 5', '"rows": 0'))
+    result = run("store", "verify", store, "--rows", 0)
+    assert result.exit_code == status and what in result.output
 
 
 def test_export(run, store, tmp_path):

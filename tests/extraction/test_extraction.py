@@ -19,11 +19,12 @@ from PIL import Image
 
 import unweave
 from stores import SMALL, draw, model, remembered
-from unweave.errors import DataError, StoreError, UnweaveError
+from unweave.errors import ArgumentError, DataError, StoreError, UnweaveError
 from unweave.extraction import Part, Settings, estimate, extract, job, prepare, verify
 from unweave.images import open_images
 from unweave.images.batches import decoded
 from unweave.store import Place, Store, lease, writer
+from unweave.store.blocks import file
 from unweave.store.lease import Lease, holders
 
 pytestmark = pytest.mark.xdist_group("extraction")
@@ -163,12 +164,12 @@ def test_an_interrupted_extraction_goes_on(photos, tmp_path):
     assert content(tmp_path / "s") == content(tmp_path / "whole")
 
 
-def test_a_record_without_its_shard_is_not_trusted_and_a_shard_without_its_record_is_written_again(photos, tmp_path):
+def test_a_file_without_its_record_is_written_again(photos, tmp_path):
     extract(model(), str(photos), tmp_path / "s", SMALL)
     before = content(tmp_path / "s")
     (tmp_path / "s/index.parquet").unlink()
     (tmp_path / "s" / writer.record_file(1)).unlink()
-    (tmp_path / "s/contributions/head/c/1/0/0").write_bytes(b"half of i")
+    (tmp_path / "s" / file("contributions/head", 1)).write_bytes(b"half of i")
     extract(model(), str(photos), tmp_path / "s", SMALL)
     assert content(tmp_path / "s") == before
 
@@ -290,7 +291,7 @@ def test_a_folder_of_something_else_is_left_alone(photos, tmp_path):
     ],
 )
 def test_settings_that_cannot_be(settings, what):
-    with pytest.raises(StoreError, match=what):
+    with pytest.raises(ArgumentError, match=what):
         Settings(**settings)
 
 
@@ -307,7 +308,7 @@ def test_parts_cover_everything_once(photos, tmp_path):
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
 def test_parts_that_cannot_be(text):
-    with pytest.raises(StoreError, match="no part"):
+    with pytest.raises(ArgumentError, match="no part"):
         Part.parse(text)
     assert Part.parse("2/3") == Part(2, 3)
 
@@ -385,18 +386,70 @@ def test_a_sound_store_is_found_sound(photos, tmp_path):
     assert found.faults == [] and found.chunks == 3 * (widths + 2) and 5 <= found.rows == found.equal
 
 
-def test_damage_is_found_and_named(photos, tmp_path):
+def test_damage_is_found_and_named_and_mended(photos, tmp_path):
     store = extract(model(), str(photos), tmp_path / "s", SMALL)
-    path = tmp_path / "s/contributions/head/c/1/0/0"
+    before = content(tmp_path / "s")
+    path = tmp_path / "s" / file("contributions/head", 1)
     data = bytearray(path.read_bytes())
     chunk = 4 * store.manifest.dim * 2
-    data[3 * chunk + 5] ^= 1
+    data[len(data) - len(store.components()) * chunk + 3 * chunk + 5] ^= 1
     path.write_bytes(data)
     found = verify(Store(tmp_path / "s"), rows=0)
     assert len(found.faults) == 1
     assert f"component {store.components()[3]}" in found.faults[0] and "block 1" in found.faults[0]
+    assert "verify STORE --repair" in found.faults[0]
+    assert verify(Store(tmp_path / "s"), rows=0, repair=True).faults == found.faults
+    assert verify(Store(tmp_path / "s", partial=True), rows=0).faults[0].startswith("block 1 is missing")
+    extract(model(), str(photos), tmp_path / "s", SMALL)
+    assert content(tmp_path / "s") == before and verify(Store(tmp_path / "s"), rows=0).faults == []
     path.write_bytes(data[:20])
-    assert "missing or damaged" in verify(Store(tmp_path / "s"), rows=0).faults[0]
+    assert "has 20 bytes" in verify(Store(tmp_path / "s"), rows=0).faults[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        file("contributions/head", 1),
+        file("representation", 2),
+        "records/00000001.parquet",
+        "components-head.parquet",
+        "listings/0000.parquet",
+        "index.parquet",
+    ],
+)
+@pytest.mark.parametrize("damage", ["gone", "short", "long", "other"])
+def test_what_is_damaged_is_made_anew_by_the_same_extraction(photos, tmp_path, name, damage):
+    extract(model(), str(photos), tmp_path / "s", SMALL)
+    before, path = content(tmp_path / "s"), tmp_path / "s" / name
+    data = path.read_bytes()
+    path.unlink()
+    match damage:
+        case "short":
+            path.write_bytes(data[:-9])
+        case "long":
+            path.write_bytes(data[:50] + b"7 bytes" + data[50:])
+        case "other":
+            path.write_bytes(b"PAR1 nothing")
+    if name != "index.parquet" or damage != "gone":
+        with pytest.raises(StoreError) as caught:
+            if name.startswith(("records", "listings")):
+                (tmp_path / "s/index.parquet").unlink()
+            store = Store(tmp_path / "s")
+            store.read()
+        assert "run the same `unweave extract` again" in str(caught.value)
+    extract(model(), str(photos), tmp_path / "s", SMALL)
+    assert content(tmp_path / "s") == before
+    assert verify(Store(tmp_path / "s"), rows=0).faults == []
+
+
+def test_a_verification_that_compares_nothing_fails(photos, tmp_path):
+    extract(model(), str(photos), tmp_path / "s", SMALL)
+    for path in (tmp_path / "s/records").iterdir():
+        path.unlink()
+    found = verify(Store(tmp_path / "s"), rows=0)
+    assert (
+        len(found.faults) == 4 and "block 0 is missing" in found.faults[0] and "nothing was compared" in found.faults[3]
+    )
 
 
 def test_images_that_are_others_now_are_found(photos, tmp_path):
@@ -525,7 +578,7 @@ def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     extraction = prepare("pocket/deit", "pocket/evaluation", tmp_path / "s", Settings(rows=8, batch=4), limit=8)
     text = extraction.place.read("manifest.json").replace(b'"weights_hash": "', b'"weights_hash": "x')
     extraction.place.write("manifest.json", text)
-    with pytest.raises(StoreError, match="differs in its weights hash"):
+    with pytest.raises(UnweaveError, match="differs in its weights hash"):
         extraction.run(launcher="processes", workers=1)
     with pytest.raises(UnweaveError, match="0 workers"):
         extraction.run(launcher="processes", workers=0)

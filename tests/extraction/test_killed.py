@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from unweave.extraction import verify
+from unweave.files.atomic import PARTIAL
 from unweave.store import Place, Store, writer
 from unweave.store.lease import holders
 
@@ -46,7 +47,7 @@ def test_killed_at_random_moments(tmp_path, kills):
     for path in stores:
         same(Store(path), whole)
         assert verify(Store(path), rows=0).faults == []
-        assert not list(path.rglob("*.partial")) and not list(path.rglob("*.writing"))
+        assert not list(path.rglob(PARTIAL))
         assert not any(holder.lives for holder in holders(Place(path)).values())
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import zarr
 from pyarrow import parquet
+from safetensors.numpy import load
 
 import unweave
 from unweave.components import Component
-from unweave.errors import ArgumentError, StoreError
+from unweave.errors import ArgumentError, DataError, StoreError
+from unweave.extraction import verify
 from unweave.store import Manifest, Place, Store, export, summary, writer
+from unweave.store.blocks import file
 from unweave.store.manifest import Listing
 from unweave.store.writer import Block
 
@@ -156,39 +161,38 @@ def test_batches_are_the_whole_in_pieces(filled):
 
 def test_only_the_bytes_that_are_asked_for_are_read(filled):
     """Components that were destroyed do not matter to those that are read."""
-    if filled.place.local is None:
-        pytest.skip("on disk only")
-    for path in (filled.place.local / "contributions/head/c").rglob("0"):
-        if path.is_file():
-            content = bytearray(path.read_bytes())
-            chunk = ROWS * DIM * 2
-            content[: 4 * chunk] = b"\xff" * (4 * chunk)
-            path.write_bytes(content)
+    chunks = {0: 3, 1: 4, 2: 2}  # rows of each block
+    for block, rows in chunks.items():
+        content = bytearray(filled.place.read(file("contributions/head", block)))
+        start = len(content) - 7 * rows * DIM * 2
+        content[start : start + 4 * rows * DIM * 2] = b"\xff" * (4 * rows * DIM * 2)
+        filled.place.write(file("contributions/head", block), bytes(content))
     values, _, _ = truth()
     assert np.array_equal(filled.read("blocks.1.*").values.numpy(), values["head"][GOOD][:, 4:])
     assert not np.array_equal(filled.read("embed").values.numpy(), values["head"][GOOD][:, :1])
+    with pytest.raises(StoreError, match="not those that were written") as caught:
+        Store(filled.place, check=True).read("embed")
+    assert "verify STORE --repair" in str(caught.value)
+    assert Store(filled.place, check=True).read("blocks.1.*").values.shape == (9, 3, DIM)
 
 
-def test_mapped_chunks_are_what_zarr_reads(filled):
-    if filled.place.local is None:
-        pytest.skip("on disk only")
-    group = zarr.open_group(filled.place.local, mode="r")
+def test_only_the_bytes_that_are_asked_for_travel(filled, monkeypatch):
+    if filled.place.local is not None:
+        pytest.skip("elsewhere only")
+    asked = []
+    spans = Place.spans
+    monkeypatch.setattr(Place, "spans", lambda self, name, own: asked.extend(own) or spans(self, name, own))
+    filled.values([1, 2, 6], slice(0, 3))
+    assert [end - start for start, end in asked] == [2 * 3 * DIM * 2, 3 * DIM * 2]
+
+
+def test_blocks_are_what_any_reader_of_safetensors_reads(filled):
     values, z, _ = truth()
-    every = np.concatenate([np.asarray(group["contributions/head"][4 * b : 4 * b + 4]) for b in range(3)])
-    rows = [0, 1, 2, *range(4, 8), 8, 9]  # broken images leave room at the end of their block
-    assert np.array_equal(every[rows], values["head"][GOOD])
-    assert np.array_equal(np.asarray(group["representation"])[rows], z[GOOD])
-
-
-def test_a_compressed_array_is_read_as_well(filled):
-    if filled.place.local is None:
-        pytest.skip("on disk only")
-    whole = np.asarray(zarr.open_array(filled.place.local, path="contributions/head", mode="r"))
-    zarr.create_array(
-        filled.place.arrays, name="contributions/head", data=whole, chunks=(4, 1, 5), shards=(4, 7, 5), overwrite=True
-    )
-    values, _, _ = truth()
-    assert np.array_equal(Store(filled.place).read("blocks.1.*").values.numpy(), values["head"][GOOD][:, 4:])
+    for block, numbers in ((0, [0, 1, 3]), (1, [4, 5, 6, 7]), (2, [8, 10])):
+        tensors = load(filled.place.read(file("contributions/head", block)))
+        assert list(tensors) == ["values"]
+        assert np.array_equal(tensors["values"], values["head"][numbers].swapaxes(0, 1))
+        assert np.array_equal(load(filled.place.read(file("representation", block)))["values"], z[numbers])
 
 
 def test_components_that_write_nothing_are_there(place):
@@ -242,9 +246,10 @@ def test_more_images_come_after_those_that_are_there(filled):
 
 
 def test_a_block_that_is_written_again_is_the_same(filled):
-    before = {name: filled.place.read(f"contributions/head/c/{name}/0/0") for name in range(3)}
+    names = [*(file("contributions/head", block) for block in range(3)), writer.record_file(1)]
+    before = [filled.place.read(name) for name in names]
     put(filled.place, filled.manifest, 1, *truth())
-    assert before == {name: filled.place.read(f"contributions/head/c/{name}/0/0") for name in range(3)}
+    assert before == [filled.place.read(name) for name in names]
 
 
 # --- what is asked in vain
@@ -254,9 +259,9 @@ def test_questions_without_an_answer_are_refused(filled):
     for question, error, what in (
         (lambda: filled.read(level="token"), StoreError, "no level 'token'"),
         (lambda: filled.read("nothing.*"), ArgumentError, "nothing"),
-        (lambda: filled.read(rows=[9]), StoreError, "none with the number 9"),
-        (lambda: filled.read(rows=["nobody"]), StoreError, "no image 'nobody'"),
-        (lambda: filled.read(rows=[True]), StoreError, "do not choose"),
+        (lambda: filled.read(rows=[9]), DataError, "none with the number 9"),
+        (lambda: filled.read(rows=["nobody"]), DataError, "no image 'nobody'"),
+        (lambda: filled.read(rows=[True]), DataError, "do not choose"),
         (lambda: filled.field("colour"), StoreError, "no field 'colour'"),
         (lambda: filled.chosen(["label"]), StoreError, "no condition"),
         (lambda: export(filled, "x", rows=[]), StoreError, "No image"),
@@ -286,7 +291,7 @@ def test_a_newer_or_damaged_store_is_refused(filled):
     text = filled.place.read("manifest.json")
     known = json.loads(text)
     for damage, what in (
-        (json.dumps(known | {"version": 2}), "has version 2"),
+        (json.dumps(known | {"version": 3}), "has version 3"),
         (json.dumps(known | {"format": "x"}), "another format"),
         (text[:100].decode(), "damaged"),
         (json.dumps({key: value for key, value in known.items() if key != "rows"}), "damaged"),
@@ -307,16 +312,16 @@ def test_a_damaged_table_is_named(filled, name):
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["gone", "short"])
-def test_a_damaged_shard_is_named(filled, damage):
-    if filled.place.local is None:
-        pytest.skip("on disk only")
-    path = filled.place.local / "contributions/head/c/1/0/0"
-    content = path.read_bytes()
-    path.unlink() if damage == "gone" else path.write_bytes(content[:30])
-    with pytest.raises(StoreError, match="missing or damaged") as caught:
-        filled.read("embed")
-    assert str(path) in str(caught.value)
+@pytest.mark.parametrize("damage", ["gone", "short", "long"])
+def test_a_damaged_block_is_named_and_never_read_as_other_numbers(filled, damage):
+    name = file("contributions/head", 1)
+    content = filled.place.read(name)
+    filled.place.remove(name)
+    if damage != "gone":
+        filled.place.write(name, content[:30] if damage == "short" else content[:100] + b"7 bytes" + content[100:])
+    with pytest.raises(StoreError, match="is missing" if damage == "gone" else "bytes and should have") as caught:
+        Store(filled.place).read("embed")
+    assert f"{filled.place}/{name}" in str(caught.value) and "unweave extract" in str(caught.value)
     assert filled.read("embed", slice(0, 3)).values.shape == (3, 1, DIM)
 
 
@@ -324,10 +329,8 @@ def test_opening_runs_nothing(filled):
     """No pickle: everything is JSON, Parquet or plain numbers."""
     if filled.place.local is None:
         pytest.skip("on disk only")
-    for path in filled.place.local.rglob("*"):
-        if path.is_file():
-            assert path.suffix in (".json", ".parquet") or path.name == "0", path
-    assert b"pickle" not in b"".join(path.read_bytes() for path in filled.place.local.rglob("zarr.json"))
+    files = [path for path in filled.place.local.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".parquet", ".safetensors"}
 
 
 # --- taking a part elsewhere
@@ -354,11 +357,9 @@ def test_a_part_as_a_table(filled, tmp_path):
 def test_a_summary_counts_the_bytes(filled):
     found = summary(filled)
     assert found["rows"] == 9 and found["missing"] == 0 and found["components"] == {"head": 7, "layer": 3}
-    if filled.place.local is not None:
-        arrays = ("contributions", "representation", "logits")
-        files = [path for name in arrays for path in (filled.place.local / name).rglob("0") if path.is_file()]
-        index = 3 * (16 * (7 + 3 + 1 + 1) + 4 * 4)  # of each shard: offsets, lengths and a checksum
-        assert sum(path.stat().st_size for path in files) == found["bytes"] + index
+    lengths = [filled.place.sizes(name) for name in ("contributions/head", "contributions/layer", "representation")]
+    lengths = [length for own in (*lengths, filled.place.sizes("logits")) for length in own.values()]
+    assert len(lengths) == 12 and 0 < sum(lengths) - found["bytes"] < 12 * 128  # the header of each
     assert json.dumps(found)
 
 
@@ -372,3 +373,54 @@ def test_a_field_with_a_name_of_the_stores_own_is_refused(place, name):
 
 def test_agreement_ignores_what_does_not_matter():
     replace(MANIFEST, batch=7, versions={"torch": "9"}).agree(MANIFEST.identity, where="")
+
+
+# --- version 1
+
+
+@pytest.fixture
+def old(tmp_path):
+    shutil.copytree(Path(__file__).parent / "version1", tmp_path / "old")
+    return tmp_path / "old"
+
+
+def test_a_store_of_version_1_is_read(old):
+    values, z, logits = truth()
+    store = unweave.open_store(old)
+    assert store.manifest.version == 1 and store.ids == [f"ü/{n}.png" for n in GOOD]
+    assert np.array_equal(store.read().values.numpy(), values["head"][GOOD])
+    assert np.array_equal(store.read("blocks.1.*", [5, 2, 8]).values.numpy(), values["head"][[6, 3, 10]][:, 4:])
+    assert np.array_equal(store.read(level="layer").values.numpy(), values["layer"][GOOD])
+    assert np.array_equal(store.representation().numpy(), z[GOOD]) and np.array_equal(store.logits(), logits[GOOD])
+    assert verify(store, rows=0).faults == []
+    (old / "index.parquet").unlink()
+    assert np.array_equal(Store(old).read().values.numpy(), values["head"][GOOD])
+
+
+def test_a_store_of_version_1_is_not_written(old):
+    with pytest.raises(StoreError, match="no longer written") as caught:
+        writer.mend(Place(old), Manifest.load(Place(old)), COMPONENTS, listed(), "f")
+    assert "another folder" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["shifted", "flipped", "gone", "array"])
+def test_a_damaged_store_of_version_1_is_an_error(old, damage):
+    path = old / ("contributions/head/zarr.json" if damage == "array" else "contributions/head/c/1/0/0")
+    content = path.read_bytes()
+    match damage:
+        case "shifted":
+            path.write_bytes(b"7 bytes" + content)
+        case "flipped":
+            path.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+        case "gone":
+            path.unlink()
+        case "array":
+            path.write_bytes(content.replace(b"float16", b"float32"))
+    with pytest.raises(StoreError, match=r"not those that were written|missing or damaged"):
+        Store(old).read()
+
+
+def test_zarr_that_is_not_installed_is_named(old, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(StoreError, match="pip install zarr"):
+        Store(old).read()

@@ -1,9 +1,10 @@
 """Two solvers of CompAlign's one objective.
 
 `adam` follows the published recipe. `ranged`, the default, solves the same problem for what each map does on the range
-of its component (`unweave.alignment.ranges`), which is all that images can tell of it, and is several times smaller: first
-one isometry for all components (orthogonal Procrustes on the representation), then one for each on what the others
-leave (block by block), then L-BFGS on the objective itself. It looks at all images in every step, so it needs few.
+of its component (`unweave.alignment.ranges`), which is all that images can tell of it, and is several times smaller.
+First comes one isometry for all components (orthogonal Procrustes on the representation), then one for each on what the
+others leave (block by block), then L-BFGS on the objective itself. It looks at all images in every step, so it needs
+few.
 """
 
 from __future__ import annotations

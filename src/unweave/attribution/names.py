@@ -158,7 +158,7 @@ class Names(Result):
         return pa.Table.from_pylist(rows)
 
     def figure(self) -> Figure:
-        """The clearest components: their phrases, and the images in which they write most along the first, and least."""
+        """The clearest components: their phrases, and the images in which they write most along the first, or least."""
         rows = [
             NamedComponent(
                 str(shown.component),

@@ -225,7 +225,7 @@ class _Walker:
         return value, terms
 
     def _is_gate(self, node: fx.Node, known: Row | None, branch: Branch) -> bool:
-        """Whether a nonlinearity on the trunk can be held at its slope: each entry is made of one entry of its input."""
+        """Whether a nonlinearity on the trunk can be held at its slope: it makes each entry from one of its input."""
         inputs = self.paths.inputs(node)
         alone = branch is self.root and known is not None and known.elementwise and len(inputs) == 1
         return alone and extents_of(inputs[0]) == extents_of(node)

@@ -70,8 +70,8 @@ def typed(kind: Any, known: object, name: str) -> Any:
         ValueError: It is of another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if kind in (Any, object) or (kind is NoneType and known is None):
-        return known
+    if kind in (Any, object) or (kind is NoneType and known is None) or hasattr(known, "dtype"):
+        return known  # a tensor stands for itself
     if origin in (UnionType, Union):
         return None if known is None and NoneType in inner else typed(inner[0], known, name)
     if origin is Literal:
@@ -82,11 +82,15 @@ def typed(kind: Any, known: object, name: str) -> Any:
             kinds = inner[:1] * len(known) if inner[-1] is Ellipsis else inner
             pairs = enumerate(zip(kinds, known, strict=True))
             return tuple(typed(own, item, f"{name}[{place}]") for place, (own, item) in pairs)
-    elif origin is not None:  # Mapping[str, T]
+    elif origin is not None:  # a mapping, of names or as pairs
         if isinstance(known, dict):
-            return {own: typed(inner[1], item, f"{name}.{own}") for own, item in known.items()}
+            return {key: typed(inner[1], item, f"{name}.{key}") for key, item in known.items()}
+        if isinstance(known, list) and inner[0] is not str:
+            return {typed(inner[0], key, name): typed(inner[1], item, name) for key, item in known}
     elif dataclasses.is_dataclass(kind):
         return record(kind, known, f"{name}.")  # type: ignore[arg-type]
+    elif kind is float and isinstance(known, dict) and set(known) == {"$number"}:
+        return float(known["$number"])
     elif kind is float:
         if isinstance(known, int | float) and not isinstance(known, bool) and math.isfinite(known):
             return float(known)

@@ -5,8 +5,8 @@ components-head.parquet     the components of a level, in the order of the array
 listings/0000.parquet       the images that were to be extracted: ids and fields
 records/00000000.parquet    a block that is done: row, error, or the reason why an image was left out
 index.parquet               all of these, put together at the end
-contributions/head          zarr 3, [row, component, dim]; one shard for each block, one chunk for each component
-representation, logits      zarr 3, [row, dim] and [row, class]
+contributions/head/         a safetensors file for each block, `values` [component, row, dim]
+representation/, logits/    the same, [row, dim] and [row, class]
 """
 
 from unweave.store.export import export

@@ -69,7 +69,7 @@ class Place:
         Raises:
             StoreError: It cannot be read.
         """
-        with self.plainly(name):
+        with self.plainly(name), self._missing(name):
             if self.local is not None or most is not None:
                 status = self._files.info(self.at(name))
                 if status["type"] != "file":  # a pipe would wait
@@ -77,6 +77,17 @@ class Place:
                 if most is not None and status["size"] > most:
                     raise OSError(f"it is longer than {most:,} bytes")
             return bytes(self._files.cat_file(self.at(name)))
+
+    @contextlib.contextmanager
+    def _missing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(
+                "A file of the store is missing.",
+                where=f"{self.url}/{name}",
+                cure="run the same `unweave extract` again: it makes this file anew",
+            ) from error
 
     def spans(self, name: str, spans: Sequence[tuple[int, int]]) -> bytes:
         """Parts of a file, one behind the other, each from its first byte to before its last.

@@ -66,7 +66,8 @@ class Store:
         self.manifest = Manifest.load(self.place)
         self._check = check
         found, known = writer.merged(self.place, self.manifest)
-        self._lengths = known.get("lengths", {})
+        self._lengths: dict[str, dict[str, int]] = known.get("lengths", {})
+        self._checksums: dict[int, dict[str, list[int]]] = {}
         self.missing = sorted(set(range(self.manifest.blocks)) - set(found["block"].unique().to_pylist()))
         if self.missing and not partial:
             there = self.manifest.blocks - len(self.missing)
@@ -204,7 +205,7 @@ class Store:
             components=tuple(own[column] for column in columns),
             ids=tuple(self.ids[row] for row in numbers),
             representation=self.representation(numbers),
-            error=torch.from_numpy(self._column("error")[numbers]),
+            error=torch.from_numpy(self._columns["error"][numbers]),
             tolerance=self.manifest.tolerance,
             origin=self.origin(level),
         )
@@ -226,11 +227,13 @@ class Store:
         for (at, _, within), (chunks, places) in self._parts(blocks, numbers, columns) if columns else ():
             if values is None:  # its first block is as large as it should be, so all of it may be
                 values = np.empty(shape, blocks.dtype)
-            if not isinstance(within, slice):  # one gathering is quicker than one for each component
-                values[:, at] = chunks[np.ix_(np.array(places, np.int64), within)]
-                continue
-            for column, place in enumerate(places):
-                values[column, at] = chunks[place, within]
+            if isinstance(within, slice) or len(places) < len(within):
+                for column, place in enumerate(places):
+                    values[column, at] = chunks[place, within]
+            else:  # row by row there is less to do
+                every = slice(None) if list(places) == list(range(len(chunks))) else list(places)
+                for row, place in zip(np.arange(len(numbers))[at], within, strict=True):
+                    values[:, row] = chunks[every, place]
         return np.empty(shape, blocks.dtype) if values is None else values
 
     def _parts(self, blocks: Blocks, numbers: np.ndarray, columns: Sequence[int]) -> Iterator[tuple[_Run, _Part]]:
@@ -280,22 +283,25 @@ class Store:
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> Blocks:
         def expected(block: int) -> list[int]:
-            return list(writer.record(self.place, self.manifest, block)[1]["checksums"].get(name, ()))
+            if block not in self._checksums:
+                self._checksums[block] = writer.record(self.place, self.manifest, block)[1]["checksums"]
+            return list(self._checksums[block].get(name, ()))
 
         if self.manifest.version == 1:
             from unweave.store.version1 import Shards
 
             return Shards(self.place, name, shape, dtype, self.manifest.rows, expected)
-        rows = np.bincount(self._column("block"), minlength=self.manifest.blocks)
+        rows = np.bincount(self._columns["block"], minlength=self.manifest.blocks)
         lengths = {int(block): length for block, length in self._lengths.get(name, {}).items()}
         return Blocks(self.place, name, shape, dtype, rows, lengths, expected, check=self._check)
 
-    def _column(self, name: str) -> np.ndarray:
-        return self.table[name].to_numpy()
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {name: self.table[name].to_numpy() for name in ("block", "row", "error")}
 
     def _runs(self, numbers: np.ndarray) -> Iterator[_Run]:
         """Rows by block: where they go, which block, and which rows of it; as slices where they are consecutive."""
-        blocks, within = self._column("block")[numbers], self._column("row")[numbers]
+        blocks, within = self._columns["block"][numbers], self._columns["row"][numbers]
         order = np.argsort(blocks, kind="stable")
         edges = np.flatnonzero(np.diff(blocks[order])) + 1
         for at in np.split(order, edges) if len(order) else ():

@@ -207,8 +207,8 @@ def ablate(
     Memory: the sums of the images, once, and a component's contributions.
 
     Args:
-        source: A store or its folder, a view of one, or a batch in memory: the images to measure on. If no others are given to fit
-            to, half of these are measured on, chosen by their ids, and the other half is fitted to.
+        source: A store or its folder, a view of one, or a batch in memory: the images to measure on. If no others are
+            given to fit to, half of these are measured on, chosen by their ids, and the other half is fitted to.
         order: What to ablate, each step on top of those before (see `Order`).
         fitted: Other images, from which means, scores and probes come.
         classification: How classes are told.
@@ -245,7 +245,7 @@ def ablate(
 
 
 def sides(source: Readable, fitted: Readable | None) -> tuple[View, View]:
-    """The images to fit to, and those to measure on; half of all each, chosen by their ids, if none are given to fit to.
+    """The images to fit to, and those to measure on: half of all each, chosen by their ids, if none are given to fit.
 
     Raises:
         DataError: There are no images on a side, or an image is on both.

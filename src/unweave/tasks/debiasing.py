@@ -272,7 +272,8 @@ def debias(
 
     Ablated contributions are replaced by their mean over the images that are fitted to. How many to ablate can be
     chosen without knowing groups, on held-out images: the number for which those that the classifier tells right as it
-    is and those that it tells wrong (under a bias, the ones out of place) are told best on average, both counting alike.
+    is and those that it tells wrong (under a bias, the ones out of place) are told best on average, both counting
+    alike.
 
     Args:
         sides: The images.

@@ -148,7 +148,7 @@ def search(
     Args:
         source: A store or its folder, a view of one, or a batch in memory: the images to search.
         text: What is looked for, set into the space's templates; or
-        image: an image: its id among those of the source, a file, or its contributions. It is left out of what is found.
+        image: an image: its id among those of the source, a file, or its contributions. It is left out of the results.
         choice: The features that components are chosen for, and how; or components that were chosen already.
         space: What brings components into a text space (see `unweave.alignment.Space`); not needed for an image if no
             components are to be chosen.

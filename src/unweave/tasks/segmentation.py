@@ -199,8 +199,8 @@ def segment(
     shown: int = 5,
     on_progress: OnProgress = silent,
 ) -> Segmentation:
-    """Threshold each image's map for its own class at the mean, and compare it with the object's mask, beside other ways
-    to make maps.
+    """Threshold each image's map for its own class at the mean, and compare it with the object's mask, beside other
+    ways to make maps.
 
     Args:
         model: A model, or its id.
