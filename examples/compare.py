@@ -1,12 +1,12 @@
-"""Two networks, one word: which head of DeiT says "sea" of the same images as which head of DINO?"""
+"""Two networks, one word: for each head of DeiT, which head of DINO says "sea" of the same images?"""
 
 import torch
 
 import unweave
 
-words, said = unweave.text_space("pocket/clip"), []
-for name in ("pocket/deit", "pocket/dino"):
-    store = unweave.extract(name, "pocket/evaluation", name.replace("/", "-"), limit=200)
-    heads = store.view().through(unweave.align(store, words)).select("kind:head")
-    said.append(heads.along(words.encode(["sea"]))[:, :, 0])  # [image, head]
-print(torch.corrcoef(torch.cat(said, 1).T)[:24, 24:])  # heads of DeiT by heads of DINO
+space, said = unweave.text_space("pocket/clip"), []
+for name in ("deit", "dino"):
+    view = unweave.extract(f"pocket/{name}", "pocket/evaluation", name, limit=200).view()
+    heads = view.through(unweave.align(view, space)).select("kind:head")
+    said.append(heads.along(space.encode(["something at sea"]))[:, :, 0])  # [image, head]
+print(torch.corrcoef(torch.cat(said, 1).T)[:24, 24:].max(1))  # correlations, and which head

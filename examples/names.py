@@ -5,5 +5,5 @@ import unweave
 store = unweave.extract("pocket/clip", "pocket/evaluation", "out", limit=300)
 names = unweave.label(store.view().select("kind:head"), space="pocket/clip")  # a CLIP needs no aligner
 print(names)
-print(names.of("blocks.5.attn.head.3").names)
-names.save("names")  # a table, a figure, and what `unweave.Names.load` reads
+print([name.phrase for name in names.of("blocks.5.attn.head.3").names])
+names.save("names")  # a table, a figure, and what `unweave.Names.load("names")` reads
