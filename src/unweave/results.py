@@ -1,6 +1,6 @@
 """Results: what every verb returns. A result shows, draws, saves and loads itself, and says how to make it again.
 
-    scores = unweave.score("out", aligner="aligner")
+    scores = unweave.score(store, space="aligner")
     scores                                 # a table in a terminal, in a notebook too
     scores.table().to_pandas()             # every number
     scores.figure().savefig("scores.svg")
@@ -58,6 +58,12 @@ class Shown:
 
     def __rich__(self) -> RenderableType:
         return Group(*self.told())
+
+    def __repr__(self) -> str:
+        """The same as in a terminal, without colours."""
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
         console = Console(record=True, file=io.StringIO(), width=120)
@@ -153,12 +159,6 @@ class Result(Shown):
     @classmethod
     def _kind(cls) -> Kind:
         return Kind(f"result {cls.name!r}", f"unweave {cls.name}", VERSION, "make it again with this version")
-
-    def __repr__(self) -> str:
-        """The same as in a terminal, without colours."""
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
@@ -282,7 +282,7 @@ def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return [unpacked(entry, tensors) for entry in value] if isinstance(value, list) else value
 
 
-def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> Table:
+def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> RenderableType:
     """A plain table for a terminal.
 
     Args:
@@ -290,9 +290,9 @@ def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[s
         columns: Each column's heading, and `left` or `right` for how its cells stand.
         rows: The cells, one for each column.
     """
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
     for heading, side in columns.items():
         drawn.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    return drawn
+    return Group(Text(title, "bold"), drawn)  # a title of the table's own would be broken at its width

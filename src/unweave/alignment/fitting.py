@@ -32,9 +32,10 @@ from unweave.images import ImageSet
 from unweave.images.imageset import columns
 from unweave.progress import OnProgress, silent
 from unweave.results import verb
-from unweave.text import TextSpace
+from unweave.store import Readable, view_of
+from unweave.text import TextSpace, text_space
 from unweave.text.phrases import spoken
-from unweave.view import View, Viewable
+from unweave.view import View
 
 _MOST_CLASSES = 2000
 """With more values than this a field does not name classes."""
@@ -42,8 +43,8 @@ _MOST_CLASSES = 2000
 
 @verb
 def align(
-    source: Viewable,
-    space: TextSpace,
+    source: Readable,
+    space: TextSpace | str,
     recipe: Recipe = Recipe(),  # noqa: B008  # it cannot be changed
     *,
     classes: Sequence[str] | None = None,
@@ -57,8 +58,8 @@ def align(
     A model whose weights are the space's own image encoder gets the identity.
 
     Args:
-        source: A store, a view of one, or a batch in memory.
-        space: The text space that the maps lead to.
+        source: A store or its folder, a view of one, or a batch in memory.
+        space: The text space that the maps lead to, or its id.
         recipe: How the maps are fitted.
         classes: Fields of the images whose values name what is in them: held-out images are classified by the nearest
             of these values, once by the aligned sum and once by the space's own image encoder. `label` if not given,
@@ -77,7 +78,7 @@ def align(
         DataError: There are too few images, a field is missing, or an image can no longer be read.
         AlignmentError: The contributions do not say of which model they are.
     """
-    view = source.view()
+    view, space = view_of(source), text_space(space) if isinstance(space, str) else space
     missing = next((name for name in classes or () if name not in view.fields), None)
     if missing is not None:
         view.field(missing)

@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 from unweave.alignment.aligner import CARD, Aligner
 from unweave.alignment.fitting import identical, is_own
 from unweave.errors import AlignmentError, ArgumentError
+from unweave.store import Readable, view_of
 from unweave.text import TextSpace, text_space
-from unweave.view import Maps, View, Viewable
+from unweave.view import Maps, View
 
 Space: TypeAlias = "Aligner | TextSpace | str | os.PathLike[str] | None"
 """What brings components into a text space: an aligner, or the folder that `align` wrote, which knows its text space;
@@ -21,12 +22,12 @@ an aligner already.
 
 
 def aligned(
-    source: Viewable, space: Space = None, *, templates: Sequence[str] | None = None, device: str = "cpu"
+    source: Readable, space: Space = None, *, templates: Sequence[str] | None = None, device: str = "cpu"
 ) -> tuple[View, TextSpace]:
     """Contributions in a text space, and the space.
 
     Args:
-        source: A store, a view of one, or a batch in memory.
+        source: A store or its folder, a view of one, or a batch in memory.
         space: What brings them there (see `Space`).
         templates: Sentences for phrases; those of the space if not given.
         device: The device that a space which is loaded here computes on.
@@ -35,7 +36,7 @@ def aligned(
         ArgumentError: Nothing leads to a text space.
         AlignmentError: The aligner, the space and the model do not belong together.
     """
-    view = source.view()
+    view = view_of(source)
     maps: Maps | None = aligner_of(space) or view.aligner
     if maps is not None:
         words = space if isinstance(space, TextSpace) else space_of(maps, templates=templates, device=device)

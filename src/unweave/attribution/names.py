@@ -28,8 +28,9 @@ from unweave.figures import NamedComponent, names_figure
 from unweave.images import ImageSet, squares
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
+from unweave.store import Readable
 from unweave.text import TextSpace
-from unweave.view import View, Viewable
+from unweave.view import View
 
 MOST, LEAST = 6, 3
 """Images of either kind beside a component."""
@@ -228,7 +229,7 @@ def spanned(
 
 @verb
 def label(
-    source: Viewable,
+    source: Readable,
     vocabulary: Sequence[str] | str | PathLike[str] | None = None,
     *,
     phrases: int = 5,
@@ -242,7 +243,7 @@ def label(
     Memory: the directions of the vocabulary, and a few matrices of `width x width`.
 
     Args:
-        source: A store, a view of one, or a batch in memory.
+        source: A store or its folder, a view of one, or a batch in memory.
         vocabulary: Phrases, of which one that comes twice counts once; or a text file with one on each line; those that
             are shipped for the text space if not given.
         phrases: How many phrases each component is named by.

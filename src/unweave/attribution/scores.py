@@ -32,8 +32,8 @@ from unweave.errors import ArgumentError, DataError
 from unweave.figures import factors_figure
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
+from unweave.store import Readable
 from unweave.text.phrases import Features
-from unweave.view import Viewable
 
 LEVEL = 0.05
 """How often chance may be taken for a finding."""
@@ -190,7 +190,7 @@ def basis(directions: Float[Tensor, "phrase dim"]) -> Float[Tensor, "rank dim"]:
 
 @verb
 def score(
-    source: Viewable,
+    source: Readable,
     features: Features = None,
     *,
     space: Space = None,
@@ -211,7 +211,7 @@ def score(
     Memory: twice `image x basis vectors` numbers and `samples x image` bytes.
 
     Args:
-        source: A store, a view of one, or a batch in memory.
+        source: A store or its folder, a view of one, or a batch in memory.
         features: Features by name, each with its phrases; or names of features that the text space knows, and phrases
             that stand alone; or a TOML file; the features that are shipped for the text space if not given.
         space: What brings components into a text space: an aligner or its folder, or the text space of a CLIP

@@ -125,5 +125,5 @@ def debias(
         debiasing = debiasing.with_checkpoint(written.about)
     show(debiasing, output, no_figure=no_figure, json=json)
     if written is not None and not json:
-        Console(highlight=False).print(Text(f"\n{written.told}"), soft_wrap=True)
+        Console(highlight=False).print(Text(), written, soft_wrap=True)
         print_files({"checkpoint": written.path})

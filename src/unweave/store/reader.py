@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +27,10 @@ from unweave.store import writer
 from unweave.store.blocks import Blocks
 from unweave.store.manifest import Manifest
 from unweave.store.place import Place
-from unweave.view import Listed, Origin, Rows, View, numbered
+from unweave.view import Listed, Origin, Rows, View, Viewable, numbered
+
+Readable: TypeAlias = "Viewable | str | os.PathLike[str]"
+"""What verbs read: a store or its folder, a view of one, or a batch in memory."""
 
 _Run = tuple[slice | np.ndarray, int, slice | np.ndarray]
 """Rows of one block: where they go, which block, and which of its rows they are."""
@@ -394,6 +397,18 @@ def _compact(numbers: np.ndarray) -> slice | np.ndarray:
 def open_store(place: str | os.PathLike[str], *, partial: bool = False, check: bool = False) -> Store:
     """Open what `unweave extract` wrote (see `Store`)."""
     return Store(place, partial=partial, check=check)
+
+
+def view_of(source: Readable) -> View:
+    """Contributions as a view.
+
+    Args:
+        source: A store or its folder, a view, or a batch in memory.
+
+    Raises:
+        StoreError: A folder is named that is no store.
+    """
+    return open_store(source).view() if isinstance(source, (str, os.PathLike)) else source.view()
 
 
 def summary(store: Store) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from unweave.errors import DataError
 from unweave.figures import Curve, curves_figure
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
+from unweave.store import Readable, view_of
 from unweave.tasks.classifier import By, Classification, Classifier
-from unweave.view import View, Viewable
+from unweave.view import View
 
 To = Literal["mean", "zero"]
 
@@ -192,10 +193,10 @@ def selections(components: Sequence[Component], chosen: Sequence[Selection]) -> 
 
 @verb
 def ablate(
-    source: Viewable,
+    source: Readable,
     order: Order = "last",
     *,
-    fitted: Viewable | None = None,
+    fitted: Readable | None = None,
     classification: Classification = Classification(),  # noqa: B008  # it cannot be changed
     to: To = "mean",
     seed: int = 0,
@@ -206,8 +207,8 @@ def ablate(
     Memory: the sums of the images, once, and a component's contributions.
 
     Args:
-        source: A store, a view of one, or a batch in memory: the images to measure on. If no others are given to fit
-            to, half of these are measured on, chosen by their ids, and the other half is fitted to.
+        source: A store or its folder, a view of one, or a batch in memory: the images to measure on. If no others are
+            given to fit to, half of these are measured on, chosen by their ids, and the other half is fitted to.
         order: What to ablate, each step on top of those before (see `Order`).
         fitted: Other images, from which means, scores and probes come.
         classification: How classes are told.
@@ -243,14 +244,14 @@ def ablate(
     return Ablation(view.model, classifier.by, to, steps, tuple(accuracies), view.components, card=card)
 
 
-def sides(source: Viewable, fitted: Viewable | None) -> tuple[View, View]:
+def sides(source: Readable, fitted: Readable | None) -> tuple[View, View]:
     """The images to fit to, and those to measure on: half of all each, chosen by their ids, if none are given to fit.
 
     Raises:
         DataError: There are no images on a side, or an image is on both.
     """
-    view = source.view()
-    first, second = view.split() if fitted is None else (fitted.view(), view)
+    view = view_of(source)
+    first, second = view.split() if fitted is None else (view_of(fitted), view)
     both = set(first.ids) & set(second.ids)
     if both or not len(first) or not len(second):
         what = (

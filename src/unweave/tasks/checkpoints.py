@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
 from unweave.errors import AlignmentError, ArgumentError, ModelError
@@ -17,6 +19,7 @@ from unweave.extraction import pictures
 from unweave.images import batches
 from unweave.models import Model
 from unweave.progress import OnProgress, silent
+from unweave.results import Shown
 from unweave.surgery.edit import Edit, mean_ablated
 from unweave.tasks.classifier import Classification, model_of
 from unweave.tasks.debiasing import Debiasing, Sides
@@ -33,8 +36,8 @@ _BATCH = 16
 """Images at a time."""
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Shown):
     """A debiased classifier as a checkpoint.
 
     Attributes:
@@ -66,15 +69,15 @@ class Checkpoint:
             "refused": [{"component": str(part.component), "why": str(part.reason)} for part in self.edit.refused],
         }
 
-    @property
-    def told(self) -> str:
+    def told(self) -> list[RenderableType]:
         """What the checkpoint is worth, in a sentence or two."""
         text = (
             f"The checkpoint, without the first {self.k}, tells the worst group at {self.groups.worst:.3f} and the "
             f"average at {self.groups.average:.3f}: its later layers answer to what is gone. It is the ablated model "
             f"to {self.apart:.0e}."
         )
-        return "\n".join([text, *(f"not in the weights: {cut.component}: {cut.reason}" for cut in self.edit.refused)])
+        cuts = (Text(f"not in the weights: {cut.component}: {cut.reason}") for cut in self.edit.refused)
+        return [Text(text), *cuts]
 
 
 def checkpoint(

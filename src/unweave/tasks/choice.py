@@ -19,9 +19,10 @@ from unweave.attribution.scores import Scores, score
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError
 from unweave.progress import OnProgress, silent
+from unweave.store import Readable, view_of
 from unweave.tasks.precision import asked_of, codes_of, precisions
 from unweave.text import TextSpace
-from unweave.view import View, Viewable
+from unweave.view import View
 
 By = Literal["score", "margin"]
 """What components are ranked by: their score for a feature, or that less their highest score for another feature."""
@@ -71,7 +72,7 @@ class Choice:
     by: By | None = None
     k: int | None = None
     best: Mapping[str, str] = field(default_factory=dict)
-    scored_on: Viewable | None = None
+    scored_on: Readable | None = None
     samples: int = 400
     seed: int = 0
 
@@ -93,7 +94,7 @@ class Choice:
         unknown = next((name for name in self.best if name not in self.features), None)
         if unknown is not None:
             raise ArgumentError(f"No components are chosen for {unknown!r}.", cure="ask for that feature, too")
-        scored_on = view if self.scored_on is None else self.scored_on.view().level(view.origin.level)  # type: ignore[union-attr]
+        scored_on = view if self.scored_on is None else view_of(self.scored_on).level(view.origin.level)  # type: ignore[union-attr]
         if view.aligner is not None:
             scored_on = scored_on.through(view.aligner)
         scores = score(scored_on, among, space=space, seed=self.seed, samples=self.samples, on_progress=on_progress)

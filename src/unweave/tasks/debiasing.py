@@ -30,11 +30,12 @@ from unweave.errors import ArgumentError, DataError
 from unweave.figures import Curve, curves_figure
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
+from unweave.store import Readable, view_of
 from unweave.tasks.ablation import BY, change
 from unweave.tasks.classifier import By, Classification, Classifier
 from unweave.tasks.groups import Groups, balanced, grouped, groups_of
 from unweave.text.phrases import Features, chosen
-from unweave.view import View, Viewable
+from unweave.view import View
 
 K = 10
 """Components to ablate, as published."""
@@ -53,9 +54,9 @@ class Sides:
         DataError: A side has no images, or the three have different components.
     """
 
-    fitted: Viewable
-    held_out: Viewable
-    test: Viewable
+    fitted: Readable
+    held_out: Readable
+    test: Readable
 
     def __post_init__(self) -> None:
         views = self.views
@@ -70,11 +71,11 @@ class Sides:
             )
 
     @classmethod
-    def of(cls, source: Viewable, splits: Sequence[str] = ("train", "val", "test"), field: str = "split") -> Sides:
+    def of(cls, source: Readable, splits: Sequence[str] = ("train", "val", "test"), field: str = "split") -> Sides:
         """The three sides of one store.
 
         Args:
-            source: A store, a view of one, or a batch in memory.
+            source: A store or its folder, a view of one, or a batch in memory.
             splits: The values of the field on the three sides.
             field: The field that has them.
 
@@ -86,13 +87,13 @@ class Sides:
             raise ArgumentError(
                 f"There are three sides, not {len(splits)}.", cure="name three values, such as train,val,test"
             )
-        first, second, third = (source.view().where(f"{field}={split}") for split in splits)
+        first, second, third = (view_of(source).where(f"{field}={split}") for split in splits)
         return cls(first, second, third)
 
     @property
     def views(self) -> tuple[View, View, View]:
         """The three views."""
-        return self.fitted.view(), self.held_out.view(), self.test.view()
+        return view_of(self.fitted), view_of(self.held_out), view_of(self.test)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ from unweave.figures import RetrievedRow, retrieval_figure
 from unweave.images import ImageFile, batches, read_image, squares
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
+from unweave.store import Readable, view_of
 from unweave.tasks.choice import Choice, Chosen
 from unweave.tasks.classifier import model_of
 from unweave.tasks.index import Index
 from unweave.text import TextSpace
-from unweave.view import View, Viewable
+from unweave.view import View
 
 _DRAWN = 8
 """Images of a row that are drawn."""
@@ -130,7 +131,7 @@ class Retrieval(Result):
 
 @verb
 def search(
-    source: Viewable,
+    source: Readable,
     *,
     text: str | None = None,
     image: str | os.PathLike[str] | Contributions | None = None,
@@ -145,7 +146,7 @@ def search(
     Memory: that of one index at a time (see `Index.build`).
 
     Args:
-        source: A store, a view of one, or a batch in memory: the images to search.
+        source: A store or its folder, a view of one, or a batch in memory: the images to search.
         text: What is looked for, set into the space's templates; or
         image: an image: its id among those of the source, a file, or its contributions. It is left out of the results.
         choice: The features that components are chosen for, and how; or components that were chosen already.
@@ -165,7 +166,7 @@ def search(
         raise ArgumentError("A search is for a text, or for an image.", cure="give one of `text` and `image`")
     if count < 1:
         raise ArgumentError(f"count must be at least 1, got {count}.", cure="use 10")
-    view, words = source.view(), None
+    view, words = view_of(source), None
     if text is not None or (isinstance(choice, Choice) and choice.features):
         view, words = aligned(view, space)
     query = words.encode([text]) if words is not None and text is not None else None

@@ -1,0 +1,9 @@
+"""Images whose pattern is like that of one image, whatever else they show."""
+
+import unweave
+
+store = unweave.extract("pocket/clip", "pocket/evaluation", "out", limit=400)
+striped = store.view().where(pattern="striped").ids[0]
+found = unweave.search(store, image=striped, choice=unweave.Choice(["pattern"]), space="pocket/clip", count=5)
+print(found)
+found.figure().savefig("found.png")
