@@ -1,24 +1,23 @@
 """Heatmaps: everything adds up to the score, tokens lie where the image is, and nothing is normalised."""
 
-import json
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import nn
 
 import unweave
-from stores import Classifier, model, space_of
+from stores import Classifier, draw, model, space_of
 from tiny import SIZE, WIDTH, Vit, pictures, ready
 from unweave.alignment import Aligner
+from unweave.attribution import Scores
 from unweave.components import Component
-from unweave.errors import ArgumentError, ModelError, StoreError, UnweaveError
+from unweave.errors import AlignmentError, ArgumentError, DataError, ModelError, StoreError
+from unweave.images import open_images
 from unweave.models import Model
-from unweave.tasks.heatmaps import Heatmaps, Mapper, as_pixels, best, joined, spread, viewed
+from unweave.tasks.heatmaps import Heatmaps, Highest, Mapper, as_pixels, heatmap, joined, spread, viewed
 from unweave.tasks.target import Target, affine, toward_classes, toward_texts
 
 pytestmark = pytest.mark.xdist_group("heatmap")
@@ -229,7 +228,7 @@ def test_classes_go_by_name_or_number_and_against_others():
 
 def test_classes_go_by_any_of_their_names(monkeypatch):
     called = (("tench", "n01440764"), ("crane", "n02012849"), ("crane", "n03126707"))
-    monkeypatch.setattr("unweave.tasks.head.class_names", lambda model, count: called)
+    monkeypatch.setattr("unweave.tasks.target.class_names", lambda model, count: called)
     every = toward_classes(model())
     assert [every.place(name) for name in ("n01440764", "n02012849", "n03126707", "Crane")] == [0, 1, 2, 1]
     assert toward_classes(model(), ["n03126707"]).directions.equal(every.directions[2:])
@@ -241,17 +240,17 @@ def test_targets_that_cannot_be_are_refused():
     with pytest.raises(ModelError, match="no classifier"):
         toward_classes(pocket("dino"))
     own, plan = model(), unweave.plan(model())
-    with pytest.raises(StoreError, match="not the image encoder"):
+    with pytest.raises(AlignmentError, match="not the image encoder"):
         toward_texts(pocket("deit"), space_of(5), ["a dog"])
     with pytest.raises(ArgumentError, match="no texts"):
         toward_texts(own, space_of(5), [])
-    with pytest.raises(StoreError, match="another model"):
+    with pytest.raises(AlignmentError, match="another model"):
         toward_texts(pocket("deit"), space_of(5), ["a dog"], aligner_of(plan))
-    with pytest.raises(StoreError, match="another text space"):
+    with pytest.raises(AlignmentError, match="another text space"):
         toward_texts(own, space_of(5, {"a": torch.ones(5)}), ["a dog"], aligner_of(plan))
     partial = aligner_of(plan)
     partial = Aligner(partial.maps[1:], partial.bias, partial.components[1:], partial.identity)
-    with pytest.raises(StoreError, match="no map for the component"):
+    with pytest.raises(AlignmentError, match="no map for the component"):
         Mapper(plan)(own.example(1), toward_texts(own, space_of(5), ["a dog"], partial))
 
 
@@ -264,32 +263,39 @@ def test_the_own_encoder_of_a_space_needs_no_aligner():
 
 
 def scores(rows):
-    return pa.Table.from_pylist(
-        [
-            {"component": name, "feature": feature, "score": score, "above_chance": above}
-            for name, feature, score, above in rows
-        ]
-    )
+    """Scores by component and feature that were made up; those that are not named are 0 and no more than chance."""
+    components = tuple(dict.fromkeys(component for component, *_ in rows))
+    features = {name: (name,) for name in dict.fromkeys(feature for _, feature, *_ in rows)}
+    values, p = torch.zeros(len(components), len(features)), torch.ones(len(components), len(features))
+    for component, feature, score, above in rows:
+        place = components.index(component), list(features).index(feature)
+        values[place], p[place] = score, 0.0 if above else 1.0
+    none = torch.zeros_like(values)
+    return Scores(components, features, values, none, none, none, none, p, 9)
 
 
-def test_components_are_chosen_by_score_above_chance_where_they_read_tokens():
+def test_components_are_chosen_by_score_above_chance_where_they_read_tokens(tmp_path):
     plan = tiny()
-    heads = [str(part) for part in plan.components if part.kind == "head"]
-    rows = [(name, "colour", number / 10, number > 1) for number, name in enumerate(heads)]
-    rows += [("blocks.0.mlp", "colour", 2.0, True), (heads[0], "shape", 1.0, True), (heads[1], "shape", -1.0, False)]
-    table = scores(rows)
-    assert [str(part) for part in best(plan, table, ["colour"], 3)] == heads[:-4:-1]
-    assert len(best(plan, table, ["colour"], 100)) == len(heads) - 2
-    assert [str(part) for part in best(plan, table, ["colour"])] == heads[:3:-1]
-    assert str(best(plan, table, ["colour", "shape"], 1)[0]) == heads[0]
+    heads = [part for part in plan.components if part.kind == "head"]
+    mlp = next(part for part in plan.components if str(part) == "blocks.0.mlp")
+    rows = [(head, "colour", number / 10, number > 1) for number, head in enumerate(heads)]
+    rows += [(mlp, "colour", 2.0, True), (heads[0], "shape", 1.0, True), (heads[1], "shape", -1.0, False)]
+    made = scores(rows)
+    assert list(Highest(made, ["colour"], 3).of(plan)) == heads[:-4:-1]
+    assert len(Highest(made, ["colour"], 100).of(plan)) == len(heads) - 2
+    assert list(Highest(made, ["colour"]).of(plan)) == heads[:3:-1]
+    assert Highest(made, ["colour", "shape"], 1).of(plan) == (heads[0],)
+    assert Highest(made, (), 1).of(plan) == (heads[0],)
+    made.save(tmp_path / "scores", figure=False)
+    assert Highest(tmp_path / "scores", ["colour"], 3).of(plan) == Highest(made, ["colour"], 3).of(plan)
     with pytest.raises(ArgumentError, match="no feature 'size'"):
-        best(plan, table, ["size"], 3)
-    with pytest.raises(ArgumentError, match="no table of scores"):
-        best(plan, pa.table({"a": [1]}), ["size"], 3)
+        Highest(made, ["size"], 3).of(plan)
+    with pytest.raises(StoreError, match="a file is missing"):
+        Highest(tmp_path / "nothing", ["size"], 3).of(plan)
     with pytest.raises(ArgumentError, match="above chance"):
-        best(plan, scores([(heads[0], "colour", 1.0, False)]), ["colour"], 3)
-    with pytest.raises(ArgumentError, match="no component of the model"):
-        best(plan, scores([("stem", "colour", 1.0, True)]), ["colour"], 3)
+        Highest(scores([(heads[0], "colour", 1.0, False)]), ["colour"], 3).of(plan)
+    with pytest.raises(DataError, match="no component of the model"):
+        Highest(scores([(Component("stem", "conv"), "colour", 1.0, True)]), ["colour"], 3).of(plan)
 
 
 def test_what_reads_no_tokens_cannot_be_mapped():
@@ -299,35 +305,94 @@ def test_what_reads_no_tokens_cannot_be_mapped():
         Mapper(tiny(), "nothing")
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
+# -- the verb and its files --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_arrays_come_back(tmp_path, suffix):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("photos") / "images", 3)
+
+
+def test_the_verb_maps_pictures_and_tensors(photos):
+    loaded = model()
+    heatmaps = heatmap(loaded, str(photos), classes=["1"], select="last:1")
+    assert heatmaps.ids == ("0000.png", "0001.png", "0002.png") and heatmaps.targets == ("1",)
+    inputs = torch.stack([loaded.preprocess(picture.read()) for picture in open_images(str(photos))])
+    tensors = heatmap(loaded, inputs, classes=["1"], select="last:1")
+    for other in (tensors, heatmap(loaded, open_images(str(photos)), classes="1", select="last:1")):
+        assert torch.allclose(heatmaps.summed(), other.summed(), atol=1e-5)
+        assert torch.allclose(heatmaps.total, other.total, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(tensors.total[:, 0], loaded.module(inputs)[:, 1], atol=1e-4)
+    rather = heatmap(loaded, inputs, classes=["1"], against=["0", "2"], select="last:1")
+    others = heatmap(loaded, inputs, classes=["0", "2"], select="last:1")
+    assert torch.allclose(rather.total, tensors.total - others.total.mean(1, keepdim=True), atol=1e-4)
+
+
+def test_the_verb_maps_texts(photos):
+    told, space = [], space_of(WIDTH)
+    headless = Model.from_module(ready(Vit(), torch.float32), input_size=(3, SIZE, SIZE), id="tiny")
+    own = space_of(WIDTH)
+    object.__setattr__(own, "images", headless)
+    heatmaps = heatmap(headless, str(photos), texts="a dog", space=own, on_progress=lambda *what: told.append(what))
+    assert heatmaps.targets == ("a dog",) and heatmaps.card["space"] == "tiny"
+    assert told == [("mapping images", count, 3) for count in range(1, 4)]
+    with pytest.raises(AlignmentError, match="not the image encoder"):
+        heatmap(headless, str(photos), texts="a dog", space=space)
+
+
+def test_what_the_verb_refuses(photos, tmp_path):
+    for asked in ({}, {"texts": ["a"], "classes": ["1"]}):
+        with pytest.raises(ArgumentError, match="Maps are of texts or of classes"):
+            heatmap(model(), str(photos), **asked)
+    with pytest.raises(ArgumentError, match="Texts need a text space"):
+        heatmap(model(), str(photos), texts=["a"])
+    (tmp_path / "broken.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="None of the images could be read"):
+        heatmap(model(), str(tmp_path), classes=["1"])
+
+
+def test_images_that_cannot_be_read_are_left_out_and_said(photos, tmp_path):
+    folder = draw(tmp_path / "images", 2)
+    (folder / "0000a.png").write_bytes(b"x")
+    heatmaps = heatmap(model(), str(folder), classes=["1"], select="last:1")
+    assert heatmaps.ids == ("0000.png", "0001.png") and [left["id"] for left in heatmaps.card["skipped"]] == [
+        "0000a.png"
+    ]
+    assert np.array_equal(heatmaps.pixels[1], np.asarray(Image.open(folder / "0001.png")))
+
+
+def test_arrays_come_back(tmp_path):
     mapper = Mapper(tiny(), "last:1")
     parts = [mapper(pictures(1, seed=seed), target_of(tiny()), [str(seed)]) for seed in range(2)]
-    found = joined(parts)
-    path = found.save(tmp_path / "deep" / f"maps.{suffix}")
-    if suffix == "npz":
-        with np.load(path, allow_pickle=False) as file:
-            card, arrays = json.loads(str(file["card"])), {name: file[name] for name in file.files if name != "card"}
-    else:
-        with safe_open(path, "np") as file:
-            card, arrays = json.loads(file.metadata()["card"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert card["ids"] == ["0", "1"] and card["targets"] == ["0", "1"]
-    assert np.array_equal(arrays["sum"], found.summed().numpy())
-    beside = sum(own for name, own in arrays.items() if name.startswith("beside/"))
-    assert np.allclose(arrays["sum"].sum((-2, -1)) + beside, arrays["total"])
-    assert sum(name.startswith("map/") for name in arrays) == len(found.maps)
+    heatmaps = joined(parts)
+    heatmaps.save(tmp_path / "deep" / "maps", figure=False)
+    again = Heatmaps.load(tmp_path / "deep" / "maps")
+    assert again.ids == ("0", "1") and again.targets == ("0", "1") and again.components == heatmaps.components
+    assert again.table().equals(heatmaps.table())
+    ours, theirs = heatmaps.arrays(), again.arrays()
+    assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert np.array_equal(ours["sum"], heatmaps.summed().numpy())
+    beside = sum(values for name, values in ours.items() if name.startswith("beside/"))
+    assert np.allclose(ours["sum"].sum((-2, -1)) + beside, ours["total"])
+    assert sum(name.startswith("map/") for name in ours) == len(heatmaps.maps)
+
+
+def test_a_figure_needs_pictures(photos, tmp_path):
+    made = heatmap(model(), str(photos), classes=["1"], select="last:1")
+    assert "figure" in made.save(tmp_path / "a")
+    assert np.array_equal(Heatmaps.load(tmp_path / "a").pixels, made.pixels)
+    without = Mapper(tiny(), "last:1")(pictures(1), target_of(tiny()))
+    with pytest.raises(ArgumentError, match="given as tensors"):
+        without.figure()
+    assert "figure" not in without.save(tmp_path / "b") and Heatmaps.load(tmp_path / "b").pixels is None
 
 
 def test_files_that_cannot_be_written_are_errors(tmp_path):
-    found = Mapper(tiny(), "last:1")(pictures(1), target_of(tiny()))
-    with pytest.raises(UnweaveError, match="cannot be written as"):
-        found.save(tmp_path / "maps.pkl")
+    heatmaps = Mapper(tiny(), "last:1")(pictures(1), target_of(tiny()))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnweaveError, match="cannot be written"):
-        found.save(tmp_path / "file" / "maps.npz")
+    with pytest.raises(StoreError, match="cannot be written"):
+        heatmaps.save(tmp_path / "file" / "maps")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

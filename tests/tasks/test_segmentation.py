@@ -1,6 +1,7 @@
 """Segmentation: the measures against plain loops, the other methods against what their papers say, bad input."""
 
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,15 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import unweave
-from stores import model
-from tiny import SIZE, Vit, pictures, ready
+from stores import model, space_of
+from tiny import SIZE, WIDTH, Vit, pictures, ready
 from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.images import ImageSet
 from unweave.tasks import baselines
 from unweave.tasks.attention import Attention
 from unweave.tasks.baselines import GradCam, RawAttention, Rollout, TransformerAttribution, Unfit, laid_out
 from unweave.tasks.heatmaps import Mapper
-from unweave.tasks.segmentation import METHODS, OURS, _Tally, average_precision, nearest, segment
+from unweave.tasks.segmentation import METHODS, OURS, Segmentation, _Tally, nearest, segment
+from unweave.tasks.segmentation import measured as measured_by
 from unweave.tasks.target import toward_classes
 
 pytestmark = pytest.mark.xdist_group("heatmap")
@@ -63,12 +65,24 @@ def shown(monkeypatch):
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 def test_average_precision_counts_pixels_of_one_value_together(levels):
+    """Pixels are taken value by value: at each, the precision so far counts for the share of the object that it adds."""
     random = np.random.default_rng(levels)
     map_, mask = random.integers(0, levels, (9, 7)).astype(float), random.random((9, 7)) < 0.3
-    assert average_precision(map_, mask) == pytest.approx(average_precision_score(mask.ravel(), map_.ravel()))
-    assert average_precision(mask.astype(float), mask) == 1
-    assert average_precision(np.zeros((9, 7)), mask) == pytest.approx(mask.mean())
-    assert np.isnan(average_precision(map_, np.zeros((9, 7), bool)))
+    expected, before = 0.0, 0.0
+    for value in sorted(set(map_.ravel()), reverse=True):
+        taken = map_ >= value
+        recall = (taken & mask).sum() / mask.sum()
+        expected += (recall - before) * (taken & mask).sum() / taken.sum()
+        before = recall
+    assert precision_of(map_, mask) == pytest.approx(expected)
+    assert precision_of(mask.astype(float), mask) == 1
+    assert precision_of(np.zeros((9, 7)), mask) == pytest.approx(mask.mean())
+
+
+def precision_of(map_, mask):
+    tally = _Tally()
+    tally.add(map_, mask)
+    return tally.quality("x").average_precision
 
 
 def test_the_measures_are_what_loops_say():
@@ -87,6 +101,8 @@ def test_the_measures_are_what_loops_say():
     assert found.foreground_iou == pytest.approx(foreground)
     assert found.mean_iou == pytest.approx((foreground + background) / 2)
     assert found.images == 4
+    pixels = [average_precision_score(mask.ravel(), map_.ravel()) for map_, mask in zip(maps, masks, strict=True)]
+    assert found.average_precision == pytest.approx(np.mean(pixels))
 
 
 def test_the_nearest_direction_is_found_where_scores_are_linear():
@@ -231,19 +247,50 @@ def mapper():
 
 def measured(images, **options):
     options = {"mapper": mapper(), "methods": PLAIN, **options}
-    return segment(model(), images, toward_classes(model()), **options)
+    return measured_by(model(), images, toward_classes(model()), **options)
 
 
-def test_every_method_is_measured_on_the_same_images_in_one_run():
-    done = []
-    found = measured(images_of(), batch=2, shown=3, on_image=done.append)
-    assert [own.method for own in found.qualities] == list(PLAIN) and {own.images for own in found.qualities} == {5}
-    assert found.space == "classifier" and done == [2, 4, 5]
-    assert [own.label for own in found.shown] == ["0", "1", "2"] and set(found.shown[0].maps) == set(PLAIN)
-    assert measured(images_of(), batch=5).table().drop(["model"]).equals(found.table().drop(["model"])) or all(
-        one.average_precision == pytest.approx(other.average_precision, abs=1e-6)
-        for one, other in zip(measured(images_of(), batch=5).qualities, found.qualities, strict=True)
-    )
+def test_every_method_is_measured_on_the_same_images_in_one_run(monkeypatch):
+    whole = measured(images_of(), shown=3)
+    monkeypatch.setattr("unweave.tasks.segmentation._BATCH", 2)
+    told = []
+    segmentation = measured(images_of(), shown=3, on_progress=lambda *what: told.append(what))
+    assert [quality.method for quality in segmentation.qualities] == list(PLAIN)
+    assert {quality.images for quality in segmentation.qualities} == {5}
+    assert segmentation.space == "classifier" and told == [("measuring maps", count, 5) for count in (2, 4, 5)]
+    assert [image.label for image in segmentation.shown] == ["0", "1", "2"]
+    assert set(segmentation.shown[0].maps) == set(PLAIN)
+    for ours, theirs in zip(whole.qualities, segmentation.qualities, strict=True):
+        for name in ("pixel_accuracy", "foreground_iou", "mean_iou", "average_precision"):
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
+
+
+def test_the_verb_measures_what_is_asked_for(tmp_path):
+    segmentation = segment(model(), images_of(), select="last:1", methods=[OURS], shown=2)
+    expected = measured(images_of(), mapper=Mapper(unweave.plan(model()), "last:1"), methods=[OURS], shown=2)
+    assert segmentation.table().equals(expected.table()) and segmentation.card["model"] == "tiny"
+    assert segmentation.card["components"] == [
+        str(component) for component in Mapper(mapper().plan, "last:1").components
+    ]
+    assert "figure" in segmentation.save(tmp_path / "out")
+    again = Segmentation.load(tmp_path / "out")
+    assert again.table().equals(segmentation.table()) and again.card == segmentation.card
+    assert np.array_equal(again.shown[1].maps[OURS], segmentation.shown[1].maps[OURS])
+    assert np.array_equal(again.shown[1].mask, segmentation.shown[1].mask)
+    assert "figure" not in segment(model(), images_of(), methods=[OURS], shown=0).save(tmp_path / "none")
+
+
+def test_classes_as_words_are_those_of_the_images():
+    words = space_of(WIDTH)
+    headless = unweave.Model.from_module(ready(Vit(), torch.float32), input_size=(3, SIZE, SIZE), id="tiny")
+    words = replace(words, images=headless)
+    images = images_of(3, labels=["sea_lion", "dog", "dog"])
+    segmentation = segment(headless, images, space=words, methods=[OURS], shown=3)
+    assert segmentation.space == "tiny" and [image.label for image in segmentation.shown] == ["sea lion", "dog", "dog"]
+    with pytest.raises(ArgumentError, match="Only a classifier predicts"):
+        segment(headless, images, label=None, space=words)
+    with pytest.raises(DataError, match="Nothing is known of the kind"):
+        segment(headless, images, label="kind", space=words)
 
 
 def test_ours_is_the_map_of_the_images_own_class():
@@ -258,9 +305,10 @@ def test_ours_is_the_map_of_the_images_own_class():
         )
 
 
-def test_the_predicted_class_needs_no_field():
+def test_the_predicted_class_needs_no_field(monkeypatch):
+    monkeypatch.setattr("unweave.tasks.segmentation._BATCH", 2)
     images = images_of(4, broken=(2,))
-    found = measured(images, methods=[OURS], label=None, shown=4, batch=2)
+    found = measured(images, methods=[OURS], label=None, shown=4)
     wanted = [
         int(model().module(model().preprocess(images[row].read())[None]).argmax()) for row in range(4) if row != 2
     ]
@@ -291,7 +339,7 @@ def test_bad_input_is_refused():
         measured(images_of(size=(12, 16)))
     with pytest.raises(DataError, match="Nothing is known of the kind"):
         measured(images_of(), label="kind")
-    with pytest.raises(ArgumentError, match="'7' is none of the 3 classes") as caught:
+    with pytest.raises(DataError, match="'7' is none of the 3 classes") as caught:
         measured(images_of(2, labels=[0, 7]))
     assert "p1" in str(caught.value)
     for methods in ([], ["magic"]):
