@@ -65,7 +65,7 @@ def shown(monkeypatch):
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 def test_average_precision_counts_pixels_of_one_value_together(levels):
-    """Pixels are taken value by value: at each, the precision so far counts for the share of the object that it adds."""
+    """Pixels are taken value by value: at each, the precision so far counts for the share of the object it adds."""
     random = np.random.default_rng(levels)
     map_, mask = random.integers(0, levels, (9, 7)).astype(float), random.random((9, 7)) < 0.3
     expected, before = 0.0, 0.0
