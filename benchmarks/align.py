@@ -29,10 +29,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
+from unweave.alignment.rows import held_out, rows_of
 
 import unweave
 from unweave.alignment import Aligned, Aligner, Point, Recipe, embeddings
-from unweave.alignment.rows import held_out, rows_of
 from unweave.alignment.solvers import SOLVERS, nearest
 from unweave.components import Component
 from unweave.pocket.networks import NETWORKS

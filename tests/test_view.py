@@ -14,7 +14,8 @@ from unweave.alignment import Aligner
 from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import AlignmentError, ArgumentError, DataError, ModelError, StoreError
-from unweave.view import View, numbered
+from unweave.source import numbered
+from unweave.view import View
 
 IMAGES, WIDTH, DIM = 230, 5, 4
 """Three blocks of a hundred images at most."""

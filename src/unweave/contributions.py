@@ -28,7 +28,8 @@ from unweave.components import Component, Selection, select
 from unweave.errors import ArgumentError, DataError, ModelError, StoreError
 from unweave.figures import share_figure
 from unweave.results import Shown, rich_table
-from unweave.view import Origin, View
+from unweave.source import Origin
+from unweave.view import View
 
 _AT_ONCE = 256
 """Images whose shares are computed at a time."""

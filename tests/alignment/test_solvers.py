@@ -18,7 +18,7 @@ from unweave.alignment.state import Keep
 from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import AlignmentError
-from unweave.view import Origin
+from unweave.source import Origin
 
 IMAGES, WIDTH = 400, 12
 NAMES = tuple(Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3))

@@ -26,7 +26,7 @@ from unweave.figures import Curve, curves_figure
 from unweave.files.fields import typed
 from unweave.files.pair import Kind
 from unweave.results import Result, rich_table
-from unweave.view import Origin
+from unweave.source import Origin
 
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
 """What the card says of what an aligner belongs to, at least."""

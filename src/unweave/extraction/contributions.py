@@ -22,7 +22,7 @@ from unweave.images.batches import Source
 from unweave.models import Model, opened
 from unweave.progress import OnProgress, silent
 from unweave.saving import ContributionsWriter
-from unweave.view import Listed, Origin
+from unweave.source import Listed, Origin
 
 Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[Tensor, 'image channel height width']"
 """Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed already."""

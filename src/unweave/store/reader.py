@@ -23,11 +23,12 @@ from torch import Tensor
 from unweave.components import Component, Selection, select
 from unweave.contributions import Contributions
 from unweave.errors import DataError, ModelError, StoreError
+from unweave.source import Listed, Origin, Rows, numbered
 from unweave.store import writer
 from unweave.store.blocks import Blocks
 from unweave.store.manifest import Manifest
 from unweave.store.place import Place
-from unweave.view import Listed, Origin, Rows, View, Viewable, numbered
+from unweave.view import View, Viewable
 
 Readable: TypeAlias = "Viewable | str | os.PathLike[str]"
 """What verbs read: a store or its folder, a view of one, or a batch in memory."""
