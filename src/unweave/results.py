@@ -17,6 +17,7 @@ import inspect
 import io
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from importlib import metadata
@@ -32,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from unweave.errors import ArgumentError
 from unweave.files import write_table
 from unweave.files.fields import record
 from unweave.files.pair import Kind, read_pair, write_pair
@@ -103,7 +105,7 @@ class Result(Shown):
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
         """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`;
-        and the picture as `NAME.png`.
+        and the picture as `NAME.png`, where there is something to draw.
 
         Args:
             folder: The folder, which is made where there is none.
@@ -116,7 +118,10 @@ class Result(Shown):
             UnweaveError: They cannot be written.
         """
         place, tensors = Path(folder), dict[str, Tensor]()
-        drawn = self.figure() if figure else None
+        drawn = None
+        if figure:
+            with suppress(ArgumentError):  # there is nothing to draw
+                drawn = self.figure()
         content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
         pair = write_pair(*self._files(place), self._kind(), tensors, content)
         files = {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
