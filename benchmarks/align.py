@@ -32,8 +32,11 @@ from safetensors.torch import load_file, save_file
 from unweave.alignment.rows import held_out, rows_of
 
 import unweave
-from unweave.alignment import Aligned, Aligner, Point, Recipe, embeddings
+from unweave import Aligner, Recipe
+from unweave.alignment import Point, embeddings
+from unweave.alignment.pairs import Pairs
 from unweave.alignment.solvers import SOLVERS, nearest
+from unweave.alignment.state import Keep
 from unweave.components import Component
 from unweave.pocket.networks import NETWORKS
 from unweave.store import Manifest, Place, Store, writer
@@ -57,14 +60,15 @@ COLUMNS = (
 def solved(place: str, targets: str, solver: str, recipe: Recipe, out: str) -> None:
     """One solver on one store; what it found goes into files, as this is a process of its own."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = rows_of(Store(place), load_file(targets)["targets"])
-    side = held_out(rows.store.ids, 0.1, 0)
-    train, other = rows.take(np.flatnonzero(~side)), rows.take(np.flatnonzero(side))
+    view = Store(place).view()
+    pairs = Pairs.of(view, load_file(targets)["targets"])
+    side = np.isin(view.numbers, view.split(0.1)[1].numbers)
+    train, other = pairs.take(np.flatnonzero(~side)), pairs.take(np.flatnonzero(side))
 
     def say(point: Point) -> None:
         print(f"{solver:8} {point.step:11} {point.seconds:9.1f} s  {point.total:.4f}", flush=True)
 
-    found = SOLVERS[solver](train, other, recipe, say, unweave.align.state.Keep())
+    found = SOLVERS[solver](train, other, recipe, say, Keep())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     save_file({"maps": found.maps.contiguous(), "bias": found.bias}, f"{out}.safetensors")
     Path(f"{out}.json").write_text(
@@ -133,7 +137,7 @@ def pocket(
         folder = Path(tempfile.mkdtemp(prefix="unweave-bench-"))
         try:
             store = unweave.extract(f"pocket/{name}", f"pocket/world/5/{images}", folder / "store")
-            lines += compared(name, folder / "store", embeddings(store, space), recipes)
+            lines += compared(name, folder / "store", embeddings(store.view(), space), recipes)
         finally:
             shutil.rmtree(folder)
     shown(f"pocket zoo, {images} scenes", lines)
@@ -235,16 +239,13 @@ def recovery(
     for own, true in pairs:
         error.append(float((scale * own - true).norm() / true.norm()))
     # For ten components, a direction along which that component alone was planted to vary most among all.
-    seen = Aligned(store, Aligner(maps, bias, store.components(), {"level": "head"}), slice(0, 1000))
+    seen = store.view().rows(slice(0, 1000)).through(Aligner(maps, bias, store.components(), {"level": "head"}))
     first = 0
     chosen = range(0, len(maps), max(1, len(maps) // 10))
     for number in chosen:
         direction = torch.linalg.svd(pairs[number][1] - pairs[number][1].mean(0), full_matrices=False)[2][:1]
-        whole = seen.representation(direction)
-        scores = [
-            abs(float(torch.corrcoef(torch.stack([seen.along(n, direction)[:, 0], whole[:, 0]]))[0, 1]))
-            for n in range(len(maps))
-        ]
+        whole, parts = seen.representation_along(direction)[:, 0], seen.along(direction)[:, :, 0]
+        scores = [abs(float(torch.corrcoef(torch.stack([part, whole]))[0, 1])) for part in parts.T]
         first += int(np.argmax(scores)) == number
     return (
         f"{np.mean(error):.3f} (most {max(error):.3f})",

@@ -92,7 +92,7 @@ def measured(name: str, photos: str, limit: int, device: str) -> list[str]:
     ]
 
 
-def plain(model: unweave.Model, images: unweave.images.ImageSet, batch: int, device: str) -> float:
+def plain(model: unweave.Model, images: unweave.ImageSet, batch: int, device: str) -> float:
     began = time.perf_counter()
     with torch.inference_mode():
         for _, tensors in batches(model, images, batch):

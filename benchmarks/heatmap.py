@@ -29,11 +29,11 @@ SELECTIONS: dict[str, Callable[[Component], bool]] = {
 }
 
 
-def target_of(plan: unweave.decomposition.Plan, dim: int, seed: int) -> Target:
+def target_of(plan: unweave.Plan, dim: int, seed: int) -> Target:
     """A text that was drawn, seen through drawn maps."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(len(plan.components), plan.dim, dim, generator=generator)
-    aligner = unweave.align.Aligner(maps, torch.zeros(dim), plan.components, {"level": "head"})
+    aligner = unweave.Aligner(maps, torch.zeros(dim), plan.components, {"level": "head"})
     places = {component: place for place, component in enumerate(plan.components)}
     directions = torch.randn(1, dim, generator=generator)
     return Target(("a text",), directions, torch.zeros(1), "random", places, aligner)

@@ -29,29 +29,20 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import normalize
-from zoo import JUDGED, LEARNED, SCORED, aligner_of, codes, store_of, usual
+from zoo import JUDGED, LEARNED, SCORED, aligner_of, codes, store_of, summed, usual
 
 import unweave
-from unweave.alignment import Aligned
-from unweave.attribution.scores import attribute
 from unweave.errors import ArgumentError
 from unweave.pocket.measure import markdown
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted
-from unweave.store import Store
+from unweave.tasks.choice import By, Chosen, choose, choose_best
 from unweave.tasks.index import Index
-from unweave.tasks.retrieval import By, Chosen, Precision, agreement, choose, choose_best, precision
+from unweave.tasks.precision import Precision, agreement, precision
 
 app = typer.Typer(add_completion=False)
 DRAWS = 5
 BY: tuple[By, ...] = ("margin", "score")
-
-
-def summed(store: Store, places: tuple[int, ...]) -> np.ndarray:
-    total = np.zeros((len(store), store.manifest.dim), np.float32)
-    for place in places:
-        total += store.values([place])[:, 0].float().numpy()
-    return total
 
 
 class Judge:
@@ -61,51 +52,51 @@ class Judge:
     """
 
     def __init__(self, work: Path, name: str, space: unweave.TextSpace) -> None:
-        self.name, self.learned, self.judged = name, store_of(work, name, LEARNED), store_of(work, name, JUDGED)
-        self.seen = Aligned(self.learned, aligner_of(work, self.learned, space))
-        self.found = attribute(self.seen, space, {one: space.features()[one] for one in SCORED})
-        self.rows = usual(self.judged)
+        store = store_of(work, name, LEARNED)
+        self.name, self.learned, self.judged = name, store.view(), usual(store_of(work, name, JUDGED))
+        self.seen = self.learned.through(aligner_of(work, store, space))
+        self.scores = unweave.score(self.seen, SCORED, space=space)
         self.indices: dict[Any, Index] = {}
-        ours = self.learned.representation().numpy()
+        ours = self.learned.representation.numpy()
         self.heads = [self._head(ours, codes(self.learned, one)) for one in SCORED]
-        self.whole = self._read(self.judged.representation().numpy())
+        self.whole = self._read(self.judged.representation.numpy())
 
     def _head(self, ours: np.ndarray, known: np.ndarray) -> Any:
         return fitted(ours[known >= 0], known[known >= 0])
 
     def _read(self, images: np.ndarray) -> np.ndarray:
-        found = (head.predict(images[self.rows]) for head in self.heads)
+        told = (head.predict(images) for head in self.heads)
         return np.array(
-            [accuracy(own, codes(self.judged, one)[self.rows]) for own, one in zip(found, SCORED, strict=True)]
+            [accuracy(codes_, codes(self.judged, factor)) for codes_, factor in zip(told, SCORED, strict=True)]
         )
 
     def costs(self, places: tuple[int, ...]) -> np.ndarray:
         """How far each factor's accuracy falls if these components are replaced by their mean in the other world."""
         mean = summed(self.learned, places).mean(0)
-        left = self.judged.representation().numpy() - summed(self.judged, places) + mean
+        left = self.judged.representation.numpy() - summed(self.judged, places) + mean
         return self.whole - self._read(left)
 
     def precision(self, one: Chosen | None, factor: str, *, centred: bool = True) -> Precision:
         """Of finding scenes with the same value; by the whole representation, if no components are named."""
         places = None if one is None else one.places
         if (places, centred) not in self.indices:
-            self.indices[places, centred] = Index.build(self.judged, places, rows=self.rows, centred=centred)
-        known = self.judged.field(factor)
-        return precision(self.indices[places, centred], [known[row] for row in self.rows])
+            view = self.judged if places is None else self.judged.select(places)
+            self.indices[places, centred] = Index.build(view, representation=places is None, centred=centred)
+        return precision(self.indices[places, centred], self.judged.field(factor))
 
     def chosen(self, factor: str, by: By, rule: str) -> Chosen | None:
         """Components by one of the rules; None if none passes it."""
         try:
             if rule == "interval":
-                return choose(self.found, factor, by=by)
-            return choose_best(self.found, factor, self.learned, factor, by=by, probes=200)
+                return choose(self.scores, factor, by=by)
+            return choose_best(self.scores, factor, self.learned, factor, by=by, probes=200)
         except ArgumentError:
             return None
 
     def at_random(self, count: int, column: int) -> float:
         """What a factor loses with as many components that are no biases, on average."""
         rng = np.random.default_rng(0)
-        places = [place for place, own in enumerate(self.found.components) if own.kind != "bias"]
+        places = [place for place, own in enumerate(self.scores.components) if own.kind != "bias"]
         draws = [rng.choice(places, count, replace=False).tolist() for _ in range(DRAWS)]
         return float(np.mean([self.costs(tuple(own))[column] for own in draws]))
 
@@ -143,7 +134,7 @@ def cut(judge: Judge, factor: str, one: Chosen | None, name: str) -> list[str]:
 def agreed(judge: Judge, space: unweave.TextSpace) -> list[list[str]]:
     features = {one: space.features()[one] for one in SCORED}
     phrases = {phrase: (phrase,) for own in features.values() for phrase in own}
-    found, rows = {"features": judge.found, "phrases": attribute(judge.seen, space, phrases)}, []
+    found, rows = {"features": judge.scores, "phrases": unweave.score(judge.seen, phrases, space=space)}, []
     for name, scores in found.items():
         own = agreement(judge.seen, space, scores).summary().values()
         shown = (f"{one['median']:.2f} ({one['lower quartile']:.2f} ... {one['upper quartile']:.2f})" for one in own)

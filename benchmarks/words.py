@@ -16,8 +16,9 @@ Stores and aligners are kept in the work folder, so that a run which was interru
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,16 +26,16 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import cosine_similarity, normalize
-from zoo import LEARNED, SCORED, aligner_of, codes, store_of, usual
+from zoo import JUDGED, LEARNED, SCORED, aligner_of, codes, store_of, summed, usual
 
 import unweave
-from unweave.alignment import Aligned, embeddings
-from unweave.attribution.scores import Attribution, attribute
+from unweave import Scores, View
+from unweave.alignment import embeddings
 from unweave.pocket.measure import markdown, prompts
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted
 from unweave.pocket.scenes import NAMES
-from unweave.store import Store
+from unweave.view import Source
 
 TOPS, DRAWS = (1, 3), 8
 
@@ -44,51 +45,54 @@ def named(images: torch.Tensor, space: unweave.TextSpace, factor: str) -> np.nda
     return (normalize(images, dim=-1) @ torch.stack(texts).T).argmax(1).numpy()
 
 
-def said(
-    aligned: torch.Tensor, target: torch.Tensor, store: Store, rows: np.ndarray, space: unweave.TextSpace
-) -> list[str]:
+def said(aligned: torch.Tensor, target: torch.Tensor, view: View, space: unweave.TextSpace) -> list[str]:
     """How near aligned sums are to the targets, and how well either tells every factor in words."""
-    cells = [f"{float(cosine_similarity(aligned, target)[rows].mean()):.3f}"]
+    cells = [f"{float(cosine_similarity(aligned, target).mean()):.3f}"]
     for factor in NAMES:
-        true = codes(store, factor)[rows]
-        ours, theirs = (accuracy(named(images[rows], space, factor), true) for images in (aligned, target))
+        true = codes(view, factor)
+        ours, theirs = (accuracy(named(images, space, factor), true) for images in (aligned, target))
         cells.append(f"{ours:.2f} / {theirs:.2f}")
     return cells
 
 
-def summed(store: Store, places: list[int]) -> np.ndarray:
-    return store.values(places).float().sum(1).numpy()
-
-
-def decoded(learned: Store, asked: Store, places: list[int]) -> list[float]:
+def decoded(learned: View, asked: View, places: list[int]) -> list[float]:
     """Balanced accuracies of linear heads for each factor, on the sum of some components."""
-    ours, theirs, rows = summed(learned, places), summed(asked, places), usual(asked)
+    ours, theirs = summed(learned, places), summed(asked, places)
     found = []
     for factor in SCORED:
         known = codes(learned, factor)
         head = fitted(ours[known >= 0], known[known >= 0])
-        found.append(accuracy(head.predict(theirs[rows]), codes(asked, factor)[rows]))
+        found.append(accuracy(head.predict(theirs), codes(asked, factor)))
     return found
 
 
-def working(found: Attribution) -> list[int]:
+def working(found: Scores) -> list[int]:
     """Components that are no biases: those vary over images by the norms behind them alone."""
     return [place for place, own in enumerate(found.components) if own.kind not in ("bias", "embed")]
 
 
-def above(found: Attribution) -> list[float]:
+def above(found: Scores) -> list[float]:
     """For each factor, the share of components above their own chance at 5 %; of all pairs, when all are tested."""
     places = working(found)
     return [*(found.p[places] <= 0.05).float().mean(0).tolist(), float(found.above()[places].float().mean())]
 
 
-class Shuffled(Aligned):
-    """The images of every component in an order of its own."""
+class Shuffled:
+    """A source of contributions with the images of every component in an order of its own."""
 
-    def along(self, component: int, directions: torch.Tensor) -> torch.Tensor:
-        """As for `Aligned`, but shuffled."""
-        order = np.random.default_rng((7, component)).permutation(len(self.rows))
-        return super().along(component, directions)[order]
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is as it was."""
+        return getattr(self.source, name)
+
+    def values(self, columns: Sequence[int], rows: np.ndarray) -> torch.Tensor:
+        """Contributions, each component's of other images."""
+        orders = (np.random.default_rng((7, column)).permutation(len(self.source.ids)) for column in columns)
+        return torch.cat(
+            [self.source.values([column], order[rows]) for column, order in zip(columns, orders, strict=True)], 1
+        )
 
 
 def main(
@@ -97,15 +101,13 @@ def main(
 ) -> None:
     os.environ.setdefault("UNWEAVE_CACHE", str(work / "cache"))
     space = unweave.text_space("pocket/clip")
-    features = {name: space.features()[name] for name in SCORED}
     near, matrices, chance = list[list[str]](), list[list[str]](), list[list[str]]()
     for name in track(families.split(","), console=Console(stderr=True)):
-        learned, asked = store_of(work, name, LEARNED), store_of(work, name, "pocket/evaluation")
-        aligner = aligner_of(work, learned, space)
-        rows, target = usual(asked), normalize(embeddings(asked, space), dim=-1)
-        aligned = torch.cat([aligner.representation(part) for part in asked.batches(size=500)])
-        near.append([name, *said(aligned, target, asked, rows, space)])
-        found = attribute(Aligned(learned, aligner), space, features)
+        store, evaluation = store_of(work, name, LEARNED), store_of(work, name, JUDGED)
+        learned, asked, aligner = store.view(), usual(evaluation), aligner_of(work, store, space)
+        target = normalize(embeddings(asked, space), dim=-1)
+        near.append([name, *said(asked.through(aligner).representation, target, asked, space)])
+        found = unweave.score(learned, SCORED, space=aligner)
         places, rng = working(found), np.random.default_rng(0)
         everything = decoded(learned, asked, list(range(len(found.components))))
         matrices.append([name, "all", *(f"{value:.2f}" for value in everything)])
@@ -114,19 +116,20 @@ def main(
             random = np.mean([decoded(learned, asked, own) for own in draws], 0)
             matrices.append([name, f"{count} at random", *(f"{value:.2f}" for value in random)])
             for column, factor in enumerate(SCORED):
-                for by, values in (("score", found.scores), ("margin", found.margins())):
+                for by, values in (("score", found.values), ("margin", found.margins())):
                     best = sorted(places, key=lambda place: -float(values[place, column]))[:count]
                     cells = [f"{value:.2f}" for value in decoded(learned, asked, best)]
                     cells[column] = f"**{cells[column]}**"
                     matrices.append([name, f"{count} by {by} for {factor}", *cells])
 
         blank = store_of(work, name, LEARNED, random=True)
-        random, plain = store_of(work, name, "pocket/evaluation", random=True), aligner_of(work, blank, space)
-        aligned = torch.cat([plain.representation(part) for part in random.batches(size=500)])
-        near.append([f"{name}, random weights", *said(aligned, target, random, rows, space)])
-        judged = attribute(Aligned(random, plain), space, features)
-        trained = attribute(Aligned(asked, aligner), space, features)
-        mixed = attribute(Shuffled(asked, aligner), space, features)
+        random, plain = store_of(work, name, JUDGED, random=True), aligner_of(work, blank, space)
+        near.append(
+            [f"{name}, random weights", *said(usual(random).through(plain).representation, target, asked, space)]
+        )
+        judged = unweave.score(random, SCORED, space=plain)
+        trained = unweave.score(evaluation, SCORED, space=aligner)
+        mixed = unweave.score(View.of(Shuffled(evaluation.view().source)), SCORED, space=aligner)
         for what, one in (("trained", trained), ("random weights", judged), ("images shuffled", mixed)):
             chance.append([name, what, *(f"{value:.2f}" for value in above(one))])
     tables = {

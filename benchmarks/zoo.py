@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import unweave
-from unweave.alignment import Aligner, align
-from unweave.extraction import Settings
+from unweave import Aligner, Recipe, Settings, Store, View
 from unweave.pocket.scenes import NAMES
-from unweave.store import Store
 
 LEARNED, JUDGED = "pocket/world/5/4000", "pocket/evaluation"
 """Scenes that aligners, scores and heads come from, and scenes that are judged."""
@@ -29,15 +28,20 @@ def aligner_of(work: Path, store: Store, space: unweave.TextSpace) -> Aligner:
     """A store's aligner, fitted once."""
     place = work / f"{Path(str(store.place)).name}-aligner"
     if not place.exists():
-        align(store, space, random_images=0).save(place)
+        unweave.align(store, space, Recipe(random_images=0)).save(place)
     return Aligner.load(place)
 
 
-def codes(store: Store, factor: str) -> np.ndarray:
+def codes(view: View, factor: str) -> np.ndarray:
     """Which of a factor's values each scene has; -1 for none."""
-    return np.array([NAMES[factor].index(own) if own is not None else -1 for own in store.field(factor)])
+    return np.array([NAMES[factor].index(own) if own is not None else -1 for own in view.field(factor)])
 
 
-def usual(store: Store) -> np.ndarray:
+def usual(store: Store) -> View:
     """The scenes of the style that networks have learned from."""
-    return store.where("style", "noto")
+    return store.view().where(style="noto")
+
+
+def summed(view: View, places: Sequence[int]) -> np.ndarray:
+    """The sum of some components, for each scene."""
+    return view.select(list(places)).sum().numpy()
