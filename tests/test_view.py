@@ -287,7 +287,7 @@ def test_images_that_there_are_not(view, rows, what):
 
 def test_rows_are_among_those_that_are_chosen(view):
     assert view.rows([9, 8, 7]).rows([2, 0]).ids == ("007.png", "009.png")
-    with pytest.raises(DataError, match="no image '001.png'"):
+    with pytest.raises(DataError, match=r"no image '001\.png'"):
         view.rows([9, 8, 7]).rows(["001.png"])
 
 

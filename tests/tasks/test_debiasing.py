@@ -64,9 +64,7 @@ def scored(spurious, core):
     return Scores(NAMES, {"background": ("sea",), "bird": ("owl",)}, values, zeros, zeros, zeros, zeros, zeros, 9)
 
 
-ORDER = ranked(
-    scored([0.1, 0.2, 0.0, 0.9, 0.1, 1.0, 0.8], [0.1, 0.9, 0.0, 0.1, 0.0, 0.0, 0.1]), "background", "bird"
-)
+ORDER = ranked(scored([0.1, 0.2, 0.0, 0.9, 0.1, 1.0, 0.8], [0.1, 0.9, 0.0, 0.1, 0.0, 0.0, 0.1]), "background", "bird")
 
 
 def test_the_ranking_is_by_the_difference_and_leaves_biases_out():

@@ -336,7 +336,7 @@ def test_a_new_image_is_decomposed_as_the_store_was(photos, monkeypatch):
 
 
 def test_a_search_shows_what_it_found(photos, tmp_path):
-    store, folder = photos
+    store, _ = photos
     retrieval = search(store, image="0002.png", count=3)
     assert retrieval.rows[0].pictures.shape[0] == 3 and retrieval.probe.ndim == 3
     assert "figure" in retrieval.save(tmp_path / "out")
