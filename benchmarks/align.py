@@ -29,7 +29,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
-from unweave.alignment.rows import held_out, rows_of
 
 import unweave
 from unweave import Aligner, Recipe

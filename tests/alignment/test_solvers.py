@@ -184,7 +184,7 @@ def test_a_run_that_was_interrupted_goes_on_as_it_was(tmp_path, solve, after):
 def test_it_stops_when_nothing_is_gained(tmp_path, monkeypatch):
     values, _, targets = planted()
     train, other = sides(tmp_path, values, targets)
-    monkeypatch.setattr(solvers, "_descended", lambda small, found, width, maps, bias, recipe: (maps, bias))
+    monkeypatch.setattr(solvers, "_descended", lambda small, spans, width, maps, bias, recipe: (maps, bias))
     solution = ranged(train, other, Recipe(rounds=50, patience=3, sweeps=0))
     assert len(solution.path) == 1 + 3
 
@@ -209,13 +209,13 @@ def contributions(**changed):
 
 
 def test_an_aligner_applies_its_maps_by_name():
-    own, given = aligner(), contributions()
-    expected = torch.stack([given.values[:, row] @ own.maps[row] for row in range(len(NAMES))], 1)
-    assert torch.allclose(own(given), expected, atol=1e-5)
-    assert torch.allclose(own(given["blocks.1.*"]), expected[:, 3:], atol=1e-5)
-    assert torch.allclose(own.representation(given), expected.sum(1) + own.bias, atol=1e-5)
+    made, given = aligner(), contributions()
+    expected = torch.stack([given.values[:, row] @ made.maps[row] for row in range(len(NAMES))], 1)
+    assert torch.allclose(made(given), expected, atol=1e-5)
+    assert torch.allclose(made(given["blocks.1.*"]), expected[:, 3:], atol=1e-5)
+    assert torch.allclose(made.representation(given), expected.sum(1) + made.bias, atol=1e-5)
     with pytest.raises(AlignmentError, match="needs all components"):
-        own.representation(given["blocks.1.*"])
+        made.representation(given["blocks.1.*"])
 
 
 @pytest.mark.parametrize("field", ["model", "weights_hash", "level", "preprocessing"])
@@ -233,11 +233,11 @@ def test_a_component_without_a_map_is_named():
 
 
 def test_an_aligner_is_kept_and_read(tmp_path):
-    own = aligner()
-    own.save(tmp_path / "a")
+    made = aligner()
+    made.save(tmp_path / "a")
     again = Aligner.load(tmp_path / "a")
-    assert torch.equal(again.maps, own.maps) and torch.equal(again.bias, own.bias)
-    assert again.components == own.components and again.identity == own.identity and again.measured == own.measured
+    assert torch.equal(again.maps, made.maps) and torch.equal(again.bias, made.bias)
+    assert again.components == made.components and again.identity == made.identity and again.measured == made.measured
     card = json.loads((tmp_path / "a/aligner.json").read_text())
     for damage, what in (
         (json.dumps(card | {"version": 2}), "has version 2"),
@@ -252,7 +252,7 @@ def test_an_aligner_is_kept_and_read(tmp_path):
         Aligner.load(tmp_path / "nothing")
     (tmp_path / "file").touch()
     with pytest.raises(AlignmentError, match="cannot be written"):
-        own.save(tmp_path / "file/a")
+        made.save(tmp_path / "file/a")
 
 
 def test_pushing_uploads_both_files(monkeypatch):
@@ -269,11 +269,11 @@ def test_pushing_uploads_both_files(monkeypatch):
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    own = aligner()
-    assert own.push("me/mine", commit_message="m") == "https://hub/me/mine"
+    made = aligner()
+    assert made.push("me/mine", commit_message="m") == "https://hub/me/mine"
     assert seen["made"] == ("me/mine", True) and seen["options"] == {"commit_message": "m"}
     assert seen["files"] == ["aligner.json", "aligner.safetensors"]
-    assert torch.equal(seen["again"].maps, own.maps)
+    assert torch.equal(seen["again"].maps, made.maps)
 
 
 def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
@@ -287,6 +287,6 @@ def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
 
 
 def test_the_defect_of_an_isometry_is_nothing():
-    own = aligner()
-    isometries = Aligner(torch.stack([nearest(one) for one in own.maps]), own.bias, NAMES, {})
-    assert isometries.defects().max() < 1e-5 < own.defects().min()
+    made = aligner()
+    isometries = Aligner(torch.stack([nearest(map_) for map_ in made.maps]), made.bias, NAMES, {})
+    assert isometries.defects().max() < 1e-5 < made.defects().min()

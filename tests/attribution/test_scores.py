@@ -99,9 +99,8 @@ def test_chance_is_every_shift_of_a_component_against_the_rest(tmp_path):
                 component = np.roll(aligned[order, number], -shift, 0)
                 total = (whole - aligned[:, number])[order] + component
                 chance.append(np.mean([np.corrcoef(total @ row, component @ row)[0, 1] for row in rows]))
-            assert float(scores.p[number, column]) == pytest.approx(
-                np.mean(np.array(chance) >= expected[number] - 1e-7)
-            )
+            reached = np.mean(np.array(chance) >= expected[number] - 1e-7)
+            assert float(scores.p[number, column]) == pytest.approx(reached)
             low, high = np.quantile(chance, [0.025, 0.975])
             assert float(scores.chance_low[number, column]) == pytest.approx(low, abs=1e-5)
             assert float(scores.chance_high[number, column]) == pytest.approx(high, abs=1e-5)

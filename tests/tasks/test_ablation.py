@@ -99,9 +99,8 @@ def test_ablation_is_the_sum_without(tmp_path, to, last):
     ablation = ablate(measured, "last" if last else "first", fitted=fitted, classification=linear(), to=to)
     expected = naive(values, steps, rows, others, to, lambda total: total[:3])
     assert [accuracy.right for accuracy in ablation.accuracies] == expected and ablation.accuracies[0].images == 40
-    assert ablation.steps == steps and [step.name for step in ablation.steps] == (
-        ["layer 1", "layer 0"] if last else ["layer 0", "layer 1"]
-    )
+    assert ablation.steps == steps
+    assert [step.name for step in ablation.steps] == (["layer 1", "layer 0"] if last else ["layer 0", "layer 1"])
 
 
 def test_in_a_text_space_it_is_the_aligned_sum_without(tmp_path):

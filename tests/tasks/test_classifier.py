@@ -125,9 +125,8 @@ def test_classes_by_name_and_number(tmp_path):
 def words_of(space):
     identity = {"model": "tiny", "weights_hash": "hash", "preprocessing": {"size": 1}, "level": "head"}
     maps = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(3))
-    return Aligner(
-        maps, torch.ones(5), NAMES, identity | {"space": "tiny", "space_hash": space.weights_hash, "space_loading": {}}
-    )
+    identity |= {"space": "tiny", "space_hash": space.weights_hash, "space_loading": {}}
+    return Aligner(maps, torch.ones(5), NAMES, identity)
 
 
 def test_how_classes_are_told_is_said_once(tmp_path, monkeypatch):
@@ -135,9 +134,8 @@ def test_how_classes_are_told_is_said_once(tmp_path, monkeypatch):
     view, space = made_up(tmp_path / "s")[0].view(), space_of(5)
     by_probe = Classification("probe", regularisation=0.5).fitted(view)
     assert by_probe.by == "probe" and by_probe.seen(view) is view
-    assert torch.equal(
-        by_probe.logits(torch.ones(1, 6)), probe(view, "label", regularisation=0.5).logits(torch.ones(1, 6))
-    )
+    z = view.representation
+    assert torch.equal(by_probe.logits(z), probe(view, "label", regularisation=0.5).logits(z))
     aligner = words_of(space)
     monkeypatch.setattr("unweave.alignment.spaces.text_space", lambda name, **options: space)
     for classification, source in (

@@ -1,5 +1,6 @@
 """Heatmaps: everything adds up to the score, tokens lie where the image is, and nothing is normalised."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -56,55 +57,55 @@ def target_of(plan, count=2, seed=0):
 
 @pytest.mark.parametrize("name", ["deit", "swin", "maxvit"])
 def test_maps_and_what_is_beside_them_add_up_to_the_logits(name):
-    own = pocket(name)
-    images = own.example(3)
-    found = Mapper(plan_of(name), "last:2")(images, toward_classes(own))
+    loaded = pocket(name)
+    images = loaded.example(3)
+    mapped = Mapper(plan_of(name), "last:2")(images, toward_classes(loaded))
     with torch.no_grad():
-        logits = own.classifier(own.readout(images))
-    assert torch.allclose(found.total, logits, atol=2e-5 * float(logits.abs().max()))
-    assert float(found.error.max()) < 1e-5 and found.targets[0] == "elephant"
+        logits = loaded.classifier(loaded.readout(images))
+    assert torch.allclose(mapped.total, logits, atol=2e-5 * float(logits.abs().max()))
+    assert float(mapped.error.max()) < 1e-5 and mapped.targets[0] == "elephant"
 
 
 def test_every_head_is_the_sum_of_its_tokens_in_float64():
     """The slow twin: vectors of whole heads, from a run at level `head`."""
     plan, target = tiny(), target_of(tiny())
-    found = Mapper(plan)(pictures(), target)
+    mapped = Mapper(plan)(pictures(), target)
     whole = plan.run(pictures())
-    for component in found.components:
+    for component in mapped.components:
         vector = whole.values[:, plan.components.index(component)]
-        tokens = found.maps[component].sum((-2, -1)) + found.prefix[component] + found.placeless[component]
+        tokens = mapped.maps[component].sum((-2, -1)) + mapped.prefix[component] + mapped.placeless[component]
         assert (tokens - vector @ target.directions.T).abs().max() < 1e-12
     total = whole.representation @ target.directions.T + target.constants
-    assert (found.total - total).abs().max() < 1e-12
+    assert (mapped.total - total).abs().max() < 1e-12
 
 
 def test_an_aligner_measures_each_component_through_its_own_map():
-    own = Model.from_module(
+    loaded = Model.from_module(
         ready(Classifier(), torch.float32), classifier="head", input_size=(3, SIZE, SIZE), id="tiny"
     )
-    plan = unweave.plan(own)
+    plan = unweave.plan(loaded)
     aligner, space = aligner_of(plan), space_of(5)
-    target = toward_texts(own, space, ["a dog", "a cat"], aligner)
-    images = own.example(3)
-    found = Mapper(plan, "body.blocks.1.attn.head.2, body.blocks.0.mlp")(images, target)
+    target = toward_texts(loaded, space, ["a dog", "a cat"], aligner)
+    images = loaded.example(3)
+    mapped = Mapper(plan, "body.blocks.1.attn.head.2, body.blocks.0.mlp")(images, target)
     contributions = plan.run(images)
     aligned = torch.einsum("ncw,cwd->ncd", contributions.values, aligner.maps)
     wanted = (aligned.sum(1) + aligner.bias) @ space.encode(["a dog", "a cat"]).T
-    assert torch.allclose(found.total, wanted, atol=1e-4)
+    assert torch.allclose(mapped.total, wanted, atol=1e-4)
     head = Component("body.blocks.1.attn", "head", 1, 2)
     own_score = aligned[:, plan.components.index(head)] @ space.encode(["a dog", "a cat"]).T
-    assert torch.allclose(found.maps[head].sum((-2, -1)) + found.prefix[head], own_score, atol=1e-4)
-    mlp = next(part for part in found.components if part.kind == "mlp")
-    assert mlp not in found.maps and found.placeless[mlp].abs().min() > 0
+    assert torch.allclose(mapped.maps[head].sum((-2, -1)) + mapped.prefix[head], own_score, atol=1e-4)
+    mlp = next(part for part in mapped.components if part.kind == "mlp")
+    assert mlp not in mapped.maps and mapped.placeless[mlp].abs().min() > 0
 
 
 def test_prefix_tokens_are_kept_apart_and_signs_are_kept():
-    found = Mapper(tiny())(pictures(), target_of(tiny()))
-    assert all(own.shape[-2:] == (2, 2) for own in found.maps.values())
-    assert all(own.abs().min() > 0 for own in found.prefix.values())
-    summed = found.summed()
+    mapped = Mapper(tiny())(pictures(), target_of(tiny()))
+    assert all(map_.shape[-2:] == (2, 2) for map_ in mapped.maps.values())
+    assert all(map_.abs().min() > 0 for map_ in mapped.prefix.values())
+    summed = mapped.summed()
     assert bool((summed < 0).any()) and bool((summed > 0).any())
-    assert torch.allclose(summed, sum(found.maps.values()), rtol=0, atol=1e-14)
+    assert torch.allclose(summed, sum(mapped.maps.values()), rtol=0, atol=1e-14)
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
@@ -131,8 +132,8 @@ def test_a_map_lights_the_one_patch_that_carries_anything(cell):
     row, column = cell[0] * 8, cell[1] * 8
     images[:, :, row : row + 8, column : column + 8] = pictures(1)[:, :, :8, :8]
     plan = unweave.plan(OneCell().eval(), pictures(2))
-    found = Mapper(plan, "blocks.0.attn")(images, target_of(plan, 1))
-    lit = found.summed()[0, 0].abs() > 1e-9
+    mapped = Mapper(plan, "blocks.0.attn")(images, target_of(plan, 1))
+    lit = mapped.summed()[0, 0].abs() > 1e-9
     assert lit.nonzero().tolist() == [list(cell)]
 
 
@@ -140,14 +141,14 @@ def test_a_map_lights_the_one_patch_that_carries_anything(cell):
 @pytest.mark.parametrize("cell", [(1, 2), (2, 0)])
 def test_what_changes_with_a_place_of_the_image_lies_there_in_the_first_layer(name, cell):
     """A spot is moved into an otherwise even image: the map of the first attention changes most at its cell."""
-    own, plan = pocket(name), plan_of(name)
+    loaded, plan = pocket(name), plan_of(name)
     images = torch.zeros(2, 3, 64, 64)
     top, left = 16 * cell[0], 16 * cell[1]
     spot = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(3))
     images[1, :, top : top + 16, left : left + 16] = 4 * spot
     path = next(part.path for part in plan.components if part.kind == "head")
-    found = Mapper(plan, f"{path}.head.*")(images, toward_classes(own, ["duck", "car", "cap", "bus"]))
-    changed = (found.summed()[1] - found.summed()[0]).abs().sum(0)
+    mapped = Mapper(plan, f"{path}.head.*")(images, toward_classes(loaded, ["duck", "car", "cap", "bus"]))
+    changed = (mapped.summed()[1] - mapped.summed()[0]).abs().sum(0)
     coarse = spread(changed, 4, 4)
     assert divmod(int(coarse.argmax()), 4) == cell
 
@@ -172,39 +173,39 @@ def test_evidence_is_what_speaks_for_the_target_in_each_component():
     names = [Component(f"blocks.{layer}.attn", "head", layer, 0) for layer in range(3)]
     maps = {name: torch.randn(2, 1, 4, 4, generator=generator) for name in names}
     none = {name: torch.zeros(2, 1) for name in names}
-    found = Heatmaps(("a", "b"), ("t",), maps, none, none, {}, torch.zeros(1), torch.zeros(2))
-    expected = sum(own.clamp(min=0) for own in maps.values())
-    assert torch.allclose(found.enlarged(4, 4, evidence=True), expected, atol=1e-6)
-    assert torch.allclose(found.enlarged(4, 4), sum(maps.values()), atol=1e-6)
+    mapped = Heatmaps(("a", "b"), ("t",), maps, none, none, {}, torch.zeros(1), torch.zeros(2))
+    expected = sum(map_.clamp(min=0) for map_ in maps.values())
+    assert torch.allclose(mapped.enlarged(4, 4, evidence=True), expected, atol=1e-6)
+    assert torch.allclose(mapped.enlarged(4, 4), sum(maps.values()), atol=1e-6)
 
 
 def test_layers_of_other_grids_are_enlarged_each_from_its_own():
-    found = Mapper(plan_of("swin"))(pocket("swin").example(1), toward_classes(pocket("swin"), ["duck"]))
-    assert {tuple(own.shape[-2:]) for own in found.maps.values()} == {(16, 16), (8, 8), (4, 4)}
-    assert found.grid == (16, 16)
+    mapped = Mapper(plan_of("swin"))(pocket("swin").example(1), toward_classes(pocket("swin"), ["duck"]))
+    assert {tuple(map_.shape[-2:]) for map_ in mapped.maps.values()} == {(16, 16), (8, 8), (4, 4)}
+    assert mapped.grid == (16, 16)
     for evidence in (False, True):
         expected = np.zeros((64, 64))
-        for own in found.maps.values():
-            values = own[0, 0].double().numpy()
+        for map_ in mapped.maps.values():
+            values = map_[0, 0].double().numpy()
             values = np.maximum(values, 0) if evidence else values
             expected += linear(values, 64) * (len(values) / 64) ** 2  # a pixel's share of its token
-        made = found.enlarged(64, 64, evidence=evidence)[0, 0].double().numpy()
+        made = mapped.enlarged(64, 64, evidence=evidence)[0, 0].double().numpy()
         assert np.abs(made - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def linear(values, size):
     """Between the middles of cells, and constant beyond the outermost, one pixel at a time."""
     cells = len(values)
-    found = np.zeros((size, size))
+    smooth = np.zeros((size, size))
     for row in range(size):
         for column in range(size):
             y, x = (np.clip((place + 0.5) * cells / size - 0.5, 0, cells - 1) for place in (row, column))
             top, left = min(int(y), cells - 2), min(int(x), cells - 2)
             down, right = y - top, x - left
-            found[row, column] = (1 - down) * (
+            smooth[row, column] = (1 - down) * (
                 (1 - right) * values[top, left] + right * values[top, left + 1]
             ) + down * ((1 - right) * values[top + 1, left] + right * values[top + 1, left + 1])
-    return found
+    return smooth
 
 
 # -- targets -----------------------------------------------------------------------------------------------------------
@@ -239,19 +240,19 @@ def test_targets_that_cannot_be_are_refused():
         toward_classes(pocket("deit"), ["unicorn"])
     with pytest.raises(ModelError, match="no classifier"):
         toward_classes(pocket("dino"))
-    own, plan = model(), unweave.plan(model())
+    loaded, plan = model(), unweave.plan(model())
     with pytest.raises(AlignmentError, match="not the image encoder"):
         toward_texts(pocket("deit"), space_of(5), ["a dog"])
     with pytest.raises(ArgumentError, match="no texts"):
-        toward_texts(own, space_of(5), [])
+        toward_texts(loaded, space_of(5), [])
     with pytest.raises(AlignmentError, match="another model"):
         toward_texts(pocket("deit"), space_of(5), ["a dog"], aligner_of(plan))
     with pytest.raises(AlignmentError, match="another text space"):
-        toward_texts(own, space_of(5, {"a": torch.ones(5)}), ["a dog"], aligner_of(plan))
+        toward_texts(loaded, space_of(5, {"a": torch.ones(5)}), ["a dog"], aligner_of(plan))
     partial = aligner_of(plan)
     partial = Aligner(partial.maps[1:], partial.bias, partial.components[1:], partial.identity)
     with pytest.raises(AlignmentError, match="no map for the component"):
-        Mapper(plan)(own.example(1), toward_texts(own, space_of(5), ["a dog"], partial))
+        Mapper(plan)(loaded.example(1), toward_texts(loaded, space_of(5), ["a dog"], partial))
 
 
 def test_the_own_encoder_of_a_space_needs_no_aligner():
@@ -332,9 +333,8 @@ def test_the_verb_maps_pictures_and_tensors(photos):
 def test_the_verb_maps_texts(photos):
     told, space = [], space_of(WIDTH)
     headless = Model.from_module(ready(Vit(), torch.float32), input_size=(3, SIZE, SIZE), id="tiny")
-    own = space_of(WIDTH)
-    object.__setattr__(own, "images", headless)
-    heatmaps = heatmap(headless, str(photos), texts="a dog", space=own, on_progress=lambda *what: told.append(what))
+    words = replace(space, images=headless)
+    heatmaps = heatmap(headless, str(photos), texts="a dog", space=words, on_progress=lambda *what: told.append(what))
     assert heatmaps.targets == ("a dog",) and heatmaps.card["space"] == "tiny"
     assert told == [("mapping images", count, 3) for count in range(1, 4)]
     with pytest.raises(AlignmentError, match="not the image encoder"):
@@ -356,9 +356,8 @@ def test_images_that_cannot_be_read_are_left_out_and_said(photos, tmp_path):
     folder = draw(tmp_path / "images", 2)
     (folder / "0000a.png").write_bytes(b"x")
     heatmaps = heatmap(model(), str(folder), classes=["1"], select="last:1")
-    assert heatmaps.ids == ("0000.png", "0001.png") and [left["id"] for left in heatmaps.card["skipped"]] == [
-        "0000a.png"
-    ]
+    assert heatmaps.ids == ("0000.png", "0001.png")
+    assert [left["id"] for left in heatmaps.card["skipped"]] == ["0000a.png"]
     assert np.array_equal(heatmaps.pixels[1], np.asarray(Image.open(folder / "0001.png")))
 
 
