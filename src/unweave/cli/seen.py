@@ -16,7 +16,7 @@ def one_space(aligner: object, space: str | None) -> None:
     """
     if aligner and space is not None:
         raise ArgumentError(
-            "An aligner and a text space are given, and an aligner has its own.",
+            "There can be one text space, and an aligner has its own.",
             cure="leave out `--aligner`, or `--text-space`",
         )
 
