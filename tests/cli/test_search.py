@@ -124,7 +124,7 @@ def test_bad_input_is_an_error_in_words(asked, arguments, what):
 def test_one_image_is_too_few(asked, stores):
     first = unweave.open_store(stores / "deit").ids[0]
     for probe in (("--text", "a bird"), ("--image", first)):
-        result = asked(*probe, "--feature", "colour", "-k", 2, "--where", f"id={first}")
+        result = asked(*probe, "--feature", "colour", "-k", 2, "--where", f"id={first}", "--scored-on", "deit")
         assert result.exit_code == 2 and "one image only" in result.stderr
 
 
