@@ -111,7 +111,7 @@ def test_components_can_be_chosen_elsewhere_and_by_what_retrieves_best(asked):
         (("--text", "a bird", "--best", "colour"), "FEATURE=FIELD"),
         (("--text", "a bird", "--best", "location=location"), "FEATURE=FIELD"),
         (("--text", "a bird", "--best", "colour=smell"), "no field 'smell'"),
-        (("--text", "a bird", "--where", "id=nobody"), "No image was chosen"),
+        (("--text", "a bird", "--where", "id=nobody"), "No image has the id 'nobody'"),
         (("--text", "a bird", "--choose-on", "clip"), "of another model"),
     ],
 )

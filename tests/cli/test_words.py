@@ -151,7 +151,7 @@ def test_label_writes_tables_and_a_figure(run, stores, aligner, tmp_path):
         (("score", "{deit}", "-o", "a", "--aligner", "nowhere"), "cannot be read"),
         (("score", "{clip}", "-o", "a", *SPACE, "--features", "no.toml"), "cannot be read"),
         (("score", "{clip}", "-o", "a", *SPACE, "--phrase", "a hamburger"), "no word 'hamburger'"),
-        (("score", "{clip}", "-o", "a", *SPACE, "--where", "label=hamburger"), "No image was chosen"),
+        (("score", "{clip}", "-o", "a", *SPACE, "--where", "label=hamburger"), "No image has the label 'hamburger'"),
         (("label", "{clip}", "-o", "a", *SPACE, "--vocabulary", "no.txt"), "cannot be read"),
         (("label", "{clip}", "-o", "a", *SPACE, "--where", "x=1"), "no field"),
     ],
