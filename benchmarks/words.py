@@ -35,7 +35,7 @@ from unweave.pocket.measure import markdown, prompts
 from unweave.pocket.networks import NETWORKS
 from unweave.pocket.probes import accuracy, fitted
 from unweave.pocket.scenes import NAMES
-from unweave.view import Source
+from unweave.source import Source
 
 TOPS, DRAWS = (1, 3), 8
 

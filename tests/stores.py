@@ -47,11 +47,11 @@ _plans: dict[Any, Any] = {}
 _made = job.plans_of
 
 
-def remembered(own: Model, levels: Any, select: Any, **options: Any) -> Any:
+def remembered(model: Model, levels: Any, select: Any, **options: Any) -> Any:
     """`plans_of`, once for each question: a plan costs more than all else here."""
-    key = own.weights_hash, tuple(levels), select, tuple(sorted(options.items()))
+    key = model.weights_hash, tuple(levels), select, tuple(sorted(options.items()))
     if key not in _plans:
-        _plans[key] = _made(own, levels, select, **options)
+        _plans[key] = _made(model, levels, select, **options)
     return _plans[key]
 
 
@@ -134,7 +134,9 @@ class Words:
 
 def space_of(dim: int, known: dict[str, Tensor] | None = None) -> TextSpace:
     """A text space with given directions."""
-    mark = hashlib.sha256(repr([dim, {name: own.tolist() for name, own in (known or {}).items()}]).encode()).hexdigest()
+    mark = hashlib.sha256(
+        repr([dim, {name: tensor.tolist() for name, tensor in (known or {}).items()}]).encode()
+    ).hexdigest()
     return TextSpace("tiny", model(), Words(dim, known), mark, ("{}",))
 
 

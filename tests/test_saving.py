@@ -13,7 +13,7 @@ from unweave import Contributions
 from unweave.components import Component
 from unweave.errors import UnweaveError
 from unweave.saving import ContributionsWriter, files_at
-from unweave.view import Origin
+from unweave.source import Origin
 
 COMPONENTS = (
     Component("patch_embed", "embed"),

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
 
 from unweave.errors import ArgumentError
+from unweave.notation import whole
 
 Kind = Literal["head", "attn", "mlp", "conv", "linear", "embed", "bias", "lumped", "rest"]
 """What a component is made of.
@@ -91,9 +92,9 @@ class Component:
         return {"name": str(self), **{key: value for key, value in asdict(self).items() if value is not None}}
 
 
-Selection: TypeAlias = "str | Callable[[Component], bool] | Iterable[str | Component] | None"
-"""Which components: None (all), a glob on the name, a kind (`kind:head`), the last n layers (`last:4`), a predicate,
-or several of these.
+Selection: TypeAlias = "str | Component | Callable[[Component], bool] | Iterable[str | Component] | None"
+"""Which components: None (all), a glob on the name, a kind (`kind:head`), the last n layers (`last:4`), a component, a
+predicate, or several of these.
 
 A glob matches the component itself or anything below it: `blocks.9` and `blocks.9.*` both take every head of block 9.
 """
@@ -113,7 +114,7 @@ def select(components: Sequence[Component], selection: Selection) -> list[int]:
         return list(range(len(components)))
     if isinstance(selection, str):
         parts: list[object] = [part.strip() for part in selection.split(",") if part.strip()]
-    elif callable(selection):
+    elif callable(selection) or not isinstance(selection, Iterable):
         parts = [selection]
     else:
         parts = list(selection)
@@ -152,10 +153,11 @@ def _matcher(components: Sequence[Component], part: object) -> Callable[[Compone
         return lambda component: component.kind == kind
     if part.startswith("last:"):
         number = part.removeprefix("last:")
-        if not number.isdigit() or int(number) < 1:
+        count = whole(number, 1)
+        if count is None:
             raise ArgumentError(f"{part!r} does not say how many layers.", cure="write `last:4` for the last four")
         layers = sorted({component.layer for component in components if component.layer is not None})
-        kept = set(layers[-int(number) :])
+        kept = set(layers[-count:])
         return lambda component: component.layer in kept
     return lambda component: fnmatchcase(str(component), part) or fnmatchcase(str(component), f"{part}.*")
 

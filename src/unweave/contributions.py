@@ -25,10 +25,11 @@ from torch import Tensor
 
 from unweave import saving
 from unweave.components import Component, Selection, select
-from unweave.errors import DataError, ModelError, StoreError
+from unweave.errors import ArgumentError, DataError, ModelError, StoreError
 from unweave.figures import share_figure
 from unweave.results import Shown, rich_table
-from unweave.view import Origin, View
+from unweave.source import Origin
+from unweave.view import View
 
 _AT_ONCE = 256
 """Images whose shares are computed at a time."""
@@ -65,7 +66,17 @@ class Contributions(Shown):
         return View.of(_Batch(self))
 
     def __getitem__(self, selection: Selection) -> Contributions:
-        """The same batch with only the chosen components (they no longer add up to the representation)."""
+        """The same batch with only the chosen components (they no longer add up to the representation).
+
+        Raises:
+            ArgumentError: The selection matches nothing, or is a number.
+        """
+        if isinstance(selection, (int, slice)):
+            raise ArgumentError(
+                "Components are chosen by their names, not by numbers.",
+                cure=f"contributions[contributions.components[{_shown(selection)}]] for components by their place, "
+                f"contributions.values[{_shown(selection)}] for images",
+            )
         keep = select(self.components, selection)
         return replace(self, values=self.values[:, keep], components=tuple(self.components[index] for index in keep))
 
@@ -180,6 +191,13 @@ def shares_table(components: Sequence[Component], share: Sequence[float], most: 
     rows.append([f"all {len(share):,}", "", f"{100 * sum(share):.2f} %", ""])
     columns = {"component": "left", "kind": "left", "share": "right", "": "left"}
     return rich_table("Largest shares of the representation", columns, rows)
+
+
+def _shown(place: int | slice) -> str:
+    if isinstance(place, int):
+        return str(place)
+    parts = [place.start, place.stop] if place.step is None else [place.start, place.stop, place.step]
+    return ":".join("" if part is None else str(part) for part in parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ def fetching(model_id: str, *, allowed: bool = True, url: str | None = None, cur
     except UnweaveError:
         raise
     except Exception as error:
-        if not _is_about_files(error):
+        if not is_about_files(error):
             raise
         if offline or isinstance(error, urllib.error.URLError):
             raise ModelError(
@@ -69,7 +69,7 @@ def fetching(model_id: str, *, allowed: bool = True, url: str | None = None, cur
         socket.setdefaulttimeout(timeout)
 
 
-def _is_about_files(error: BaseException | None) -> bool:
+def is_about_files(error: BaseException | None) -> bool:
     """Libraries wrap what the network raised in errors of their own, so the causes are looked through as well."""
     while error is not None:
         if isinstance(error, OSError) or type(error).__module__.startswith(("huggingface_hub", "httpx", "requests")):

@@ -13,11 +13,11 @@ the types of its fields, so that no result writes a format of its own.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from importlib import metadata
@@ -92,6 +92,10 @@ class Result(Shown):
         """The picture of it, which matplotlib shows and saves."""
         raise NotImplementedError
 
+    def about(self) -> dict[str, Any]:
+        """What it is, ready for JSON: the card, and what a program wants to know beside the table."""
+        return dict(self.card)
+
     def code(self) -> str:
         """The Python that makes it again, and the command line below it."""
         call = self.card.get("call")
@@ -117,20 +121,24 @@ class Result(Shown):
         Raises:
             UnweaveError: They cannot be written.
         """
-        place, tensors = Path(folder), dict[str, Tensor]()
-        drawn = None
+        place, drawn = Path(folder), None
         if figure:
-            with suppress(ArgumentError):  # there is nothing to draw
+            with contextlib.suppress(ArgumentError):  # there is nothing to draw
                 drawn = self.figure()
-        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
-        pair = write_pair(*self._files(place), self._kind(), tensors, content)
-        files = {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
+        files = self._write(place)
         files |= write_table(self.table(), place, self.name)
         if drawn is not None:
             from unweave.figures import save_figure
 
             files["figure"] = str(save_figure(drawn, place / f"{self.name}.png"))
         return files
+
+    def _write(self, folder: Path) -> dict[str, str]:
+        """The two files that `load` reads."""
+        tensors = dict[str, Tensor]()
+        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
+        pair = write_pair(*self._files(folder), self._kind(), tensors, content)
+        return {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
 
     @classmethod
     def load(cls: type[R], folder: str | PathLike[str]) -> R:

@@ -21,7 +21,7 @@ from unweave.components import Component
 from unweave.errors import StoreError
 from unweave.files.fields import record, typed
 from unweave.files.pair import Kind, PairWriter, read_pair
-from unweave.view import Origin
+from unweave.source import Origin
 
 NAME = "contributions"
 """The files' stem where only a folder is given."""

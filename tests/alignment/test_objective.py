@@ -21,8 +21,8 @@ def naive(contributions, maps, bias, target, weight, form):
             total = total + contributions[image, component] @ maps[component]
         cosines.append(total @ target[image] / (np.linalg.norm(total) * np.linalg.norm(target[image])))
     cost = 0.0
-    for own in maps:
-        gram = own @ own.T if own.shape[0] <= own.shape[1] else own.T @ own
+    for map_ in maps:
+        gram = map_ @ map_.T if map_.shape[0] <= map_.shape[1] else map_.T @ map_
         off = gram - np.eye(len(gram))
         cost += (off**2).mean() if form == "mean-squared" else np.sqrt((off**2).sum())
     return 1 - np.mean(cosines), weight * cost
@@ -35,8 +35,8 @@ def test_the_objective_is_the_equation(form, width, dim):
     shapes = ((9, 3, width), (3, width, dim), (dim,), (9, dim))
     given = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     ours = objective(*given, weight=0.3, form=form)
-    theirs = naive(*(one.numpy() for one in given), 0.3, form)
-    assert [float(one) for one in ours] == pytest.approx(theirs, rel=1e-12)
+    theirs = naive(*(tensor.numpy() for tensor in given), 0.3, form)
+    assert [float(tensor) for tensor in ours] == pytest.approx(theirs, rel=1e-12)
 
 
 @pytest.mark.parametrize(("width", "dim"), [(6, 6), (4, 7), (7, 4)])
@@ -59,13 +59,13 @@ def low_rank(images=40, width=7, ranks=(7, 3, 1, 0)):
 
 def test_the_range_holds_every_contribution():
     values = low_rank()
-    found = ranges(values.split(16))
-    assert found.ranks == [7, 3, 1, 0]
-    for number, basis in enumerate(found.bases):
+    spans = ranges(values.split(16))
+    assert spans.ranks == [7, 3, 1, 0]
+    for number, basis in enumerate(spans.bases):
         assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5)
         assert torch.allclose(values[:, number] @ basis @ basis.T, values[:, number], atol=1e-4)
     maps = torch.randn(4, 7, 5)
-    aligned = found.within(values) @ found.restricted(maps)
+    aligned = spans.within(values) @ spans.restricted(maps)
     assert torch.allclose(aligned, torch.einsum("ncw,cwd->nd", values, maps), atol=1e-4)
 
 
@@ -89,8 +89,8 @@ def test_what_is_best_beside_the_range(width, rank, dim, scale):
 
     def closure():
         optimiser.zero_grad()
-        own = basis @ small + complement @ beside
-        loss = defect(own[None]).square().sum()
+        map_ = basis @ small + complement @ beside
+        loss = defect(map_[None]).square().sum()
         loss.backward()
         return loss
 
@@ -107,10 +107,10 @@ def test_only_a_narrower_space_leaves_room():
 def test_the_least_defect_has_the_slope_of_its_value():
     for width, rank, dim in ((7, 3, 7), (9, 4, 5), (9, 7, 5)):
         small = torch.randn(rank, dim, dtype=torch.float64).requires_grad_()
-        assert torch.autograd.gradcheck(lambda own, width=width: least(own, width), (small,))
+        assert torch.autograd.gradcheck(lambda matrix, width=width: least(matrix, width), (small,))
 
 
 def test_half_precision_does_not_blur_the_range():
     values = low_rank(images=400)
-    found = ranges(values.half().float().split(100), torch.float16)
-    assert found.ranks == [7, 3, 1, 0]
+    spans = ranges(values.half().float().split(100), torch.float16)
+    assert spans.ranks == [7, 3, 1, 0]

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from unweave.alignment.rows import held_out, rows_of
 
 from stores import stored
 from unweave.alignment import Aligner, Recipe, solvers
 from unweave.alignment.objective import objective
+from unweave.alignment.pairs import Pairs
 from unweave.alignment.solvers import adam, nearest, ranged, shared
 from unweave.alignment.state import Keep
 from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import AlignmentError
-from unweave.view import Origin
+from unweave.source import Origin
 
 IMAGES, WIDTH = 400, 12
 NAMES = tuple(Component(f"blocks.{layer}.attn", "head", layer, head) for layer in range(2) for head in range(3))
@@ -39,27 +39,33 @@ def planted(dim=12, noise=0.0, seed=0):
 
 
 def sides(place, values, targets):
-    rows = rows_of(stored(place, values, NAMES), targets)
-    kept = held_out(rows.store.ids, 0.2, 0)
-    return rows.take(np.flatnonzero(~kept)), rows.take(np.flatnonzero(kept))
+    return split(stored(place, values, NAMES), targets)
+
+
+def split(source, targets):
+    """Pairs of the images to fit, and of those that are held out."""
+    pairs = Pairs.of(source.view(), targets)
+    _, other = pairs.view.split(0.2, 0)
+    kept = np.isin(pairs.view.ids, other.ids)
+    return pairs.take(np.flatnonzero(~kept)), pairs.take(np.flatnonzero(kept))
 
 
 @pytest.mark.parametrize("dim", [12, 15, 8])
 def test_the_default_solver_recovers_planted_maps(tmp_path, dim):
     values, maps, targets = planted(dim)
-    found = ranged(*sides(tmp_path, values, targets), Recipe(rounds=30))
-    assert found.path[-1].held_out < 1e-3 < found.path[0].held_out
-    aligned, expected = (torch.einsum("ncw,cwd->ncd", values, own) for own in (found.maps, maps))
+    solution = ranged(*sides(tmp_path, values, targets), Recipe(rounds=30))
+    assert solution.path[-1].held_out < 1e-3 < solution.path[0].held_out
+    aligned, expected = (torch.einsum("ncw,cwd->ncd", values, side) for side in (solution.maps, maps))
     scale = (aligned * expected).sum() / aligned.square().sum()  # the cosine does not tell it
     assert (scale * aligned - expected).norm() / expected.norm() < 0.1
 
 
 def test_the_default_solver_goes_from_one_map_over_blocks_to_descent(tmp_path):
     values, _, targets = planted(noise=0.3)
-    found = ranged(*sides(tmp_path, values, targets), Recipe(rounds=2))
+    solution = ranged(*sides(tmp_path, values, targets), Recipe(rounds=2))
     steps = ["one map", "blocks 1", "blocks 2", "descent 1", "descent 2"]
-    assert [point.step for point in found.path] == steps
-    seconds = [point.seconds for point in found.path]
+    assert [point.step for point in solution.path] == steps
+    seconds = [point.seconds for point in solution.path]
     assert seconds == sorted(seconds)
 
 
@@ -67,8 +73,8 @@ def test_noise_is_what_is_left(tmp_path):
     values, _, targets = planted(noise=0.3)
     _, _, clean = planted()
     left = float(1 - torch.nn.functional.cosine_similarity(clean, targets, dim=-1).mean())
-    found = ranged(*sides(tmp_path, values, targets), Recipe(rounds=30))
-    assert left < min(point.held_out for point in found.path) < 1.6 * left
+    solution = ranged(*sides(tmp_path, values, targets), Recipe(rounds=30))
+    assert left < min(point.held_out for point in solution.path) < 1.6 * left
 
 
 def test_the_published_recipe_goes_down_and_the_default_goes_lower(tmp_path):
@@ -85,11 +91,11 @@ def test_the_published_recipe_goes_down_and_the_default_goes_lower(tmp_path):
 def test_a_point_is_the_objective_of_the_maps(tmp_path, solve, form):
     values, _, targets = planted(noise=0.2)
     train, other = sides(tmp_path, values, targets)
-    found = solve(train, other, Recipe(form=form, weight=0.7, rounds=3))
-    best = min(found.path, key=lambda point: point.total)
-    for rows, term in ((train, best.train), (other, best.held_out)):
+    solution = solve(train, other, Recipe(form=form, weight=0.7, rounds=3))
+    best = min(solution.path, key=lambda point: point.total)
+    for pairs, term in ((train, best.train), (other, best.held_out)):
         first, second = objective(
-            rows.contributions(slice(None)), found.maps, found.bias, rows.targets, weight=0.7, form=form
+            pairs.view.values(), solution.maps, solution.bias, pairs.targets, weight=0.7, form=form
         )
         assert float(first) == pytest.approx(term, abs=2e-5)
         assert float(second) == pytest.approx(best.penalty, rel=2e-2, abs=2e-4)
@@ -106,14 +112,14 @@ def test_the_same_seed_gives_the_same_maps(tmp_path):
     values, _, targets = planted(noise=0.1)
     train, other = sides(tmp_path, values, targets)
     for solve in (adam, ranged):
-        one, two = (solve(train, other, Recipe(rounds=2)) for _ in range(2))
-        assert torch.equal(one.maps, two.maps)
+        first, second = (solve(train, other, Recipe(rounds=2)) for _ in range(2))
+        assert torch.equal(first.maps, second.maps)
 
 
 def test_one_map_for_all_is_procrustes(tmp_path):
     values, _, targets = planted()
     train, _ = sides(tmp_path, values, targets)
-    z = train.contributions(slice(None)).sum(1)
+    z = train.view.sum()
     left, _, right = np.linalg.svd(z.numpy().T @ train.targets.numpy())
     assert np.abs(shared(train).numpy() - left @ right).max() < 1e-4
 
@@ -123,16 +129,20 @@ def test_constant_and_empty_components_have_maps(tmp_path):
     values[:, 1] = 0
     values[:, 2] = values[0, 2]
     for solve in (adam, ranged):
-        found = solve(*sides(tmp_path / solve.__name__, values, targets), Recipe(rounds=2))
-        assert bool(torch.isfinite(found.maps).all())
+        solution = solve(*sides(tmp_path / solve.__name__, values, targets), Recipe(rounds=2))
+        assert bool(torch.isfinite(solution.maps).all())
 
 
-def test_images_are_held_out_by_their_ids():
+def test_images_are_held_out_by_their_ids(tmp_path):
     ids = [f"{number}.png" for number in range(1000)]
-    one = held_out(ids, 0.1, 0)
-    assert 60 < one.sum() < 140
-    assert np.array_equal(one, held_out(ids[::-1], 0.1, 0)[::-1])
-    assert not np.array_equal(one, held_out(ids, 0.1, 1))
+    values = torch.zeros(1000, len(NAMES), 2)
+    forth, back = (
+        stored(tmp_path / name, values, NAMES, ids=names).view() for name, names in (("a", ids), ("b", ids[::-1]))
+    )
+    held_out = forth.split(0.1, 0)[1].ids
+    assert 60 < len(held_out) < 140
+    assert back.split(0.1, 0)[1].ids == held_out[::-1]
+    assert forth.split(0.1, 1)[1].ids != held_out
 
 
 class Interrupted(Exception):
@@ -159,7 +169,7 @@ def test_a_run_that_was_interrupted_goes_on_as_it_was(tmp_path, solve, after):
     again = solve(train, other, recipe, told.append, keep)
     assert len(told) == len(whole.path) - after  # what was done before is not done again
     assert torch.equal(again.maps, whole.maps) and torch.equal(again.bias, whole.bias)
-    assert [one.total for one in again.path] == [one.total for one in whole.path]
+    assert [point.total for point in again.path] == [point.total for point in whole.path]
     for other_key in (Keep(tmp_path / "state", "another"), Keep(tmp_path / "nothing", "this")):
         assert other_key.load() is None
     (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:-100])
@@ -174,9 +184,9 @@ def test_a_run_that_was_interrupted_goes_on_as_it_was(tmp_path, solve, after):
 def test_it_stops_when_nothing_is_gained(tmp_path, monkeypatch):
     values, _, targets = planted()
     train, other = sides(tmp_path, values, targets)
-    monkeypatch.setattr(solvers, "_descended", lambda small, found, width, maps, bias, recipe: (maps, bias))
-    found = ranged(train, other, Recipe(rounds=50, patience=3, sweeps=0))
-    assert len(found.path) == 1 + 3
+    monkeypatch.setattr(solvers, "_descended", lambda small, spans, width, maps, bias, recipe: (maps, bias))
+    solution = ranged(train, other, Recipe(rounds=50, patience=3, sweeps=0))
+    assert len(solution.path) == 1 + 3
 
 
 # --- aligners
@@ -199,13 +209,13 @@ def contributions(**changed):
 
 
 def test_an_aligner_applies_its_maps_by_name():
-    own, given = aligner(), contributions()
-    expected = torch.stack([given.values[:, row] @ own.maps[row] for row in range(len(NAMES))], 1)
-    assert torch.allclose(own(given), expected, atol=1e-5)
-    assert torch.allclose(own(given["blocks.1.*"]), expected[:, 3:], atol=1e-5)
-    assert torch.allclose(own.representation(given), expected.sum(1) + own.bias, atol=1e-5)
+    made, given = aligner(), contributions()
+    expected = torch.stack([given.values[:, row] @ made.maps[row] for row in range(len(NAMES))], 1)
+    assert torch.allclose(made(given), expected, atol=1e-5)
+    assert torch.allclose(made(given["blocks.1.*"]), expected[:, 3:], atol=1e-5)
+    assert torch.allclose(made.representation(given), expected.sum(1) + made.bias, atol=1e-5)
     with pytest.raises(AlignmentError, match="needs all components"):
-        own.representation(given["blocks.1.*"])
+        made.representation(given["blocks.1.*"])
 
 
 @pytest.mark.parametrize("field", ["model", "weights_hash", "level", "preprocessing"])
@@ -223,11 +233,11 @@ def test_a_component_without_a_map_is_named():
 
 
 def test_an_aligner_is_kept_and_read(tmp_path):
-    own = aligner()
-    own.save(tmp_path / "a")
+    made = aligner()
+    made.save(tmp_path / "a")
     again = Aligner.load(tmp_path / "a")
-    assert torch.equal(again.maps, own.maps) and torch.equal(again.bias, own.bias)
-    assert again.components == own.components and again.identity == own.identity and again.measured == own.measured
+    assert torch.equal(again.maps, made.maps) and torch.equal(again.bias, made.bias)
+    assert again.components == made.components and again.identity == made.identity and again.measured == made.measured
     card = json.loads((tmp_path / "a/aligner.json").read_text())
     for damage, what in (
         (json.dumps(card | {"version": 2}), "has version 2"),
@@ -242,7 +252,7 @@ def test_an_aligner_is_kept_and_read(tmp_path):
         Aligner.load(tmp_path / "nothing")
     (tmp_path / "file").touch()
     with pytest.raises(AlignmentError, match="cannot be written"):
-        own.save(tmp_path / "file/a")
+        made.save(tmp_path / "file/a")
 
 
 def test_pushing_uploads_both_files(monkeypatch):
@@ -259,11 +269,11 @@ def test_pushing_uploads_both_files(monkeypatch):
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    own = aligner()
-    assert own.push("me/mine", commit_message="m") == "https://hub/me/mine"
+    made = aligner()
+    assert made.push("me/mine", commit_message="m") == "https://hub/me/mine"
     assert seen["made"] == ("me/mine", True) and seen["options"] == {"commit_message": "m"}
     assert seen["files"] == ["aligner.json", "aligner.safetensors"]
-    assert torch.equal(seen["again"].maps, own.maps)
+    assert torch.equal(seen["again"].maps, made.maps)
 
 
 def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
@@ -277,6 +287,6 @@ def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
 
 
 def test_the_defect_of_an_isometry_is_nothing():
-    own = aligner()
-    isometries = Aligner(torch.stack([nearest(one) for one in own.maps]), own.bias, NAMES, {})
-    assert isometries.defects().max() < 1e-5 < own.defects().min()
+    made = aligner()
+    isometries = Aligner(torch.stack([nearest(map_) for map_ in made.maps]), made.bias, NAMES, {})
+    assert isometries.defects().max() < 1e-5 < made.defects().min()

@@ -25,7 +25,7 @@ def own_cache(tmp_path_factory):
 def aligner(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps")
     store = unweave.extract("pocket/dino", "pocket/evaluation", folder / "store", limit=60)
-    align(store, unweave.text_space("pocket/clip"), recipe=Recipe(rounds=0), random_images=0).save(folder / "aligner")
+    align(store, unweave.text_space("pocket/clip"), Recipe(rounds=0, random_images=0)).save(folder / "aligner")
     return folder / "aligner"
 
 
@@ -43,7 +43,7 @@ def refused(result, *words):
 
 
 def test_maps_of_a_text_through_an_aligner(run, aligner, tmp_path):
-    arguments = ("heatmap", "pocket/dino", "pocket/evaluation", "--limit", 2, "--aligner", aligner, "-o", "out")
+    arguments = ("heatmap", "pocket/dino", "pocket/evaluation", "--limit", 2, "--space", aligner, "-o", "out")
     forms = [word for form in ("png", "svg", "npz", "safetensors") for word in ("--format", form)]
     found = said(run(*arguments, "--text", "a duck", "--text", "an owl", *forms, "--json"))
     assert found["targets"] == ["a duck", "an owl"] and found["space"] == "pocket/clip" and len(found["rows"]) == 4
@@ -85,9 +85,9 @@ def test_heatmap_refuses_what_cannot_be(run, aligner, tmp_path):
     refused(heatmap(), "--text or --class")
     refused(heatmap("--class", "duck", "--text", "a duck"), "--text or --class")
     refused(heatmap("--class", "unicorn"), "unicorn", "40 classes")
-    refused(heatmap("--text", "a duck"), "--aligner")
-    refused(heatmap("--text", "a duck", "--aligner", aligner), "The aligner is of another model")
-    refused(heatmap("--text", "a duck", "--text-space", "pocket/clip"), "not the image encoder")
+    refused(heatmap("--text", "a duck"), "--space")
+    refused(heatmap("--text", "a duck", "--space", aligner), "The aligner is of another model")
+    refused(heatmap("--text", "a duck", "--space", "pocket/clip"), "not the image encoder")
     refused(heatmap("--class", "duck", model="pocket/dino"), "no classifier")
     refused(heatmap("--class", "duck", "--format", "gif"), "no format 'gif'")
     refused(heatmap("--class", "duck", "--feature", "colour"), "--scores")
@@ -120,7 +120,7 @@ def test_segment_by_text_on_a_folder_of_masks(run, aligner, tmp_path):
             place = tmp_path / "set" / kind / str(picture.fields["label"])
             place.mkdir(parents=True, exist_ok=True)
             image.save(place / f"{picture.row}.png")
-    common = ("segment", "pocket/dino", "masks:set", "--aligner", aligner, "--phrase", "a {}", "-o", "out")
+    common = ("segment", "pocket/dino", "masks:set", "--space", aligner, "--phrase", "a {}", "-o", "out")
     found = said(run(*common, "--method", "components", "--method", "raw attention", "--no-figure", "--json"))
     assert found["target"] == "pocket/clip" and [row["images"] for row in found["rows"]] == [3, 3]
     plain = run(*common, "--method", "components")
@@ -142,8 +142,8 @@ def test_segment_refuses_what_cannot_be(run, aligner, tmp_path):
     refused(segment(data="masks:other"), "The mask has 32 x 64 pixels")
     refused(segment("--label", "breed"), "Nothing is known of the breed")
     refused(segment("--label", "location"), "none of the 40 classes")
-    refused(segment("--aligner", aligner), "The aligner is of another model")
-    refused(segment("--aligner", aligner, "--predicted"), "Only a classifier predicts")
+    refused(segment("--space", aligner), "The aligner is of another model")
+    refused(segment("--space", aligner, "--predicted"), "Only a classifier predicts")
     refused(segment("--method", "magic"), "no method 'magic'")
     refused(segment("--feature", "category"), "--scores")
     refused(segment("--phrase", "a thing"), "no place for the class")

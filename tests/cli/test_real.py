@@ -11,7 +11,7 @@ MODEL = ("timm/test_vit", "--random-weights")
 
 
 def test_decompose_adds_up_on_disk(run):
-    result = run("decompose", *MODEL, "-o", "out", "--batch-size", 3)
+    result = run("decompose", *MODEL, "-o", "out")
     assert result.exit_code == 0, result.output
     contributions = Contributions.load("out")
     z = contributions.representation
@@ -25,10 +25,10 @@ def test_decompose_adds_up_on_disk(run):
 def test_selection_keeps_the_rest(run):
     result = run("decompose", *MODEL, "-o", "out", "--select", "kind:head", "--limit", 2, "--no-figure", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    said = json.loads(result.stdout)
     contributions = Contributions.load("out")
     assert {component.kind for component in contributions.components} == {"head", "rest"}
-    assert found["total_share"] == pytest.approx(1, abs=1e-4) and contributions.origin.selection == "kind:head"
+    assert said["total_share"] == pytest.approx(1, abs=1e-4) and contributions.origin.selection == "kind:head"
 
 
 @pytest.mark.parametrize("level", ["layer", "token", "neuron"])

@@ -30,7 +30,7 @@ def stores(tmp_path_factory, plans_are_made_once):
     folder = tmp_path_factory.mktemp("search")
     unweave.extract("pocket/clip", "pocket/evaluation", folder / "clip", limit=40)
     store = unweave.extract("pocket/deit", "pocket/evaluation", folder / "deit", limit=200)
-    align(store, unweave.text_space("pocket/clip"), recipe=Recipe(rounds=0), random_images=0).save(folder / "aligner")
+    align(store, unweave.text_space("pocket/clip"), Recipe(rounds=0, random_images=0)).save(folder / "aligner")
     Image.effect_noise((64, 64), 60).convert("RGB").save(folder / "new.png")
     (folder / "broken.png").write_bytes((folder / "new.png").read_bytes()[:300])
     return folder
@@ -39,7 +39,7 @@ def stores(tmp_path_factory, plans_are_made_once):
 @pytest.fixture
 def asked(stores, run):
     def ask(*arguments, store="deit"):
-        options = ("--aligner", stores / "aligner", "-o", "out", "--samples", 20)
+        options = ("--space", stores / "aligner", "-o", "out", "--samples", 20)
         places = {name: stores / name for name in ("new.png", "broken.png", "clip", "deit")}
         return run("search", stores / store, *(places.get(one, one) for one in arguments), *options)
 
@@ -92,7 +92,7 @@ def test_only_some_images_are_searched(asked, stores):
 
 def test_components_can_be_chosen_elsewhere_and_by_what_retrieves_best(asked):
     arguments = ("--text", "something at sea", "--feature", "location", "--no-figure", "--json")
-    found = said(asked(*arguments, "--choose-on", "deit", "--best", "location=location"))
+    found = said(asked(*arguments, "--scored-on", "deit", "--best", "location=location"))
     one = found["features"]["location"]
     assert one["rule"] == "best" and found["chosen_on"] == found["store"]
     assert 1 <= len(one["components"]) < 40
@@ -112,7 +112,7 @@ def test_components_can_be_chosen_elsewhere_and_by_what_retrieves_best(asked):
         (("--text", "a bird", "--best", "location=location"), "FEATURE=FIELD"),
         (("--text", "a bird", "--best", "colour=smell"), "no field 'smell'"),
         (("--text", "a bird", "--where", "id=nobody"), "No image was chosen"),
-        (("--text", "a bird", "--choose-on", "clip"), "of another model"),
+        (("--text", "a bird", "--scored-on", "clip"), "of another model"),
     ],
 )
 def test_bad_input_is_an_error_in_words(asked, arguments, what):
@@ -143,6 +143,6 @@ def test_an_aligner_of_another_model_and_none_at_all(asked, run, stores):
 
 def test_a_place_that_cannot_be_written(run, stores, tmp_path):
     (tmp_path / "file").touch()
-    arguments = ("--text", "a bird", "--feature", "colour", "-k", 2, "--aligner", stores / "aligner", "--samples", 20)
+    arguments = ("--text", "a bird", "--feature", "colour", "-k", 2, "--space", stores / "aligner", "--samples", 20)
     result = run("search", stores / "deit", *arguments, "-o", "file/out")
     assert result.exit_code == 2 and "cannot be written" in result.stderr

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from unweave.tasks.head import probe
 
 import unweave
 from stores import remembering
 from unweave.alignment import Recipe, align
-from unweave.tasks import debias
+from unweave.tasks import checkpoints
+from unweave.tasks.classifier import probe
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
@@ -31,7 +31,7 @@ def stores(tmp_path_factory):
     scenes = unweave.extract("pocket/deit", "pocket/evaluation", folder / "deit", limit=160)
     for split in ("train", "validation", "test"):
         unweave.extract("pocket/deit", f"pocket/birds/0/{split}/80", folder / split)
-    found = align(scenes, unweave.text_space("pocket/clip"), recipe=Recipe(rounds=0), random_images=0)
+    found = align(scenes, unweave.text_space("pocket/clip"), Recipe(rounds=0, random_images=0))
     found.save(folder / "aligner")
     return folder
 
@@ -48,24 +48,24 @@ def said(result, status=0):
 
 def birds(stores, *more):
     sides = ("--held-out", stores / "validation", "--test", stores / "test")
-    return ("debias", stores / "train", *sides, "--aligner", stores / "aligner", "--draws", 2, "-o", "out", *more)
+    return ("debias", stores / "train", *sides, "--space", stores / "aligner", "--draws", 2, "-o", "out", *more)
 
 
 def test_ablate_layers(run, stores, tmp_path):
-    found = said(run("ablate", stores / "deit", stores / "deit", "-o", "out", "--json"))
+    found = said(run("ablate", stores / "deit", "-o", "out", "--json"))
     rows = pq.read_table(tmp_path / "out/ablation.parquet").to_pylist()
-    assert rows == found["rows"] and len(rows) == 2 * 7
+    assert rows == found["rows"] and len(rows) == 7
     assert rows[0]["accuracy"] > 0.5 > rows[6]["accuracy"] and rows[1]["ablated"] == "layer 5"
     assert size(tmp_path / "out/ablation.png")[0] > 500
     result = run("ablate", stores / "deit", "-o", "out", "--order", "first", "--to", "zero", "--no-figure")
-    assert result.exit_code == 0 and "accuracy of the classifier head" in result.stdout and "layer 0" in result.stdout
+    assert result.exit_code == 0 and "told by the model's classifier" in result.stdout and "layer 0" in result.stdout
 
 
 def test_ablate_by_score_by_chance_and_by_name(run, stores):
-    words = ("--head", "zero-shot", "--label", "location", "--aligner", stores / "aligner", "--no-figure")
+    words = ("--by", "zero-shot", "--label", "location", "--space", stores / "aligner", "--no-figure")
     found = said(run("ablate", stores / "deit", "-o", "out", "--order", "score:location", *words, "--json"))
     assert len(found["rows"]) == 45 and found["rows"][1]["ablated"].startswith("blocks.")
-    linear = ("--head", "probe", "--label", "category", "--no-figure")
+    linear = ("--by", "probe", "--label", "category", "--no-figure")
     found = said(run("ablate", stores / "deit", "-o", "out", "--order", "random", *linear, "--json"))
     assert len(found["rows"]) == 45
     order = ("--order", "blocks.5.*", "--order", "kind:mlp")
@@ -76,7 +76,7 @@ def test_ablate_by_score_by_chance_and_by_name(run, stores):
 def test_debias_reports_groups_before_and_after_beside_controls(run, stores, tmp_path):
     found = said(run(*birds(stores, "-k", 3, "--json")))
     rows = pq.read_table(tmp_path / "out/debias.parquet").to_pylist()
-    assert rows == found["rows"] and {row["components"] for row in rows} == {"ranked", "random", "groups known"}
+    assert rows == found["rows"] and {row["components"] for row in rows} == {"ranked", "random", "greedy with groups"}
     assert found["k"] == 3 == len(found["ablated"]) and found["protocol"] == "held-out"
     assert {"group land, land", "group water, land"} <= set(rows[0])
     assert size(tmp_path / "out/debias.png")[0] > 800
@@ -93,23 +93,23 @@ def test_the_edit_is_written_into_a_checkpoint_that_is_measured_again(run, store
     assert checkpoint["apart"] < 1e-5 and checkpoint["refused"] == []
     edited = unweave.load_model("pocket/deit", checkpoint=tmp_path / "debiased.safetensors")
     images = torch.stack([edited.preprocess(one.read()) for one in unweave.open_images("pocket/birds/0/test/80")])
-    head = probe(unweave.open_store(stores / "train"), "label")
-    told = head.predicted(edited.readout(images).detach())
-    store = unweave.open_store(stores / "test")
-    right = told == head.codes(store, "label")
-    label, place = (np.array(store.field(name)) for name in ("label", "background"))
+    classifier = probe(unweave.open_store(stores / "train").view(), "label")
+    told = classifier.predicted(edited.readout(images).detach())
+    view = unweave.open_store(stores / "test").view()
+    right = told == classifier.codes(view, "label")
+    label, place = (np.array(view.field(name)) for name in ("label", "background"))
     for name, accuracy in checkpoint["groups"].items():
         bird, where = name.split(", ")
         assert accuracy == right[(label == bird) & (place == where)].mean()
     result = run(*birds(stores, "-k", 1, "--export", "x.safetensors", "--export-k", 1, "--no-figure"))
     assert result.exit_code == 0 and "The checkpoint, without the first 1" in result.stdout.replace("\n", " ")
-    monkeypatch.setattr(debias, "_carried", lambda tried, before: None)
+    monkeypatch.setattr(checkpoints, "_carried", lambda tried, before: None)
     for more, what in (
         (("--export", "y.safetensors"), "costs more than it brings: with 1 components"),
         (("--export", "x.bin", "--export-k", 1), "safetensors"),
         (("--export", "x.safetensors", "-k", "0"), "nothing to write"),
         (
-            ("--export", "x.safetensors", "--head", "zero-shot", "--label", "location", "--attribute", "bird"),
+            ("--export", "x.safetensors", "--by", "zero-shot", "--label", "location", "--attribute", "bird"),
             "cannot read a checkpoint",
         ),
     ):
@@ -119,8 +119,8 @@ def test_the_edit_is_written_into_a_checkpoint_that_is_measured_again(run, store
 
 def test_a_zero_shot_head_goes_by_what_classes_are_called(run, stores):
     call = ("--call", "land=an owl", "--call", "land=a parrot", "--call", "water=a duck", "--call", "water=a swan")
-    found = said(run(*birds(stores, "--head", "zero-shot", *call, "-k", 1, "--no-figure", "--json")))
-    assert found["head"] == "zero-shot" and found["rows"][0]["average"] > 0.6
+    found = said(run(*birds(stores, "--by", "zero-shot", *call, "-k", 1, "--no-figure", "--json")))
+    assert found["by"] == "zero-shot" and found["rows"][0]["average"] > 0.6
 
 
 def test_debias_of_one_store_with_splits(run, stores, tmp_path):
@@ -133,33 +133,27 @@ def test_debias_of_one_store_with_splits(run, stores, tmp_path):
             lines.append(f"{name},{name},{picture.fields['bird']},{picture.fields['background']},{split}")
     (tmp_path / "images/list.csv").write_text("\n".join(lines))
     unweave.extract("pocket/deit", str(tmp_path / "images/list.csv"), tmp_path / "one")
-    arguments = ("debias", "one", "--aligner", stores / "aligner", "--draws", 1, "-o", "out", "--no-figure")
+    arguments = ("debias", "one", "--space", stores / "aligner", "--draws", 1, "-o", "out", "--no-figure")
     found = said(run(*arguments, "--json"))
     assert len(found["rows"]) == 3 * 21 and found["k"] == 10
     result = run(*arguments, "--splits", "train,valid,test")
-    assert result.exit_code == 2 and "A side has no images" in result.stderr
+    assert result.exit_code == 2 and "No image has the split 'valid'" in result.stderr
     result = run(*arguments, "--splits", "train,test")
-    assert result.exit_code == 2 and "images to fit to, to choose by and to report on" in result.stderr
+    assert result.exit_code == 2 and "three sides, not 2" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        (("-k", "many"), "no number of components"),
-        (("-k", "900"), "900 components cannot be ablated"),
+        (("-k", "many"), "-k must be a number or `auto`"),
+        (("-k", "900"), "k must be from 0 to"),
         (("--spurious", "sea"), "no feature 'sea'"),
-        (("--call", "land"), "calls nothing by a name"),
-        (("--head", "zero-shot", "--call", "land=an owl"), "none of the 1 classes"),
+        (("--call", "land"), "not of the form NAME=VALUE"),
+        (("--by", "zero-shot", "--call", "land=an owl"), "none of the 1 classes"),
         (("--features", "no.toml"), "cannot be read"),
         (("--label", "kind"), "no field 'kind'"),
         (("--attribute", "kind"), "no field 'kind'"),
-        (
-            (
-                "--head",
-                "classifier",
-            ),
-            "none of the 40 classes",
-        ),
+        (("--by", "model"), "none of the 40 classes"),
     ],
 )
 def test_bad_input_to_debias(run, stores, more, what):
@@ -170,14 +164,13 @@ def test_bad_input_to_debias(run, stores, more, what):
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        (("--head", "zero-shot"), "needs a text space"),
+        (("--by", "zero-shot"), "Words need a text space"),
         (("--order", "score:location"), "Words need a text space"),
         (("--order", "blocks.9.*"), "matches none"),
         (("--label", "kind"), "no field 'kind'"),
         (("--label", "colour"), "none of the 40 classes"),
-        (("--means-where", "label=nothing"), "0 images to fit to"),
-        (("--where", "style=noto", "--means-where", "style=noto"), "fitted to and measured on"),
-        (("--aligner", "a", "--aligner", "b"), "have 2 aligners"),
+        (("--fitted-where", "label=nothing"), "No image has the label 'nothing'"),
+        (("--where", "style=noto", "--fitted-where", "style=noto"), "fitted to and measured on"),
     ],
 )
 def test_bad_input_to_ablate(run, stores, more, what):
@@ -191,5 +184,5 @@ def test_an_aligner_of_another_model_and_a_place_that_cannot_be_written(run, sto
     result = run("ablate", stores / "deit", "-o", "file/out")
     assert result.exit_code == 2 and "cannot be written" in result.stderr
     unweave.extract("pocket/clip", "pocket/birds/0/test/20", tmp_path / "clip")
-    result = run("ablate", "clip", "-o", "out", "--head", "zero-shot", "--aligner", stores / "aligner")
+    result = run("ablate", "clip", "-o", "out", "--by", "zero-shot", "--space", stores / "aligner")
     assert result.exit_code == 2 and "of another model" in result.stderr

@@ -14,7 +14,7 @@ from unweave.alignment import Recipe, align, solvers
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
-SPACE = ("--text-space", "pocket/clip")
+SPACE = ("--space", "pocket/clip")
 QUICK = (*SPACE, "--rounds", 0, "--random-images", 0)
 
 
@@ -35,7 +35,7 @@ def stores(tmp_path_factory):
 @pytest.fixture(scope="module")
 def aligner(stores):
     space = unweave.text_space("pocket/clip")
-    found = align(unweave.open_store(stores / "deit"), space, recipe=Recipe(rounds=0), random_images=0)
+    found = align(unweave.open_store(stores / "deit"), space, Recipe(rounds=0, random_images=0))
     found.save(stores / "aligner")
     return stores / "aligner"
 
@@ -93,13 +93,13 @@ def test_a_clip_in_its_own_space_needs_no_alignment(run, stores):
     assert found["identity"] and found["zero-shot"]["label"]["aligned"] == found["zero-shot"]["label"]["space"]
     result = run("align", stores / "clip", *SPACE, "-o", "a")
     assert "nothing had to be aligned" in result.stdout
-    by_aligner = said(run("score", stores / "clip", "--aligner", "a", "-o", "s", "--no-figure", "--json"))
+    by_aligner = said(run("score", stores / "clip", "--space", "a", "-o", "s", "--no-figure", "--json"))
     without = said(run("score", stores / "clip", *SPACE, "-o", "s", "--no-figure", "--json"))
     assert [row["score"] for row in by_aligner["rows"]] == [row["score"] for row in without["rows"]]
 
 
 def test_score_writes_tables_and_a_figure(run, stores, aligner, tmp_path):
-    arguments = ("score", stores / "deit", "--aligner", aligner, "-o", "out", "--samples", 20)
+    arguments = ("score", stores / "deit", "--space", aligner, "-o", "out", "--samples", 20)
     found = said(run(*arguments, "--json"))
     assert set(found["features"]) == {"colour", "pattern", "location", "category"} == set(found["above_chance"])
     assert found["model"] == "pocket/deit" and found["space"] == "pocket/clip" and found["images"] == 80
@@ -115,7 +115,7 @@ def test_score_writes_tables_and_a_figure(run, stores, aligner, tmp_path):
 
 def test_score_features_of_ones_own(run, stores, aligner, tmp_path):
     (tmp_path / "f.toml").write_text('[night]\nphrases = ["something black", "something blue"]\n')
-    arguments = ("score", stores / "deit", "--aligner", aligner, "-o", "out", "--no-figure", "--samples", 20)
+    arguments = ("score", stores / "deit", "--space", aligner, "-o", "out", "--no-figure", "--samples", 20)
     found = said(run(*arguments, "--features", "f.toml", "--each", "--json"))
     assert list(found["features"]) == ["night", "something black", "something blue"]
     result = run(*arguments, "--features", "f.toml", "--feature", "day")
@@ -123,7 +123,7 @@ def test_score_features_of_ones_own(run, stores, aligner, tmp_path):
 
 
 def test_label_writes_tables_and_a_figure(run, stores, aligner, tmp_path):
-    found = said(run("label", stores / "deit", "--aligner", aligner, "-o", "out", "--phrases", 2, "--top", 3, "--json"))
+    found = said(run("label", stores / "deit", "--space", aligner, "-o", "out", "--phrases", 2, "--top", 3, "--json"))
     assert found["vocabulary"] == "shipped" and found["phrases"] > 90
     rows = pq.read_table(tmp_path / "out/names.parquet").to_pylist()
     assert rows == found["rows"] and {row["rank"] for row in rows} == {
@@ -133,22 +133,22 @@ def test_label_writes_tables_and_a_figure(run, stores, aligner, tmp_path):
     }  # the embedding of a class token writes nothing
     assert size(tmp_path / "out/names.png")[1] > 400
     (tmp_path / "v.txt").write_text("# mine\na bird\nan owl\n")
-    result = run("label", stores / "deit", "--aligner", aligner, "-o", "out", "--vocabulary", "v.txt", "--top", 1)
+    result = run("label", stores / "deit", "--space", aligner, "-o", "out", "--vocabulary", "v.txt", "--top", 1)
     assert result.exit_code == 0 and "a bird (" in result.stdout and "an owl (" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("align", "{deit}", "--text-space", "timm/vit_tiny_patch16_224", "-o", "a"), "no text encoder"),
-        (("align", "{deit}", "--text-space", "pocket/dino", "-o", "a"), "no text tower"),
+        (("align", "{deit}", "--space", "timm/vit_tiny_patch16_224", "-o", "a"), "no text encoder"),
+        (("align", "{deit}", "--space", "pocket/dino", "-o", "a"), "no text tower"),
         (("align", "nowhere", *SPACE, "-o", "a"), "no store here"),
         (("align", "{deit}", *SPACE, "-o", "a", "--held-out", "0.999"), "too few on one side"),
         (("align", "{deit}", *SPACE, "-o", "a", "--level", "token"), "no level"),
         (("score", "{deit}", "-o", "a"), "one text space"),
-        (("score", "{deit}", "-o", "a", *SPACE, "--aligner", "x"), "one text space"),
+        (("score", "{deit}", "-o", "a", *SPACE, "--space", "x"), "one text space"),
         (("score", "{deit}", "-o", "a", *SPACE), "not the image encoder"),
-        (("score", "{deit}", "-o", "a", "--aligner", "nowhere"), "cannot be read"),
+        (("score", "{deit}", "-o", "a", "--space", "nowhere"), "cannot be read"),
         (("score", "{clip}", "-o", "a", *SPACE, "--features", "no.toml"), "cannot be read"),
         (("score", "{clip}", "-o", "a", *SPACE, "--phrase", "a hamburger"), "no word 'hamburger'"),
         (("score", "{clip}", "-o", "a", *SPACE, "--where", "label=hamburger"), "No image was chosen"),
@@ -163,14 +163,14 @@ def test_bad_input_is_an_error_in_words(run, stores, arguments, what):
 
 
 def test_an_aligner_of_another_model_is_refused(run, stores, aligner):
-    result = run("score", stores / "clip", "--aligner", aligner, "-o", "a")
+    result = run("score", stores / "clip", "--space", aligner, "-o", "a")
     assert result.exit_code == 2 and "of another model" in result.stderr and "field `model`" in result.stderr
 
 
 def test_a_place_that_cannot_be_written(run, stores, aligner, tmp_path):
     (tmp_path / "file").touch()
     for verb in ("score", "label"):
-        result = run(verb, stores / "deit", "--aligner", aligner, "-o", "file/out", "--no-figure")
+        result = run(verb, stores / "deit", "--space", aligner, "-o", "file/out", "--no-figure")
         assert result.exit_code == 2 and "cannot be written" in result.stderr
     result = run("align", stores / "deit", *QUICK, "-o", "file/out")
     assert result.exit_code == 2 and "cannot be" in result.stderr

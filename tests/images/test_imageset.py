@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import csv as tables
 from pyarrow import parquet
 
 from unweave.errors import DataError
@@ -120,7 +121,7 @@ def test_a_manifest_brings_its_fields(tmp_path, kind):
     table = pa.table({"id": ["007", "8"], "path": ["deep/a.png", "b.png"], "label": ["x", "y"], "group": [3, 0]})
     path = tmp_path / f"m.{kind}"
     if kind == "csv":
-        pa.csv.write_csv(table, path)
+        tables.write_csv(table, path)
     else:
         parquet.write_table(table, path)
     found = open_images(str(path))

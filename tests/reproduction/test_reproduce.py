@@ -14,11 +14,21 @@ import unweave
 from stores import remembering
 from unweave.alignment import Recipe
 from unweave.errors import UnweaveError
-from unweave.reproduction import POCKET, PUBLISHED, TABLES, Setting, Subject, chosen, pocket_setting, published, reproduce
+from unweave.reproduction import (
+    POCKET,
+    PUBLISHED,
+    TABLES,
+    Setting,
+    Subject,
+    chosen,
+    pocket_setting,
+    published,
+    reproduce,
+)
 
 pytestmark = pytest.mark.xdist_group("store verbs")
 
-DEIT = Subject("tiny DeiT", "pocket/deit", "classifier")
+DEIT = Subject("tiny DeiT", "pocket/deit", "model")
 CLIP = Subject("tiny CLIP", "pocket/clip", "zero-shot")
 
 
@@ -83,7 +93,7 @@ def test_segmentation_with_masks_in_a_folder(tmp_path):
             (tmp_path / "pixel" / kind / label).mkdir(parents=True, exist_ok=True)
             image.save(tmp_path / "pixel" / kind / label / f"{name}.png")
     own = setting(tmp_path, data=f"masks:{tmp_path / 'pixel'}")
-    rows = reproduce("segmentation", own, [Subject("DeiT-B/16", "pocket/deit", "classifier")]).to_pylist()
+    rows = reproduce("segmentation", own, [Subject("DeiT-B/16", "pocket/deit", "model")]).to_pylist()
     ours = rows[0]
     assert ours["method"] == "components" and ours["images"] == 24 and ours["map"] > 0.4
     assert ours["map (published)"] == 0.8305 and ours["foreground_iou (published)"] == 0.5291

@@ -30,9 +30,9 @@ FAST = [
 NAMED = {family.name: family for family in FAMILIES}
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
+def apart(ours: Tensor, expected: Tensor) -> float:
     """The largest relative distance of any image."""
-    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    return float(((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def tiny(module: nn.Module, dtype: torch.dtype = torch.float64) -> unweave.Model:
@@ -56,8 +56,10 @@ def some(component: Component) -> bool:
 
 def changed(model: unweave.Model, edited: unweave.Model) -> set[str]:
     before, after = model.module.state_dict(), edited.module.state_dict()
-    assert {name: own.shape for name, own in before.items()} == {name: own.shape for name, own in after.items()}
-    return {name for name, own in before.items() if not torch.equal(own, after[name])}
+    assert {name: tensor.shape for name, tensor in before.items()} == {
+        name: tensor.shape for name, tensor in after.items()
+    }
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
 # -- the edited checkpoint is the ablated model ------------------------------------------------------------------------
@@ -73,7 +75,7 @@ def test_edited_weights_are_the_ablated_model(family: Family):
     wanted = [f"{attention.path}.head.{head}" for head in heads] + [branch.path for branch in others.values()]
     edit = mean_ablated(model, exactly(*wanted), family.images(4, torch.float32))
     assert not edit.refused
-    assert {str(own) for own in edit.expressed} == set(wanted)
+    assert {str(component) for component in edit.expressed} == set(wanted)
     edited, images = edit.apply(), 1.5 * family.images(3, torch.float32, seed=9)
     with torch.no_grad():
         before, after, ablated = model.readout(images), edited.readout(images), edit.total(images)
@@ -128,7 +130,7 @@ def test_one_part_of_a_tiny_model(name: str, readout: str, average: str):
     model = tiny(Vit(readout=readout))
     edit = mean_ablated(model, exactly(name), pictures(3), average=average)
     others = pictures(4, seed=2)
-    assert [str(own) for own in edit.expressed] == [name]
+    assert [str(component) for component in edit.expressed] == [name]
     with torch.no_grad():
         assert apart(edit.apply().module(others), edit.total(others)) < 1e-12
         assert apart(edit.total(others), model.module(others)) > 1e-6
@@ -155,8 +157,8 @@ def test_a_hook_on_the_projection_says_the_same():
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
             tokens = args[0].clone()
             for head in heads[block]:
-                own = slice(head * width, (head + 1) * width)
-                tokens[..., own] = seen[block][..., own].mean((0, 1))
+                channels = slice(head * width, (head + 1) * width)
+                tokens[..., channels] = seen[block][..., channels].mean((0, 1))
             return tokens
 
         return hook
@@ -165,7 +167,7 @@ def test_a_hook_on_the_projection_says_the_same():
     with torch.no_grad():
         expected = model.module(others)
     [handle.remove() for handle in handles]
-    names = [f"blocks.{block}.attn.head.{head}" for block, own in heads.items() for head in own]
+    names = [f"blocks.{block}.attn.head.{head}" for block, several in heads.items() for head in several]
     edit = mean_ablated(model, names, [images[:2], images[2:]], average="tokens")
     with torch.no_grad():
         assert apart(edit.apply().module(others), expected) < 1e-5
@@ -177,15 +179,17 @@ def test_the_decomposition_of_the_edited_model_finds_nothing_where_it_was_cut():
     images = NAMED["timm/swin"].images(3)
     cut = ["layers.1.blocks.1.attn.head.2", "layers.0.blocks.1.attn.head.0", "layers.1.blocks.0.mlp"]
     edited = mean_ablated(model, exactly(*cut), images).apply()
-    found = unweave.plan(edited).run(images)
-    sizes = dict(zip(map(str, found.components), found.values.norm(dim=-1).amax(0).tolist(), strict=True))
+    contributions = unweave.plan(edited).run(images)
+    sizes = dict(
+        zip(map(str, contributions.components), contributions.values.norm(dim=-1).amax(0).tolist(), strict=True)
+    )
     assert {name for name, size in sizes.items() if size < 1e-12} == set(cut)
     assert len(sizes) > 20
 
 
 def test_a_whole_layer_is_all_of_its_heads():
     model, images = tiny(Vit()), pictures()
-    whole = mean_ablated(model, lambda own: own.kind == "attn" and own.layer == 0, images)
+    whole = mean_ablated(model, lambda component: component.kind == "attn" and component.layer == 0, images)
     heads = mean_ablated(model, "blocks.0.attn.head.*", images)
     assert [len(edit.expressed) for edit in (whole, heads)] == [1, 4]
     assert whole.cuts[0].whole and heads.cuts[0].whole
@@ -195,10 +199,10 @@ def test_a_whole_layer_is_all_of_its_heads():
 
 def test_two_heads_of_a_layer_at_once_are_one_after_the_other():
     model, images = tiny(Vit()), pictures()
-    one, other = "blocks.0.attn.head.1", "blocks.0.attn.head.3"
-    both = mean_ablated(model, [one, other], images, average="tokens")
+    name, other = "blocks.0.attn.head.1", "blocks.0.attn.head.3"
+    both = mean_ablated(model, [name, other], images, average="tokens")
     assert len(both.cuts) == 1 and len(both.expressed) == 2 and not both.cuts[0].whole
-    first = mean_ablated(model, [one], images, average="tokens")
+    first = mean_ablated(model, [name], images, average="tokens")
     second = mean_ablated(first.apply(), [other], images, average="tokens")
     for name, tensor in both.state.items():  # heads of a layer do not read each other, so their means are the same
         torch.testing.assert_close(second.state[name], tensor)
@@ -209,7 +213,7 @@ class Turns(Attention):
     """Channels of the heads lie in turns."""
 
     def merged(self, x: Tensor) -> Tensor:
-        q, k, v = (own(x).unflatten(-1, (4, -1)).transpose(1, 2) for own in (self.q, self.k, self.v))
+        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         return F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1).flatten(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -260,10 +264,10 @@ def test_however_the_projection_is_written(part: type):
     model = tiny(Plain(part(), True))
     images, others = pictures(5), pictures(3, seed=4)
     wanted = ["part.head.1", "part.head.2"]
-    found = unweave.plan(model).run(torch.cat([images, others]))
-    columns = [[str(own) for own in found.components].index(name) for name in wanted]
-    values = found.values[:, columns]
-    direct = found.representation[5:] + (values[:5].mean(0) - values[5:]).sum(
+    contributions = unweave.plan(model).run(torch.cat([images, others]))
+    columns = [[str(component) for component in contributions.components].index(name) for name in wanted]
+    values = contributions.values[:, columns]
+    direct = contributions.representation[5:] + (values[:5].mean(0) - values[5:]).sum(
         1
     )  # nothing but a linear readout reads it
     edit = mean_ablated(model, exactly(*wanted), images)
@@ -276,7 +280,7 @@ def test_however_the_projection_is_written(part: type):
 
 def test_a_gate_made_of_what_the_branch_writes_is_constant_with_it():
     model = tiny(Plain(Gated(False), True))
-    edit = mean_ablated(model, lambda own: own.kind == "mlp", pictures())
+    edit = mean_ablated(model, lambda component: component.kind == "mlp", pictures())
     others = pictures(3, seed=4)
     with torch.no_grad():
         assert apart(edit.apply().module(others), edit.total(others)) < 1e-12
@@ -297,7 +301,7 @@ class Normalised(Mlp):
 
 def test_a_norm_that_ends_the_branch_gets_the_constant():
     model = tiny(Plain(Normalised(), True))
-    edit = mean_ablated(model, lambda own: own.kind == "mlp", pictures())
+    edit = mean_ablated(model, lambda component: component.kind == "mlp", pictures())
     assert set(edit.state) == {"part.bn.weight", "part.bn.bias"}
     others = pictures(3, seed=4)
     with torch.no_grad():
@@ -333,13 +337,13 @@ def test_direct_and_total_ablation_coincide_where_nothing_reads_the_component(pa
     model = tiny(Plain(part(), pooled))
     images, others = pictures(5), pictures(3, seed=4)
     plan = unweave.plan(model)
-    column = [str(own) for own in plan.components].index(name)
-    mean, found = plan.run(images).values[:, column].mean(0), plan.run(others)
-    direct = found.representation - found.values[:, column] + mean
+    column = [str(component) for component in plan.components].index(name)
+    mean, contributions = plan.run(images).values[:, column].mean(0), plan.run(others)
+    direct = contributions.representation - contributions.values[:, column] + mean
     edited = mean_ablated(model, exactly(name), images).apply()
     with torch.no_grad():
         assert apart(edited.module(others), direct) < 1e-10
-        assert apart(direct, found.representation) > 1e-2
+        assert apart(direct, contributions.representation) > 1e-2
     if not pooled:  # of a token that the representation does not read, the mean is another
         with torch.no_grad():
             assert apart(mean_ablated(model, [name], images, average="tokens").apply().module(others), direct) > 1e-3
@@ -348,9 +352,9 @@ def test_direct_and_total_ablation_coincide_where_nothing_reads_the_component(pa
 def test_where_later_layers_read_the_component_the_two_differ():
     model = tiny(Vit())
     images = pictures(5)
-    found = unweave.plan(model).run(images)
-    column = [str(own) for own in found.components].index("blocks.0.attn.head.1")
-    direct = found.representation - found.values[:, column] + found.values[:, column].mean(0)
+    contributions = unweave.plan(model).run(images)
+    column = [str(component) for component in contributions.components].index("blocks.0.attn.head.1")
+    direct = contributions.representation - contributions.values[:, column] + contributions.values[:, column].mean(0)
     with torch.no_grad():
         assert apart(mean_ablated(model, ["blocks.0.attn.head.1"], images).apply().module(images), direct) > 1e-2
 
@@ -361,7 +365,7 @@ def test_the_readout_mean_keeps_the_mean_direct_contribution(name: str):
     family = NAMED[name]
     model = unweave.Model.from_module(family.make(), input_size=(3, family.size, family.size))
     images = family.images(4)
-    component = [own for own in unweave.plan(model).components if own.kind == "head"][-1]
+    component = [component for component in unweave.plan(model).components if component.kind == "head"][-1]
     plan = unweave.plan(model, select=[component])
     edit = mean_ablated(model, [component], images)
     (cut,), module = edit.cuts, core(model.module)
@@ -399,10 +403,10 @@ def test_tokens_are_those_of_the_residual_stream_not_of_padded_windows():
 def test_batches_and_their_order_do_not_matter():
     model, images, wanted = tiny(Vit()), pictures(5), ["blocks.1.attn.head.0", "blocks.0.mlp"]
     counts: list[int] = []
-    one = mean_ablated(model, wanted, images)
+    once = mean_ablated(model, wanted, images)
     several = mean_ablated(model, wanted, (images[part] for part in ([4, 2], [0], [], [1, 3])), on_images=counts.append)
-    assert counts == [2, 3, 5] and one.images == several.images == 5
-    for name, tensor in one.state.items():
+    assert counts == [2, 3, 5] and once.images == several.images == 5
+    for name, tensor in once.state.items():
         torch.testing.assert_close(several.state[name], tensor)
 
 
@@ -415,8 +419,8 @@ def test_the_model_that_was_given_is_untouched_and_the_copy_shares_nothing():
     edit = mean_ablated(model, ["blocks.2.mlp", "blocks.1.attn.head.1"], model.example(3))
     edited = edit.apply()
     assert fingerprint(model.module) == before
-    own, copied = ({tensor.data_ptr() for tensor in one.module.state_dict().values()} for one in (model, edited))
-    assert not own & copied
+    kept, copied = ({tensor.data_ptr() for tensor in each.module.state_dict().values()} for each in (model, edited))
+    assert not kept & copied
     inner = {tensor.data_ptr() for tensor in edited.readout.state_dict().values()}
     assert inner <= copied
     with torch.no_grad():
@@ -459,7 +463,7 @@ class Normed(Attention):
         self.inner = nn.LayerNorm(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (own(x).unflatten(-1, (4, -1)).transpose(1, 2) for own in (self.q, self.k, self.v))
+        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         return self.proj(self.inner(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
@@ -484,9 +488,9 @@ def _tied(vit: Vit) -> Vit:
     [
         (lambda: _no_bias(Vit(), "blocks.0.attn.proj"), "blocks.0.attn.head.1", r"blocks\.0\.attn\.proj has no bias"),
         (lambda: _no_bias(Vit(), "blocks.0.mlp.fc2"), exactly("blocks.0.mlp"), r"blocks\.0\.mlp\.fc2 has no bias"),
-        (lambda: _shared(Vit()), lambda own: own.kind == "mlp", "is shared by|used in 2 places"),
+        (lambda: _shared(Vit()), lambda component: component.kind == "mlp", "is shared by|used in 2 places"),
         (lambda: _tied(Vit()), exactly("blocks.0.mlp"), r"is shared by .*also\.weight"),
-        (lambda: Plain(Gated(True), True), lambda own: own.kind == "mlp", "multiplied by a gate in part"),
+        (lambda: Plain(Gated(True), True), lambda component: component.kind == "mlp", "multiplied by a gate in part"),
         (lambda: Plain(Normed(), True), "part.head.1", r"aten\.layer_norm in part\.inner before any linear layer"),
         (lambda: Vit(readout="late"), "last.attn.head.0", "another stream"),
         (lambda: Vit(), "kind:bias", "same for every image"),
@@ -499,8 +503,8 @@ def test_what_weights_cannot_say_is_refused_with_the_reason(make, wanted, reason
     model = tiny(make())
     edit = mean_ablated(model, wanted, pictures())
     assert edit.refused and not edit.expressed and not edit.state
-    for one in edit.refused:
-        assert re.search(reason, one.reason), one.reason
+    for cut in edit.refused:
+        assert re.search(reason, cut.reason), cut.reason
     with torch.no_grad():
         assert torch.equal(edit.apply().module(pictures()), model.module(pictures()))
 
@@ -508,9 +512,9 @@ def test_what_weights_cannot_say_is_refused_with_the_reason(make, wanted, reason
 def test_what_can_be_expressed_is_although_other_things_are_refused():
     model = tiny(Plain(Normed(), True))
     alone = mean_ablated(model, ["part.head.1", "part.head.2"], pictures())
-    assert [str(one.component) for one in alone.refused] == ["part.head.1", "part.head.2"]
+    assert [str(cut.component) for cut in alone.refused] == ["part.head.1", "part.head.2"]
     together = mean_ablated(model, "kind:head, embed", pictures())  # all heads at once are a constant
-    assert len(together.expressed) == 4 and [str(one.component) for one in together.refused] == ["embed"]
+    assert len(together.expressed) == 4 and [str(cut.component) for cut in together.refused] == ["embed"]
     with torch.no_grad():
         assert apart(together.apply().module(pictures(seed=3)), together.total(pictures(seed=3))) < 1e-12
     table = together.table().to_pylist()
@@ -549,9 +553,9 @@ def test_a_saved_edit_loads_without_this_program_and_with_it(tmp_path):
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["weights"] == {"before": model.weights_hash, "after": loaded.weights_hash}
     assert card["means"] == {"average": "readout", "images": 3, "source": "noise"}
-    assert [own["name"] for own in card["components"]] == [str(own) for own in edit.expressed]
-    assert {own["component"] for own in card["refused"]} == {str(one.component) for one in edit.refused}
-    assert sorted(own.name for own in path.parent.iterdir()) == ["debiased.json", "debiased.safetensors"]
+    assert [entry["name"] for entry in card["components"]] == [str(entry) for entry in edit.expressed]
+    assert {entry["component"] for entry in card["refused"]} == {str(cut.component) for cut in edit.refused}
+    assert sorted(file.name for file in path.parent.iterdir()) == ["debiased.json", "debiased.safetensors"]
     with pytest.raises(UnweaveError, match=r"ends in \.safetensors"):
         edit.save(tmp_path / "debiased.pt")
     with pytest.raises(UnweaveError, match="no `save_pretrained`"):
@@ -595,7 +599,7 @@ def test_transformers_write_their_own_folders(tmp_path):
     module = randomise(transformers.ViTForImageClassification(config)).eval()
     model = unweave.Model.from_module(module, input_size=(3, 32, 32))
     edit = mean_ablated(model, "last:1", model.example(3))
-    assert {one.component.kind for one in edit.refused} == {"bias"}
+    assert {cut.component.kind for cut in edit.refused} == {"bias"}
     folder = edit.save_pretrained(tmp_path / "debiased")
     images = model.example(5)[3:]
     plain = transformers.ViTForImageClassification.from_pretrained(folder).eval()
@@ -604,6 +608,6 @@ def test_transformers_write_their_own_folders(tmp_path):
         assert apart(plain(images).logits, model.classifier(edit.total(images))) < 1e-5
         assert apart(loaded.readout(images), edit.total(images)) < 1e-5
     assert json.loads((folder / "edit.json").read_text())["intervention"] == "total mean ablation"
-    assert [own.name for own in tmp_path.iterdir()] == ["debiased"]
+    assert [file.name for file in tmp_path.iterdir()] == ["debiased"]
     with pytest.raises(UnweaveError, match="something at this place"):
         edit.save_pretrained(folder)

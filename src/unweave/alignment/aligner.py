@@ -26,7 +26,7 @@ from unweave.figures import Curve, curves_figure
 from unweave.files.fields import typed
 from unweave.files.pair import Kind
 from unweave.results import Result, rich_table
-from unweave.view import Origin
+from unweave.source import Origin
 
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
 """What the card says of what an aligner belongs to, at least."""
@@ -123,6 +123,10 @@ class Aligner(Result):
         """The words of a command line that name it."""
         return ["--space", str(getattr(self, "_folder", "ALIGNER"))]
 
+    def about(self) -> dict[str, Any]:
+        """The card, what the maps belong to, and how good they are."""
+        return {**self.card, **self.identity, "measured": dict(self.measured)}
+
     def table(self) -> pa.Table:
         """Where the solver stood after each step: both terms of the objective, on either side."""
         return pa.Table.from_pylist(list(self.measured.get("path", ())), _PATH)
@@ -191,7 +195,7 @@ class Aligner(Result):
         from huggingface_hub.errors import HfHubHTTPError
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save(folder, figure=False)
+            self._write(Path(folder))
             try:
                 api = HfApi()
                 api.create_repo(repository, exist_ok=True)

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 from unweave.alignment.aligner import CARD, Aligner
 from unweave.alignment.fitting import identical, is_own
 from unweave.errors import AlignmentError, ArgumentError
+from unweave.source import Maps
 from unweave.store import Readable, view_of
 from unweave.text import TextSpace, text_space
-from unweave.view import Maps, View
+from unweave.view import View
 
 Space: TypeAlias = "Aligner | TextSpace | str | os.PathLike[str] | None"
 """What brings components into a text space: an aligner, or the folder that `align` wrote, which knows its text space;

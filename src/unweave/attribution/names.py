@@ -264,7 +264,7 @@ def label(
     view, words = aligned(source, space)
     if not len(view):
         raise DataError("There are no images.", where=str(view.source), cure="choose some")
-    vocabulary = words.vocabulary_of(vocabulary)
+    asked, vocabulary = vocabulary, words.vocabulary_of(vocabulary)
     directions = words.encode(vocabulary).double()
     namings = []
     for number, part in enumerate(view.each(), 1):
@@ -276,7 +276,8 @@ def label(
         variance = float(covariance.diagonal().sum().clamp_min(0))
         namings.append(Naming(part.components[0], names, variance, float(alone.median())))
         on_progress("naming components", number, len(view.components))
-    card = view_card(view, words) | {"phrases": len(vocabulary)}
+    shipped = "shipped" if asked is None else str(asked) if isinstance(asked, (str, PathLike)) else "given"
+    card = view_card(view, words) | {"phrases": len(vocabulary), "vocabulary": shipped}
     pictured = clearest(namings, top) if images or (view.origin is not None and view.origin.images) else []
     shown = tuple(_shown(view, words, naming, images) for naming in pictured)
     return Names(tuple(namings), shown, card=card)

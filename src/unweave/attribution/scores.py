@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,6 +144,12 @@ class Scores(Result):
             for row, component in enumerate(self.components)
         ]
         return pa.Table.from_pylist(rows)
+
+    def about(self) -> dict[str, Any]:
+        """The card, the features, and how many components are above chance for each."""
+        above = self.above().sum(0).tolist()
+        phrases = {name: list(words) for name, words in self.features.items()}
+        return {**self.card, "features": phrases, "above_chance": dict(zip(self.features, above, strict=True))}
 
     def figure(self) -> Figure:
         """Layers by heads for each feature; what cannot be told from chance is grey."""

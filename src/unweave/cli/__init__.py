@@ -26,6 +26,7 @@ from unweave.cli.heatmap import heatmap
 from unweave.cli.label import label
 from unweave.cli.models import models
 from unweave.cli.reproduce import reproduce
+from unweave.cli.results import interrupted, written
 from unweave.cli.score import score
 from unweave.cli.search import search
 from unweave.cli.segment import segment
@@ -40,13 +41,14 @@ class _Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
+        written.clear()
         try:
             return super().invoke(ctx)
         except UnweaveError as error:
             print_error(error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print_error("Interrupted. Nothing was written.")
+            print_error(interrupted())
             raise typer.Exit(130) from None
 
 

@@ -38,13 +38,25 @@ def align(
     solver: Annotated[
         Literal["ranged", "adam"], typer.Option(help="The default, or as published.", rich_help_panel=_HOW)
     ] = "ranged",
-    weight: Annotated[float, typer.Option(min=0, help="The weight of the penalty.", rich_help_panel=_HOW)] = 1.0,
+    weight: Annotated[
+        float,
+        typer.Option(min=0, callback=options.finite, help="The weight of the penalty.", rich_help_panel=_HOW),
+    ] = 1.0,
     form: Annotated[
         Literal["mean-squared", "frobenius"], typer.Option(help="The form of the penalty.", rich_help_panel=_HOW)
     ] = "mean-squared",
-    rounds: Annotated[int, typer.Option(min=0, help="The most rounds (`ranged`).", rich_help_panel=_HOW)] = 12,
-    epochs: Annotated[int, typer.Option(min=1, help="The most epochs (`adam`).", rich_help_panel=_HOW)] = 2,
-    held_out: Annotated[float, typer.Option(help="Share of the images to stop by.", rich_help_panel=_HOW)] = 0.1,
+    rounds: Annotated[
+        int, typer.Option(min=0, max=options.MANY, help="The most rounds (`ranged`).", rich_help_panel=_HOW)
+    ] = 12,
+    epochs: Annotated[
+        int, typer.Option(min=1, max=options.MANY, help="The most epochs (`adam`).", rich_help_panel=_HOW)
+    ] = 2,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, callback=options.finite, help="Share of the images to stop by.", rich_help_panel=_HOW
+        ),
+    ] = 0.1,
     classes: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD", help="Fields that name classes, for zero-shot accuracies.", rich_help_panel=_HOW),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from unweave.cli.results import results
 from unweave.errors import UnweaveError
+from unweave.notation import to_json
 from unweave.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def print_note(message: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """The result for machines."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """The result for machines; a number that is none is `null`."""
+    sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -103,10 +104,10 @@ def reporting() -> Iterator[OnProgress]:
 
 def show(result: Result, output: Path, *, no_figure: bool, json: bool) -> None:
     """Save a result, and print it: a table and the files, or JSON."""
-    with working("Writing"):
-        files = result.save(output, figure=not no_figure)
+    with working("Writing"), results(output) as (fresh, files):
+        files |= result.save(fresh, figure=not no_figure)
     if json:
-        print_json({**result.card, "files": files, "rows": result.table().to_pylist()})
+        print_json({**result.about(), "files": files, "rows": result.table().to_pylist()})
         return
     Console(highlight=False).print(result)
     print_files(files)

@@ -57,7 +57,10 @@ def debias(
         ),
     ] = None,
     regularisation: Annotated[
-        float, typer.Option(min=1e-6, help="The probe's (scikit-learn's C).", rich_help_panel=_CLASSES)
+        float,
+        typer.Option(
+            min=1e-6, callback=options.finite, help="The probe's (scikit-learn's C).", rich_help_panel=_CLASSES
+        ),
     ] = 0.1,
     features: Annotated[
         Path | None, typer.Option(help="A TOML file with the two features; birds and their backgrounds if not given.")
@@ -83,7 +86,9 @@ def debias(
         bool,
         typer.Option("--published", help="Rank on the test images, as the published code does.", rich_help_panel=_HOW),
     ] = False,
-    draws: Annotated[int, typer.Option(min=1, help="Of random components, a control.", rich_help_panel=_HOW)] = 20,
+    draws: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Of random components, a control.", rich_help_panel=_HOW)
+    ] = 20,
     seed: options.DrawSeed = 0,
     no_figure: options.NoFigure = False,
     json: options.Json = False,

@@ -11,7 +11,8 @@ from rich.text import Text
 
 import unweave
 from unweave.cli import options
-from unweave.cli.console import in_bytes, print_files, print_json, print_note, reporting, table, working
+from unweave.cli.console import in_bytes, print_files, print_json, print_note, print_warning, reporting, table, working
+from unweave.cli.results import written
 from unweave.cli.views import pictures_of
 
 
@@ -64,9 +65,8 @@ def decompose(
     if not images:
         print_note("No images were given, so these are unweave's own drawn samples.")
     size = len(pictures) * len(plan.components) * plan.dim * (8 if dtype == "float64" else 4)
-    print_note(
-        f"{len(pictures):,} images x {len(plan.components):,} components x {plan.dim:,} numbers: {in_bytes(size)}."
-    )
+    say = print_warning if level in ("token", "neuron") else print_note
+    say(f"{len(pictures):,} images x {len(plan.components):,} components x {plan.dim:,} numbers: {in_bytes(size)}.")
     destination = output or Path("unweave-out", loaded.id.replace("/", "_"))
     with reporting() as on_progress:
         contributions = unweave.decompose(
@@ -79,6 +79,7 @@ def decompose(
             on_progress=on_progress,
         )
     files = contributions.files(destination)
+    written.extend(files.values())
     if not no_figure:
         with working("Drawing"):
             files["figure"] = str(
@@ -86,7 +87,7 @@ def decompose(
             )
     skipped = contributions.origin.skipped if contributions.origin else ()
     if json:
-        report = plan.report()
+        report, rows = plan.report(), contributions.table().to_pylist()
         about = {name: report[name] for name in ("model", "level", "dim", "coverage")}
         print_json(
             {
@@ -94,7 +95,9 @@ def decompose(
                 "images": len(contributions.ids),
                 "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
                 "largest_error": float(contributions.error.max()),
-                "rows": contributions.table().to_pylist(),
+                "total_share": sum(row["share"] for row in rows),
+                "lumped_share": sum(row["share"] for row in rows if row["kind"] == "lumped"),
+                "rows": rows,
                 "files": files,
             }
         )

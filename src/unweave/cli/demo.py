@@ -11,13 +11,16 @@ from rich.text import Text
 
 from unweave.cli import options
 from unweave.cli.console import in_percent, print_json, table, working
+from unweave.cli.results import written
 
 
 def demo(
     model: Annotated[
         str, typer.Option(help="Which of the pocket models (see `unweave models`).", metavar="pocket/NAME")
     ] = "pocket/deit",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("unweave-demo.html"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=options.possible, help="The HTML file to write.")
+    ] = Path("unweave-demo.html"),
     json: options.Json = False,
 ) -> None:
     """Take a small shipped model apart on shipped images, and write a report. Nothing is fetched."""
@@ -32,6 +35,7 @@ def demo(
         found = demonstrate(
             output, model=model, advance=lambda done, total: progress.update(task, completed=done, total=total)
         )
+    written.append(str(found.report))
     components, error = found.contributions.components, float(found.contributions.error.max())
     if json:
         print_json(

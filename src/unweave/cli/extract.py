@@ -33,7 +33,7 @@ def extract(
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="STORE", help="A folder, or a URL for fsspec.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: options.Limit = None,
     append: Annotated[bool, typer.Option("--append", help="Add images that the store does not have yet.")] = False,
     level: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def extract(
     ] = "float16",
     block: Annotated[
         int | None,
-        typer.Option(min=1, help="Images in a block, which is kept or done again.", rich_help_panel=_STORED),
+        typer.Option(min=1, max=4096, help="Images in a block, which is kept or done again.", rich_help_panel=_STORED),
     ] = None,
     checkpoint: options.Checkpoint = None,
     random_weights: options.RandomWeights = False,
@@ -66,15 +66,23 @@ def extract(
         Literal["here", "processes", "ray"], typer.Option(help="Who computes.", rich_help_panel=_WORK)
     ] = "here",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="How many processes or actors.", rich_help_panel=_WORK)
+        int | None, typer.Option(min=1, max=1024, help="How many processes or actors.", rich_help_panel=_WORK)
     ] = None,
     wait: Annotated[
         float,
-        typer.Option(min=0, help="Seconds to wait where somebody else writes the store.", rich_help_panel=_WORK),
+        typer.Option(
+            min=0,
+            max=1e6,
+            callback=options.finite,
+            help="Seconds to wait where somebody else writes the store.",
+            rich_help_panel=_WORK,
+        ),
     ] = 0,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images at a time; what the memory allows if not given.", rich_help_panel=_WORK),
+        typer.Option(
+            min=1, max=65_536, help="Images at a time; what the memory allows if not given.", rich_help_panel=_WORK
+        ),
     ] = None,
     on_error: Annotated[
         Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.", rich_help_panel=_WORK)
@@ -118,7 +126,11 @@ def extract(
         if dry_run:
             expected = estimate(model, data, output, settings, split=split, limit=limit)
         else:
-            extraction = prepare(model, data, output, settings, split=split, limit=limit, append=append)
+            try:
+                extraction = prepare(model, data, output, settings, split=split, limit=limit, append=append)
+            except KeyboardInterrupt:
+                print_error("Interrupted. The store may have been begun; the same command goes on from there.")
+                raise typer.Exit(130) from None
     if dry_run:
         _tell(expected, json=json)
         return

@@ -20,11 +20,13 @@ def label(
     vocabulary: Annotated[
         Path | None, typer.Option(help="A text file with one phrase on each line; the shipped vocabulary if not given.")
     ] = None,
-    phrases: Annotated[int, typer.Option(min=1, help="The number of phrases for each component.")] = 5,
+    phrases: Annotated[
+        int, typer.Option(min=1, max=options.MANY, help="The number of phrases for each component.")
+    ] = 5,
     templates: options.Templates = None,
     where: options.Where = None,
     device: options.Device = "auto",
-    top: Annotated[int, typer.Option(min=1, help="How many of the clearest components are drawn.")] = 10,
+    top: Annotated[int, typer.Option(min=1, max=100, help="How many of the clearest components are drawn.")] = 10,
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
+
+MANY = 10**9
+"""The largest number of images, rows or components that anybody asks for on purpose."""
+
+SEEDS = 2**32 - 1
+"""The largest seed that torch, numpy and scikit-learn all take."""
+
+
+def finite(value: float) -> float:
+    """A number that is one: what no range keeps out is NaN."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number.")
+    return value
+
+
+def possible(path: Path | None) -> Path | None:
+    """A path that a file can have."""
+    if path is not None and any(len(os.fsencode(part)) > 200 for part in path.parts):
+        raise typer.BadParameter("A name in this path is too long.")
+    return path
+
 
 _WEIGHTS = "Weights"
 _HOW = "How to decompose"
@@ -28,10 +51,14 @@ Checkpoint: TypeAlias = Annotated[
 RandomWeights: TypeAlias = Annotated[
     bool, typer.Option("--random-weights", help="Use random weights and fetch nothing.", rich_help_panel=_WEIGHTS)
 ]
-Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="The seed of the random weights.", rich_help_panel=_WEIGHTS)]
+Seed: TypeAlias = Annotated[
+    int, typer.Option(min=0, max=SEEDS, help="The seed of the random weights.", rich_help_panel=_WEIGHTS)
+]
 ImageSize: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Height and width in pixels; the model's own if not given.", rich_help_panel=_WEIGHTS),
+    typer.Option(
+        min=1, max=4096, help="Height and width in pixels; the model's own if not given.", rich_help_panel=_WEIGHTS
+    ),
 ]
 Level: TypeAlias = Annotated[
     Literal["layer", "head", "token", "neuron"],
@@ -68,7 +95,10 @@ _SPACE = "The text space"
 _WORK = "How to work"
 
 Store: TypeAlias = Annotated[str, typer.Argument(metavar="STORE", help="What `unweave extract` wrote.")]
-Output: TypeAlias = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written.")]
+Output: TypeAlias = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="FOLDER", callback=possible, help="Where results are written."),
+]
 Space: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -88,11 +118,13 @@ Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Where encoders compute.", rich_help_panel=_WORK)
 ]
 DrawSeed: TypeAlias = Annotated[
-    int, typer.Option("--seed", min=0, help="Of everything that is drawn by chance.", rich_help_panel=_WORK)
+    int, typer.Option("--seed", min=0, max=SEEDS, help="Of everything that is drawn by chance.", rich_help_panel=_WORK)
 ]
+Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, max=MANY, help="Only the first so many images.")]
+BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=65_536, help="Images at a time.")]
+Samples: TypeAlias = Annotated[int, typer.Option(min=20, max=100_000, help="Of the bootstrap.", rich_help_panel=_WORK)]
 NoFigure: TypeAlias = Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")]
 Label: TypeAlias = Annotated[str, typer.Option(metavar="FIELD", help="The field that has the classes.")]
-Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
 Images: TypeAlias = Annotated[
     str,
     typer.Argument(
@@ -117,5 +149,5 @@ Feature: TypeAlias = Annotated[
 ]
 Components: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="The most components; the better half if not given.", rich_help_panel=_CHOSEN),
+    typer.Option(min=1, max=MANY, help="The most components; the better half if not given.", rich_help_panel=_CHOSEN),
 ]

@@ -29,7 +29,7 @@ def score(
     each: Annotated[bool, typer.Option("--each", help="Score every phrase of the features by itself, too.")] = False,
     templates: options.Templates = None,
     where: options.Where = None,
-    samples: Annotated[int, typer.Option(min=20, help="The number of bootstrap samples.")] = 400,
+    samples: Annotated[int, typer.Option(min=20, max=100_000, help="The number of bootstrap samples.")] = 400,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
     no_figure: options.NoFigure = False,

@@ -58,11 +58,13 @@ def search(
     ] = None,
     space: options.Space = None,
     where: options.Where = None,
-    count: Annotated[int, typer.Option(min=1, help="How many images to find.", rich_help_panel=_HOW)] = 10,
+    count: Annotated[
+        int, typer.Option(min=1, max=options.MANY, help="How many images to find.", rich_help_panel=_HOW)
+    ] = 10,
     uncentred: Annotated[
         bool, typer.Option("--uncentred", help="Leave the mean of the images in, as published.", rich_help_panel=_HOW)
     ] = False,
-    samples: Annotated[int, typer.Option(min=20, help="Of the bootstrap.", rich_help_panel=_HOW)] = 400,
+    samples: Annotated[int, typer.Option(min=20, max=100_000, help="Of the bootstrap.", rich_help_panel=_HOW)] = 400,
     seed: options.DrawSeed = 0,
     no_figure: options.NoFigure = False,
     json: options.Json = False,

@@ -36,7 +36,7 @@ def segment(
     image_size: options.ImageSize = None,
     limit: options.Limit = None,
     device: options.Device = "auto",
-    shown: Annotated[int, typer.Option(min=1, help="How many images to draw.")] = 5,
+    shown: Annotated[int, typer.Option(min=1, max=1000, help="How many images to draw.")] = 5,
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from unweave.cli import options
 from unweave.cli.console import print_json, table, working
 from unweave.cli.extract import words
+from unweave.cli.results import written
 
 store = typer.Typer(no_args_is_help=True, help="Look into a store, check it, or take a part of it elsewhere.")
 
@@ -54,8 +55,8 @@ def info(
 @store.command()
 def verify(
     place: Place,
-    rows: Annotated[int, typer.Option(min=0, help="How many rows to compute anew; 0 for none.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
+    rows: Annotated[int, typer.Option(min=0, max=options.MANY, help="How many rows to compute anew; 0 for none.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=options.SEEDS, help="Which rows.")] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     repair: Annotated[
         bool, typer.Option("--repair", help="Set damaged blocks aside; the same `unweave extract` makes them anew.")
@@ -99,14 +100,19 @@ def export(
     place: Place,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="A file ending in `.parquet` or `.safetensors`, or a folder."),
+        typer.Option(
+            "--output",
+            "-o",
+            callback=options.possible,
+            help="A file ending in `.parquet` or `.safetensors`, or a folder.",
+        ),
     ],
     select: options.Select = None,
     level: Annotated[str | None, typer.Option(help="Which level; the store's first if not given.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only images of which a field has this value.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: options.Limit = None,
     check: Annotated[bool, typer.Option("--check", help="Compare what is read with its checksums.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -116,8 +122,10 @@ def export(
         from unweave.store import export as write
 
         opened = Store(place, check=check)
-        rows = opened.chosen(where or [])[:limit]
+        view = opened.view(level)
+        rows = (view.where(*where) if where else view).numbers[:limit]
         file = write(opened, output, select or None, rows, level=level)
+        written.append(str(file))
     if json:
         print_json({"file": str(file), "images": len(rows)})
     else:

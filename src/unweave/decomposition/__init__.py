@@ -12,6 +12,7 @@ import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
 from unweave.decomposition.explanation import Explanation
 from unweave.decomposition.planning import Plan, make_plan
+from unweave.errors import ArgumentError
 from unweave.results import verb
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["Explanation", "Plan", "explain", "plan"]
 
 
 def plan(
-    model: Model | nn.Module,
+    model: Model | nn.Module | str,
     example: Float[Tensor, "image channel height width"] | None = None,
     *,
     level: Level = "head",
@@ -33,7 +34,8 @@ def plan(
     """How to decompose a model's representation; costs seconds and touches no data.
 
     Args:
-        model: A loaded `Model`, or any module that maps images to their representation `[image, dim]`.
+        model: A `Model`, or the id of one, which is loaded; or any module that maps images to their representation
+            `[image, dim]`.
         example: Images of the size to plan for; not needed for a `Model`, which knows its own.
         level: `layer` whole branches; `head` heads, MLPs, convolution branches, embedding and biases; `token` heads
             by the token they read, and MLPs by token; `neuron` MLPs by hidden neuron.
@@ -48,8 +50,18 @@ def plan(
     Raises:
         CaptureError: The module does not export.
         RuleError: Under `strict`, an operation on the path cannot be followed.
-        ArgumentError: The selection matches nothing.
+        ArgumentError: The selection matches nothing, or what is given is no model.
+        ModelError: There is no model of this id.
     """
+    from unweave.models import Model, load_model
+
+    if isinstance(model, str):
+        model = load_model(model)
+    if not isinstance(model, (Model, nn.Module)):
+        raise ArgumentError(
+            f"A {type(model).__name__} is no model.",
+            cure="give a model's id, what `unweave.load_model` returns, or a torch.nn.Module",
+        )
     options: dict[str, Any] = {
         "level": level,
         "selection": select,
@@ -57,8 +69,6 @@ def plan(
         "freeze": nonlinear == "freeze",
         "strict": strict,
     }
-    from unweave.models import Model
-
     if isinstance(model, Model):
         return make_plan(model.readout, model.example() if example is None else example, name=model.id, **options)
     if example is None:
@@ -69,7 +79,7 @@ def plan(
 
 @verb
 def explain(
-    model: Model | nn.Module,
+    model: Model | nn.Module | str,
     *,
     level: Level = "head",
     select: Selection = None,

@@ -116,6 +116,11 @@ class Plan(Shown):
             ConservationError, NonFiniteError, CaptureError, UnweaveError: As for `run`.
         """
         names, allowed = self._checked(images, ids, tolerance)
+        if not isinstance(directions, Tensor):
+            raise ArgumentError(
+                f"Directions are a tensor, not a {type(directions).__name__}.",
+                cure="for words, give unweave.text_space(id).encode(words), where the model is the space's own",
+            )
         apart, dim = directions.dim() == 3, self.dim
         if directions.shape[-1] != dim or not directions.numel() or (apart and len(directions) != len(self.wholes)):
             wanted = f"[direction, {dim}] or [{len(self.wholes)}, direction, {dim}]"
@@ -214,6 +219,19 @@ class Plan(Shown):
         self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None
     ) -> tuple[tuple[str, ...], float]:
         expected = self._walk.graph.input.meta["val"]
+        shape = f"[image, {', '.join(map(str, expected.shape[1:]))}]"
+        if not isinstance(images, Tensor):
+            raise ArgumentError(
+                f"A plan runs on a batch of preprocessed images, a tensor {shape}, not on a {type(images).__name__}.",
+                cure="unweave.decompose(model, images) preprocesses a set of images; "
+                "for pictures of your own, torch.stack([model.preprocess(picture) for picture in pictures])",
+            )
+        if images.shape == expected.shape[1:]:
+            raise ArgumentError(f"The plan is for {shape}, and a batch is missing.", cure="images[None]")
+        if isinstance(ids, str):
+            raise ArgumentError("The ids are one text.", cure=f"give a list, such as [{ids!r}]")
+        if tolerance is not None and not tolerance >= 0:
+            raise ArgumentError(f"The tolerance cannot be {tolerance}.", cure="use a number from 0 on")
         if images.dim() != expected.dim() or tuple(images.shape[1:]) != tuple(expected.shape[1:]):
             raise DataError(
                 f"The plan is for images {list(expected.shape[1:])}, these are {list(images.shape)}.",
@@ -224,7 +242,7 @@ class Plan(Shown):
                 f"The plan is for {expected.dtype} on {expected.device}, not {images.dtype} on {images.device}.",
                 cure="move the images, or plan again after moving the model",
             )
-        names = tuple(ids) if ids is not None else tuple(str(row) for row in range(len(images)))
+        names = tuple(map(str, ids)) if ids is not None else tuple(str(row) for row in range(len(images)))
         if len(names) != len(images):
             raise ArgumentError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
         return names, TOLERANCE.get(images.dtype, 1e-5) if tolerance is None else tolerance

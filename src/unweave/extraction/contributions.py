@@ -17,13 +17,14 @@ from unweave.decomposition import Plan
 from unweave.decomposition import plan as plan_for
 from unweave.errors import ArgumentError, DataError, DeviceError
 from unweave.extraction.job import batch_of
-from unweave.images import Batches, ImageFile, ImageSet, batches, open_images
+from unweave.images import Batches, ImageSet, batches, open_images
+from unweave.images.batches import Source
 from unweave.models import Model, opened
 from unweave.progress import OnProgress, silent
 from unweave.saving import ContributionsWriter
-from unweave.view import Listed, Origin
+from unweave.source import Listed, Origin
 
-Images: TypeAlias = "ImageSet | Sequence[ImageFile] | str | PathLike[str] | Float[Tensor, 'image channel height width']"
+Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[Tensor, 'image channel height width']"
 """Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed already."""
 
 
@@ -105,7 +106,7 @@ def _runs(plan: Plan, model: Model, loader: Batches, on_progress: OnProgress) ->
 
 
 def _joined(
-    parts: Iterator[Contributions], loader: Batches, pictures: ImageSet | Sequence[ImageFile], origin: Origin
+    parts: Iterator[Contributions], loader: Batches, pictures: ImageSet | Sequence[Source], origin: Origin
 ) -> Contributions:
     """All batches in memory, with what is known of their images."""
     made = list(parts)
@@ -128,7 +129,7 @@ def _written(
     plan: Plan,
     model: Model,
     loader: Batches,
-    pictures: ImageSet | Sequence[ImageFile],
+    pictures: ImageSet | Sequence[Source],
     origin: Origin,
     output: str | PathLike[str],
 ) -> Contributions:
@@ -145,7 +146,7 @@ def _written(
     return replace(contributions, fields=_fields(pictures, contributions.ids))
 
 
-def _fields(pictures: ImageSet | Sequence[ImageFile], ids: tuple[str, ...]) -> dict[str, list[object]]:
+def _fields(pictures: ImageSet | Sequence[Source], ids: tuple[str, ...]) -> dict[str, list[object]]:
     """What is known of the images that were read."""
     if not isinstance(pictures, ImageSet):
         return {}

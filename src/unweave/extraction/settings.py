@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from unweave.components import LEVELS
 from unweave.errors import ArgumentError
+from unweave.notation import whole
 
 Launcher = Literal["here", "processes", "ray"]
 
@@ -32,9 +33,10 @@ class Part:
             ArgumentError: It is not of this form.
         """
         number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        first, count = whole(number, 1), whole(of, 1)
+        if first is None or count is None or first > count:
             raise ArgumentError(f"There is no part {text!r}.", cure="write K/N with K from 1 to N, such as 2/8")
-        return cls(int(number), int(of))
+        return cls(first, count)
 
     def blocks(self, count: int) -> range:
         """Its blocks, of so many."""

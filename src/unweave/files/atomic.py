@@ -36,15 +36,27 @@ def replacing(
     partial = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _settle(partial)
-        if claim:
-            path.hardlink_to(partial)
-        else:
-            partial.replace(path)
+        with plainly(path, what, error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _settle(partial)
+            if claim:
+                path.hardlink_to(partial)
+            else:
+                partial.replace(path)
         with contextlib.suppress(OSError):  # some file systems cannot wait for a folder
             _settle(path.parent)
+    finally:
+        for remove in (partial.unlink, *(folder.rmdir for folder in made)):
+            with contextlib.suppress(OSError):
+                remove()
+
+
+@contextlib.contextmanager
+def plainly(path: Path, what: str, error: type[UnweaveError] | None = StoreError) -> Iterator[None]:
+    """Turns what the operating system refuses into an error that names the file (arguments as of `replacing`)."""
+    try:
+        yield
     except OSError as refusal:
         if error is None:
             raise
@@ -53,10 +65,6 @@ def replacing(
             where=str(path),
             cure="make room, or choose another place to write to",
         ) from refusal
-    finally:
-        for remove in (partial.unlink, *(folder.rmdir for folder in made)):
-            with contextlib.suppress(OSError):
-                remove()
 
 
 def _settle(path: Path) -> None:

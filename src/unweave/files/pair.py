@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unweave.errors import ArgumentError, StoreError, UnweaveError
-from unweave.files.atomic import check_room, replacing
+from unweave.files.atomic import check_room, plainly, replacing
 from unweave.files.fields import parsed
 
 DAMAGED = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)
@@ -180,7 +179,7 @@ class PairWriter:
             self._card = self._open.enter_context(replacing(card, kind.what, error=kind.error))
             partial = self._open.enter_context(replacing(tensors, kind.what, error=kind.error))
             check_room(tensors.parent, self._start + self.size)
-            with self._plainly():
+            with plainly(self._tensors, self._kind.what, self._kind.error):
                 self._file = self._open.enter_context(partial.open("w+b", buffering=0))
                 self._reserve(self._start + self.size)
         except BaseException:
@@ -224,7 +223,7 @@ class PairWriter:
             self._move(self._start + start, self._start + spans[name][0], spans[name][1])
         header, room = _header(layout, hashlib.sha256(text).hexdigest()), self._start - 8
         self._write(0, memoryview(room.to_bytes(8, "little") + header.ljust(room)))
-        with self._plainly():
+        with plainly(self._tensors, self._kind.what, self._kind.error):
             self._file.truncate(self._start + sum(size for _, size in spans.values()))
             self._card.write_bytes(text)
         self._open.close()
@@ -239,36 +238,22 @@ class PairWriter:
         """The writer itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Discard what was not finished."""
         self.discard()
-
-    @contextlib.contextmanager
-    def _plainly(self) -> Iterator[None]:
-        """Turns what the operating system refuses into an error that names the file."""
-        try:
-            yield
-        except OSError as error:
-            raise self._kind.error(
-                f"The {self._kind.what} cannot be written: {error.strerror or error}.",
-                where=str(self._tensors),
-                cure="make room, or choose another place to write to",
-            ) from error
 
     def _write(self, offset: int, data: memoryview) -> None:
         if self._file.closed:
             what = f"This {self._kind.what} is already finished or discarded."
             raise self._kind.error(what, where=str(self._tensors), cure="begin another one")
-        with self._plainly():
+        with plainly(self._tensors, self._kind.what, self._kind.error):
             self._file.seek(offset)
             while data:
                 data = data[self._file.write(data) :]
 
     def _move(self, old: int, new: int, size: int) -> None:
         for done in range(0, size if old != new else 0, _AT_ONCE):
-            with self._plainly():
+            with plainly(self._tensors, self._kind.what, self._kind.error):
                 self._file.seek(old + done)
                 block = self._file.read(min(_AT_ONCE, size - done))
             self._write(new + done, memoryview(block))

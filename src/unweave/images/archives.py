@@ -15,13 +15,17 @@ from unweave.errors import DataError, UnweaveError
 from unweave.hub import fetching
 from unweave.images.imageset import Field, ImageSet, columns
 from unweave.images.read import SUFFIXES, read_image
+from unweave.notation import LARGEST, parse_json
+
+_WHOLE = "use tars that are whole and not compressed"
 
 
 def webdataset(path: str) -> ImageSet:
     """Tars of samples, as WebDataset keeps them: files of one name and several endings are one sample.
 
     An image's id is the tar's name and the sample's. Text beside it (`.cls`, `.txt`) and the fields of a `.json` file
-    become fields. Tars are read through once, for where their files lie; they must not be compressed.
+    become fields; what such a file calls `id` or `bytes` becomes `json_id` or `json_bytes`. Tars are read through once,
+    for where their files lie; they must not be compressed.
 
     Args:
         path: A tar, a folder of tars, or a pattern such as `train-*.tar`.
@@ -63,27 +67,43 @@ def _samples(file: str, shard: str) -> list[tuple[str, str, int, int, dict[str, 
                 if not member.isfile() or not stem:
                     continue
                 if f".{ending.lower()}" in SUFFIXES:
+                    if member.issparse():
+                        raise DataError("An image in a tar has holes.", where=f"{file}, {member.name}", cure=_WHOLE)
                     images.setdefault(name, (member.offset_data, member.size))
                 elif ending in ("cls", "txt", "json"):
-                    inner = tar.extractfile(member)
-                    assert inner is not None
-                    known.setdefault(name, {}).update(_said(ending, inner.read()))
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise DataError(
-            f"The tar cannot be read: {error}.", where=file, cure="use tars that are whole and not compressed"
-        ) from error
+                    known.setdefault(name, {}).update(_said(tar, member, ending, file))
+    except DataError:
+        raise
+    # Headers hold numbers and names of any kind, and a damaged one raises whatever its parsing trips over.
+    except Exception as error:
+        raise DataError(f"The tar cannot be read: {error}.", where=file, cure=_WHOLE) from error
     return [(f"{shard}/{name}", file, *at, known.get(name, {})) for name, at in images.items()]
 
 
-def _said(ending: str, content: bytes) -> dict[str, Field]:
-    if ending != "json":
-        text = content.decode().strip()
-        if ending == "txt":
-            return {"caption": text}
-        return {"label": int(text) if text.isdecimal() else text}
-    found = json.loads(content)
+def _said(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, file: str) -> dict[str, Field]:
+    try:
+        if member.size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST >> 20} MB")
+        inner = tar.extractfile(member)
+        assert inner is not None
+        content = inner.read()
+        if ending == "json":
+            found = parse_json(content)
+        else:
+            text = content.decode().strip()
+            number = int(text) if ending == "cls" and text.isdecimal() else None
+            return {"caption": text} if ending == "txt" else {"label": number if str(number) == text else text}
+    except ValueError as error:
+        raise DataError(
+            f"What a tar says of an image cannot be read: {error}.",
+            where=f"{file}, {member.name}",
+            cure="mend this member, or leave it out of the tar",
+        ) from error
     fields = found if isinstance(found, dict) else {"json": found}
-    return {name: value if isinstance(value, Field) else json.dumps(value) for name, value in fields.items()}
+    return {
+        f"json_{name}" if name in ("id", "bytes") else name: value if isinstance(value, Field) else json.dumps(value)
+        for name, value in fields.items()
+    }
 
 
 def huggingface(name: str, split: str | None = None) -> ImageSet:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import pyarrow as pa
 
 from unweave.errors import DataError
 from unweave.images.imageset import Field, ImageSet, columns
 from unweave.images.read import ImageFile, find_images, read_image
+from unweave.images.tables import check_names, plain, read_csv
+from unweave.notation import parse_xml
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What folders of splits are called, and what the split is called then."""
@@ -52,7 +54,7 @@ def from_files(origin: str, images: Sequence[ImageFile], rows: dict[str, Sequenc
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
-    except OSError:  # reading it will say why
+    except (OSError, ValueError):  # reading it will say why
         return None
 
 
@@ -91,12 +93,24 @@ def _solutions(root: Path, data: Path) -> dict[str, str]:
     for place in dict.fromkeys((root, data, data.parent)):
         table = place / "LOC_val_solution.csv"
         if table.is_file():
-            with table.open(newline="") as file:
-                return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+            rows = read_csv(table, ("ImageId", "PredictionString"))
+            first = [(text.split() or [""])[0] for text in rows["PredictionString"]]
+            if "" in first:
+                raise DataError(
+                    f"The prediction of {rows['ImageId'][first.index('')]!r} is empty.",
+                    where=str(table),
+                    cure="download the file again",
+                )
+            return dict(zip(rows["ImageId"], first, strict=True))
     known = {}
     for place in dict.fromkeys((root, data.parent.parent)):
         for note in sorted(place.glob("Annotations/CLS-LOC/val/*.xml")):
-            found = ElementTree.parse(note).findtext("object/name")
+            try:
+                found = parse_xml(note.read_bytes()).findtext("object/name")
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"The annotation cannot be read: {error}.", where=str(note), cure="download the file again"
+                ) from error
             known.update({note.stem: found} if found else {})
     return known
 
@@ -116,22 +130,23 @@ def waterbirds(path: str) -> ImageSet:
 
 def _published(root: Path) -> ImageSet:
     table = root / "metadata.csv"
-    images, birds, places, splits = [], [], [], []
-    try:
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                name = row["img_filename"]
-                images.append(ImageFile(name, root / name))
-                birds.append(int(row["y"]))
-                places.append(int(row["place"]))
-                splits.append(("train", "val", "test")[int(row["split"])])
-        return from_files(str(root), images, _grouped(birds, places) | {"split": splits})
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    rows = read_csv(table, ("img_filename", "y", "place", "split"))
+    images = [ImageFile(name, root / name) for name in rows["img_filename"]]
+    birds, places = (_numbers(rows[name], 2, name, table) for name in ("y", "place"))
+    splits = [("train", "val", "test")[number] for number in _numbers(rows["split"], 3, "split", table)]
+    return from_files(str(root), images, _grouped(birds, places) | {"split": splits})
+
+
+def _numbers(cells: Sequence[str], count: int, column: str, table: Path) -> list[int]:
+    known = {str(number): number for number in range(count)}
+    wrong = next((cell for cell in cells if cell not in known), None)
+    if wrong is not None:
         raise DataError(
-            f"This is not the table of Waterbirds: {error!r}.",
+            f"This is not the table of Waterbirds: {column} is {wrong!r}.",
             where=str(table),
-            cure="its columns are img_filename, y, place and split",
-        ) from error
+            cure=f"write {' or '.join(known)}, as published",
+        )
+    return [known[cell] for cell in cells]
 
 
 def _cleaned(root: Path) -> ImageSet:
@@ -166,33 +181,50 @@ def _grouped(birds: list[int], places: list[int]) -> dict[str, Sequence[Field]]:
 def manifest(path: str) -> ImageSet:
     """A table of images (CSV or Parquet): `path`, and whatever fields there are; the `id` is the path if not given.
 
-    Paths are relative to the table's folder, or absolute.
+    Paths are relative to the table's folder, or absolute. In a CSV file a column is one of numbers where these are
+    written as numbers are: `7` is one, `007` is text.
 
     Raises:
-        DataError: The table cannot be read, or has no column `path`.
+        DataError: The table cannot be read, has no column `path` or one twice, or what is in it are no paths.
     """
-    from pyarrow import csv as tables
+    rows: dict[str, Any] = _parquet(path) if path.lower().endswith(".parquet") else _csv(path)
+    files = rows.pop("path")
+    for row, file in enumerate(files, start=1):
+        if not isinstance(file, str) or not file or "\0" in file:
+            raise DataError(
+                "An image has no path." if file in (None, "") else f"This is not a path: {file!r}.",
+                where=f"{path}, row {row}",
+                cure="write paths as text, one for each image",
+            )
+    ids = [str(own) for own in rows.pop("id", files)]
+    images = [ImageFile(own, Path(path).parent / str(file)) for own, file in zip(ids, files, strict=True)]
+    fields: dict[str, Sequence[Field]] = {
+        name: [_field(cell) for cell in cells] for name, cells in rows.items() if name != "bytes"
+    }
+    return from_files(path, images, fields)
+
+
+def _csv(path: str) -> dict[str, Sequence[Field]]:
+    cells = read_csv(Path(path), ["path"])
+    return {name: column if name in ("path", "id") else plain(column) for name, column in cells.items()}
+
+
+def _parquet(path: str) -> dict[str, list[Any]]:
     from pyarrow import parquet
 
     try:
-        if path.lower().endswith(".parquet"):
-            table = parquet.read_table(path)
-        else:
-            table = tables.read_csv(path, convert_options=tables.ConvertOptions(column_types={"id": pa.string()}))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"The table of images cannot be read: {error}", where=path) from error
-    if "path" not in table.column_names:
+        with parquet.ParquetFile(path) as file:
+            check_names(file.schema_arrow.names, ["path"], where=path)
+            table = file.read()
+        return {name: table[name].to_pylist() for name in table.column_names}
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
-            "The table of images has no column `path`.", where=path, cure=f"its columns are {table.column_names}"
-        )
-    rows = {name: table[name].to_pylist() for name in table.column_names}
-    files = rows.pop("path")
-    if None in files:
-        raise DataError("An image has no path.", where=f"{path}, row {files.index(None) + 1}")
-    ids = [str(own) for own in rows.pop("id", files)]
-    images = [ImageFile(own, Path(path).parent / file) for own, file in zip(ids, files, strict=True)]
-    return from_files(path, images, {name: _plain(values) for name, values in rows.items() if name != "bytes"})
+            f"The table of images cannot be read: {error}.", where=path, cure="write it again, as Parquet or CSV"
+        ) from error
 
 
-def _plain(values: list[object]) -> list[Field]:
-    return [value if isinstance(value, Field) else str(value) for value in values]
+def _field(cell: object) -> Field:
+    """What a field can hold; of a number that is none nothing is known."""
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return None
+    return cell if isinstance(cell, Field) else str(cell)

@@ -170,6 +170,6 @@ def columns(rows: Mapping[str, Sequence[Field]], *, where: str) -> pa.Table:
     for name, values in rows.items():
         try:
             arrays[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             arrays[name] = pa.array([None if value is None else str(value) for value in values])
     return pa.table(arrays)

@@ -14,7 +14,7 @@ from PIL import Image
 from unweave.errors import DataError
 from unweave.images.folders import from_files
 from unweave.images.imageset import ImageSet, columns
-from unweave.images.read import find_images, rgb
+from unweave.images.read import find_images, formats, rgb
 
 Mask = Bool[np.ndarray, "height width"]
 
@@ -42,7 +42,7 @@ def masked(path: str) -> ImageSet:
         own = found[row]
         assert own is not None
         try:
-            with Image.open(own.path) as image:  # a palette's numbers are classes, not colours
+            with Image.open(own.path, formats=formats()) as image:  # a palette's numbers are classes, not colours
                 values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else rgb(image))
         # Decoders of damaged files raise whatever their parsing trips over.
         except Exception as error:

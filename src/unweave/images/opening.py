@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from unweave.errors import DataError
+from unweave.errors import ArgumentError, DataError
 from unweave.images.archives import huggingface, webdataset
 from unweave.images.folders import folder, imagenet, manifest, waterbirds
 from unweave.images.imageset import ImageSet
@@ -32,7 +33,7 @@ KINDS: dict[str, Callable[[str], ImageSet]] = {
 """Kinds of image sets that lie at a path; `KIND:PATH` says which one it is."""
 
 
-def open_images(data: str, *, split: str | None = None, limit: int | None = None) -> ImageSet:
+def open_images(data: str | os.PathLike[str], *, split: str | None = None, limit: int | None = None) -> ImageSet:
     """An image set, in an order that is always the same.
 
     Args:
@@ -44,9 +45,23 @@ def open_images(data: str, *, split: str | None = None, limit: int | None = None
         limit: Only the first so many.
 
     Raises:
+        ArgumentError: `data` is no name, or the limit is no number of images.
         DataError: There are no such images.
     """
-    found = replace(_opened(data, split), origin=lasting(data))
+    if not isinstance(data, (str, os.PathLike)):
+        raise ArgumentError(
+            f"A set of images is opened by its name, not by a {type(data).__name__}.",
+            cure="give a path, such as 'photos'; for several paths use unweave.images.find_images",
+        )
+    if limit is not None and limit < 1:
+        raise ArgumentError(f"There cannot be {limit} images.", cure="use a limit of 1 or more, or none")
+    data = os.fspath(data)
+    try:
+        found = replace(_opened(data, split), origin=lasting(data))
+    except OSError as error:
+        raise DataError(
+            f"The images cannot be read: {error.strerror or error}.", where=data, cure="check the path to the images"
+        ) from error
     if split is not None:
         found = found.where("split", split)
     return found if limit is None else found[:limit]
@@ -56,8 +71,8 @@ def lasting(data: str) -> str:
     """The same images, named so that a process with another working folder finds them."""
     kind, colon, rest = data.partition(":")
     prefix, path = (f"{kind}:", rest) if colon and kind in (*KINDS, "hf") else ("", data)
-    parent = Path(path).parent
-    return f"{prefix}{Path(path).resolve()}" if Path(path).exists() or ("*" in path and parent.exists()) else data
+    there = _exists(Path(path)) or ("*" in path and _exists(Path(path).parent))
+    return f"{prefix}{Path(path).resolve()}" if there else data
 
 
 def _opened(data: str, split: str | None) -> ImageSet:
@@ -67,7 +82,7 @@ def _opened(data: str, split: str | None) -> ImageSet:
     if colon and kind in KINDS:
         return KINDS[kind](rest)
     path = Path(data)
-    if not path.exists():
+    if not _exists(path):
         if data.startswith("pocket/"):
             return _pocket(data.removeprefix("pocket/"))
         if data.startswith("hf/"):
@@ -80,6 +95,13 @@ def _opened(data: str, split: str | None) -> ImageSet:
                 f"or put a kind before a path: {', '.join(KINDS)}",
             )
     return KINDS[_kind(path)](data) if _kind(path) != "hf" else huggingface(data, split)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have, such as one of a thousand characters
+        return False
 
 
 def _kind(path: Path) -> str:

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def read_image(source: str | os.PathLike[str] | BufferedIOBase, *, name: str | N
     try:
         if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
             raise DataError("The file is empty.", where=where)
-        with Image.open(source) as image:  # type: ignore[arg-type]  # it asks for less than IO
+        with Image.open(source, formats=formats()) as image:  # type: ignore[arg-type]  # it asks for less than IO
             image.load()
             return rgb(_upright(image))
     except DataError as error:
@@ -140,6 +141,13 @@ def read_image(source: str | os.PathLike[str] | BufferedIOBase, *, name: str | N
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"The image cannot be decoded: {reason.strip(' .')}.", where=where) from error
+
+
+@cache
+def formats() -> list[str]:
+    """Whatever Pillow reads by itself: for PostScript it would start another program, whatever the file is called."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -34,7 +36,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
             content: object = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            _refuse_compressed(path)
+            with warnings.catch_warnings(action="ignore"):  # what it warns of is refused below
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever parsing trips over, and what torch refuses because reading it would execute code.
     except Exception as error:
         raise ModelError(
             "The file is neither safetensors nor a torch file that holds weights alone.",
@@ -55,6 +60,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             cure="save `model.state_dict()` by itself, best with safetensors.torch.save_file",
         )
     state = {str(name): value for name, value in content.items()}
+    odd = next((name for name, value in state.items() if not _is_ordinary(value)), None)
+    if odd is not None:
+        raise ModelError(
+            f"The file holds weights that are sparse, quantised or left out, such as {odd}.",
+            where=str(path),
+            cure="save them as ordinary tensors: `to_dense()` or `dequantize()` makes one",
+        )
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -71,12 +83,24 @@ def load_checkpoint(module: nn.Module, path: str | Path) -> None:
     given, wanted = read_checkpoint(path), module.state_dict()
     missing = sorted(wanted.keys() - given.keys())
     unexpected = sorted(given.keys() - wanted.keys())
+    both = sorted(wanted.keys() & given.keys())
     shapes = [
         f"{name} {list(given[name].shape)} for {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
+        for name in both
         if given[name].shape != wanted[name].shape
     ]
-    misfits = [("missing", missing), ("unexpected", unexpected), ("differently shaped", shapes)]
+    # Complex numbers would lose their imaginary part, and fractions what is behind the point.
+    kinds = [
+        f"{name} {given[name].dtype} for {wanted[name].dtype}"
+        for name in both
+        if not torch.can_cast(given[name].dtype, wanted[name].dtype)
+    ]
+    misfits = [
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("differently shaped", shapes),
+        ("of another kind of number", kinds),
+    ]
     if any(names for _, names in misfits):
         listed = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits if names)
         raise ModelError(
@@ -85,6 +109,18 @@ def load_checkpoint(module: nn.Module, path: str | Path) -> None:
             cure="choose the model id that the checkpoint was saved from, and its image size",
         )
     module.load_state_dict(given)
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Torch never compresses what it saves, so what is compressed was made to grow when it is read."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+                raise ValueError("it is compressed")
 
 
 def _few(names: Iterable[str], number: int = 4) -> str:

@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from unweave.errors import ArgumentError, ModelError
+from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 from unweave.pocket.networks import NETWORKS
+
+LARGEST_SEED, LARGEST_IMAGE = 2**32 - 1, 4096
+"""Seeds are what torch, numpy and scikit-learn all take; images are squares of at most so many pixels to the side."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Source:
         input_size: Channels, height, width.
         tower: Which part of the module maps images to what it makes of them.
         returns: What the tower returns, where it does not name its classifier.
+        missing: Weights that the library did not find, and drew by chance.
     """
 
     module: nn.Module
@@ -138,6 +142,7 @@ class Source:
     input_size: tuple[int, int, int]
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
     returns: Returns = "features"
+    missing: frozenset[str] = frozenset()
 
 
 def load_model(
@@ -164,11 +169,19 @@ def load_model(
         image_size: Height and width in pixels, where not the model's own.
 
     Raises:
+        ArgumentError: The seed or the image size is out of range.
+        DeviceError: There is no such device.
         ModelError: Unknown library or name, library not installed, hub out of reach, checkpoint or image size that
             does not fit.
         NonFiniteError: A weight is NaN or infinite.
     """
     library, name = _resolve(id)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ArgumentError(f"There is no seed {seed}.", cure=f"use a number from 0 to {LARGEST_SEED:,}")
+    if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE:
+        raise ArgumentError(
+            f"Images cannot be {image_size} pixels wide.", cure=f"use an image size from 1 to {LARGEST_IMAGE:,}"
+        )
     if random_weights and checkpoint is not None:
         raise ModelError("Weights are either random or from a checkpoint.", where=id, cure="give one of the two")
     request = Request(id, name, not random_weights and checkpoint is None, image_size)
@@ -181,10 +194,24 @@ def load_model(
         randomise(module, seed)
     if checkpoint is not None:
         load_checkpoint(module, checkpoint)
-    module.to(device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    try:
+        module.to(device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        raise DeviceError(
+            f"The model cannot be moved to {str(device)!r}: {str(error).splitlines()[0]}",
+            where=id,
+            cure="use 'cpu', or 'cuda' where there is a GPU with room for it",
+        ) from error
     tower = source.tower(module)
     check_finite(tower)
     parts = split(tower, example_for(tower, source.input_size, 1), returns=source.returns)
+    drawn = [name for name, _ in parts.body.named_parameters() if name in source.missing]
+    if drawn:
+        raise ModelError(
+            f"{len(drawn)} weights are missing from the file, such as {drawn[0]}.",
+            where=id,
+            cure="use the configuration that the weights were saved with, or `random_weights`",
+        )
     return Model(
         id=id,
         module=module,
@@ -237,6 +264,11 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelE
 
 
 def _resolve(id: str) -> tuple[Library, str]:
+    if not isinstance(id, str):
+        raise ArgumentError(
+            f"A model is loaded by its id, not by a {type(id).__name__}.",
+            cure=f"give an id such as {LIBRARIES['timm'].example!r}; a module of your own goes to Model.from_module",
+        )
     prefix, _, name = id.partition("/")
     if prefix not in LIBRARIES:
         near = difflib.get_close_matches(prefix, LIBRARIES, n=1, cutoff=0.4)

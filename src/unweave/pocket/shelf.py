@@ -16,6 +16,7 @@ from torch import nn
 
 from unweave.errors import ModelError
 from unweave.files import replacing
+from unweave.notation import parse_json, read_text
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The folder that is shipped."""
@@ -29,7 +30,7 @@ def card(name: str, folder: Path | None = None) -> dict[str, Any]:
     """
     path = (folder or WEIGHTS) / f"{name}.json"
     try:
-        known = json.loads(path.read_text())
+        known = parse_json(read_text(path))
         if not {"names", "sha256"} <= known.keys():
             raise ValueError("it lacks names or the hash of the weights")
     except (OSError, ValueError, AttributeError) as error:

@@ -26,6 +26,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from unweave.errors import DataError
+from unweave.notation import parse_json, read_text
 from unweave.pocket.backgrounds import SIDE
 from unweave.pocket.scene import Factors, Scene
 from unweave.pocket.things import STYLES
@@ -100,7 +101,7 @@ def read(folder: Path) -> Evaluation:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_bytes())
+        table = parse_json(read_text(path))
         lengths = {len(table[name]) for name in (*_FIELDS, "caption")}
         table["centre"] = [(x, y) for x, y in table["centre"]]  # JSON knows no tuples
         if len(lengths) != 1 or not {_IMAGES, _MASKS} <= set(table["sha256"]):

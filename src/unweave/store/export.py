@@ -15,9 +15,9 @@ from unweave.components import Selection, select
 from unweave.errors import StoreError
 from unweave.files import replacing
 from unweave.saving import ContributionsWriter
+from unweave.source import Rows
 from unweave.store.reader import Store
 from unweave.store.writer import OWN
-from unweave.view import Rows
 
 _ROWS = 256
 """Images that are in memory at a time."""

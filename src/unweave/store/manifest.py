@@ -165,8 +165,7 @@ class Manifest:
             known = parsed(place.read(FILE, most=_LONGEST))
             if known.pop("format", None) != FORMAT:
                 raise ValueError("it has another format")
-            version = known.get("version")
-            if type(version) is int and version > VERSION:
+            if isinstance(version := known.get("version"), int) and version > VERSION:
                 raise StoreError(
                     f"The store has version {version}; this version of unweave reads {VERSION}.",
                     where=f"{place}/{FILE}",

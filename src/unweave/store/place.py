@@ -69,7 +69,7 @@ class Place:
         Raises:
             StoreError: It cannot be read.
         """
-        with self.plainly(name), self._missing(name):
+        with self.plainly(name):
             if self.local is not None or most is not None:
                 status = self._files.info(self.at(name))
                 if status["type"] != "file":  # a pipe would wait
@@ -77,17 +77,6 @@ class Place:
                 if most is not None and status["size"] > most:
                     raise OSError(f"it is longer than {most:,} bytes")
             return bytes(self._files.cat_file(self.at(name)))
-
-    @contextlib.contextmanager
-    def _missing(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise StoreError(
-                "A file of the store is missing.",
-                where=f"{self.url}/{name}",
-                cure="run the same `unweave extract` again: it makes this file anew",
-            ) from error
 
     def spans(self, name: str, spans: Sequence[tuple[int, int]]) -> bytes:
         """Parts of a file, one behind the other, each from its first byte to before its last.
@@ -143,6 +132,9 @@ class Place:
             yield
         except FileExistsError:
             raise
+        except FileNotFoundError as error:
+            cure = "run the same `unweave extract` again: it makes this file anew"
+            raise StoreError("A file of the store is missing.", where=f"{self.url}/{name}", cure=cure) from error
         except OSError as error:
             raise StoreError(
                 f"The store cannot be used: {error.strerror or error}.",

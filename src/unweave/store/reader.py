@@ -22,12 +22,13 @@ from torch import Tensor
 
 from unweave.components import Component, Selection, select
 from unweave.contributions import Contributions
-from unweave.errors import StoreError
+from unweave.errors import DataError, ModelError, StoreError
+from unweave.source import Listed, Origin, Rows, numbered
 from unweave.store import writer
 from unweave.store.blocks import Blocks
 from unweave.store.manifest import Manifest
 from unweave.store.place import Place
-from unweave.view import Listed, Origin, Rows, View, Viewable, numbered
+from unweave.view import View, Viewable
 
 Readable: TypeAlias = "Viewable | str | os.PathLike[str]"
 """What verbs read: a store or its folder, a view of one, or a batch in memory."""
@@ -126,11 +127,11 @@ class Store:
         """A field of the images, row by row.
 
         Raises:
-            StoreError: There is no such field.
+            DataError: There is no such field.
         """
         if name not in self.table.column_names:
-            known = [own for own in self.table.column_names if own not in writer.OWN]
-            raise StoreError(
+            known = [column for column in self.table.column_names if column not in writer.OWN]
+            raise DataError(
                 f"The images have no field {name!r}.", where=str(self.place), cure=f"use one of {', '.join(known)}"
             )
         return self.table[name].to_pylist()
@@ -178,9 +179,8 @@ class Store:
         Raises:
             StoreError: The store does not have this level.
         """
-        level = level or self.manifest.levels[0]
-        self.components(level)
-        return View.of(_Level(self, level))
+        first = self.manifest.levels[0]
+        return View.of(_Level(self, first)).level(level or first)
 
     def read(self, components: Selection = None, rows: Rows = None, *, level: str | None = None) -> Contributions:
         """Contributions, touching only the bytes of these components and rows.
@@ -263,10 +263,10 @@ class Store:
         """What the model's classifier made of it.
 
         Raises:
-            StoreError: The model has no classifier.
+            ModelError: The model has no classifier.
         """
         if self.manifest.classes is None:
-            raise StoreError("The model has no classifier, so there are no logits.", where=str(self.place))
+            raise ModelError("The model has no classifier, so there are no logits.", where=str(self.place))
         return torch.from_numpy(self._values(writer.LOGITS, [0], rows)[0])
 
     @cached_property
@@ -371,9 +371,8 @@ class _Level:
     def field(self, name: str) -> Sequence[Any]:
         return self.store.field(name)
 
-    def as_code(self) -> str:
-        level = "" if self.name == self.store.manifest.levels[0] else repr(self.name)
-        return f"{self.store.as_code()}.view({level})"
+    def as_code(self) -> str:  # the level is a step of the view
+        return f"{self.store.as_code()}.view()"
 
     def level(self, name: str) -> _Level:
         self.store.components(name)

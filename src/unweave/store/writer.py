@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from unweave.components import Component
 from unweave.errors import StoreError
+from unweave.saving import components_of
 from unweave.store import blocks
 from unweave.store.manifest import FILE, VERSION, Listing, Manifest
 from unweave.store.place import Place
@@ -94,9 +95,7 @@ def components(place: Place, manifest: Manifest, level: str) -> tuple[Component,
         StoreError: Their table is missing or damaged.
     """
     rows, _ = read_table(place, components_file(level), version=manifest.version)
-    return tuple(
-        Component(**{name: value for name, value in row.items() if name != "name"}) for row in rows.to_pylist()
-    )
+    return components_of(rows.to_pylist())
 
 
 def names(manifest: Manifest) -> list[str]:
@@ -233,8 +232,9 @@ def mend(
         if listed.fingerprint == fingerprint:
             with _or_else(write_table, place, listing_file(number), images):
                 listing(place, manifest, number)
+    there = sorted(done(place))  # before the files: others may write more blocks meanwhile
     sizes = {name: place.sizes(name) for name in names(manifest)}
-    for block in sorted(done(place)):
+    for block in there:
         with _or_else(forget, place, block):
             _, known = record(place, manifest, block)
             if known["lengths"] != {name: own.get(blocks.stem(block)) for name, own in sizes.items()}:

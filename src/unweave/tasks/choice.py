@@ -94,7 +94,9 @@ class Choice:
         unknown = next((name for name in self.best if name not in self.features), None)
         if unknown is not None:
             raise ArgumentError(f"No components are chosen for {unknown!r}.", cure="ask for that feature, too")
-        scored_on = view if self.scored_on is None else view_of(self.scored_on).level(view.origin.level)  # type: ignore[union-attr]
+        scored_on = view if self.scored_on is None else view_of(self.scored_on)
+        if view.origin is not None:
+            scored_on = scored_on.level(view.origin.level)
         if view.aligner is not None:
             scored_on = scored_on.through(view.aligner)
         scores = score(scored_on, among, space=space, seed=self.seed, samples=self.samples, on_progress=on_progress)

@@ -193,6 +193,19 @@ class Debiasing(Result):
                 rows.append(row)
         return pa.Table.from_pylist(rows)
 
+    def about(self) -> dict[str, Any]:
+        """The card, which components were ablated, and how many would be."""
+        return {
+            **self.card,
+            "by": self.by,
+            "protocol": self.protocol,
+            "k": self.k,
+            "k chosen without groups": self.chosen,
+            "ablated": [str(component) for component in self.ablated],
+            "order": [str(self.components[place]) for place in self.order],
+            "greedy with groups": [str(self.components[place]) for place in self.best_order],
+        }
+
     def with_checkpoint(self, about: Mapping[str, Any]) -> Debiasing:
         """The same, and on its card what is known of a checkpoint that it was written to."""
         return replace(self, card={**self.card, "checkpoint": dict(about)})

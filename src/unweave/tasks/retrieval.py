@@ -220,10 +220,13 @@ def _places(chosen: Chosen, components: Sequence[Component]) -> list[int]:
 
 
 def _squares(view: View) -> UInt8[np.ndarray, "image side side 3"]:
-    """The images of a view, as small squares, where they can be opened."""
+    """The images of a view, as small squares; none where they cannot be opened."""
     if view.origin is None or not view.origin.images:
         return squares([])
-    return squares(picture.read() for picture in pictures(view))
+    try:
+        return squares([picture.read() for picture in pictures(view)])
+    except DataError:
+        return squares([])
 
 
 def _probe_square(view: View, image: str | None) -> UInt8[np.ndarray, "side side 3"] | None:

@@ -22,9 +22,9 @@ from unweave.alignment import Aligner, Space, aligner_of, space_of
 from unweave.components import Component
 from unweave.errors import AlignmentError, ArgumentError, ModelError
 from unweave.models import Model
+from unweave.source import Origin
 from unweave.tasks.classifier import class_names
 from unweave.text import TextSpace, text_space
-from unweave.view import Origin
 
 
 @dataclass(frozen=True, eq=False)

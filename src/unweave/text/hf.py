@@ -13,6 +13,7 @@ from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import Model
 from unweave.models.checkpoint import load_checkpoint
+from unweave.models.hf import reading
 from unweave.models.weights import fingerprint, randomise
 from unweave.text.phrases import TEMPLATES
 from unweave.text.space import Match, TextSpace
@@ -55,8 +56,8 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     import transformers
 
     name = id.removeprefix("hf/")
-    with fetching(id, allowed=not options["random_weights"] or options["checkpoint"] is not None):
-        config = transformers.AutoConfig.from_pretrained(name)
+    with fetching(id, allowed=not options["random_weights"] or options["checkpoint"] is not None), reading(id):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
             raise ModelError("The model has no text tower.", where=id, cure="use a CLIP or SigLIP model")
         if options["random_weights"] or options["checkpoint"] is not None:
@@ -68,7 +69,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
                 load_checkpoint(module, options["checkpoint"])
         else:
             module = transformers.AutoModel.from_pretrained(name).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     module = module.to(options["device"])
     if not hasattr(module, "get_text_features"):
         raise ModelError("The model has no text tower.", where=id, cure="use a CLIP or SigLIP model")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
 from unweave.errors import ArgumentError, DataError
+from unweave.notation import parse_toml, read_text
 
 _HERE = Path(__file__).parent
 
@@ -66,10 +65,12 @@ def read_phrases(path: str | PathLike[str]) -> tuple[str, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise DataError(f"The text file cannot be read: {reason}.", where=str(path)) from error
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"The text file cannot be read: {reason}.", where=str(path), cure="name a text file in UTF-8"
+        ) from error
     found = tuple(line for line in lines if line and not line.startswith("#"))
     if not found:
         raise DataError("The text file holds nothing.", where=str(path), cure="write one phrase on each line")
@@ -91,13 +92,12 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
     """
     where = "features.toml" if path is None else str(path)
     try:
-        if path is None:
-            text = resources.files("unweave.text").joinpath("features.toml").read_text("utf-8")
-        else:
-            text = Path(path).read_text("utf-8")
-        table = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"The features cannot be read: {error}.", where=where) from error
+        table = parse_toml(read_text(_HERE / "features.toml" if path is None else Path(path)))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"The features cannot be read: {reason}.", where=where, cure="name a TOML file in UTF-8"
+        ) from error
     found = {}
     for name, fields in table.items():
         phrases = fields.get("phrases") if isinstance(fields, dict) else None

@@ -161,8 +161,11 @@ class TextSpace:
         if not isinstance(asked, Mapping):
             known = self.features()
             asked = {name: known.get(name, (name,)) for name in asked}
-        if not asked or not all(asked.values()):
+        if not asked:
             raise ArgumentError("There are no features to score.", cure="name one at least")
+        silent = next((name for name, phrases in asked.items() if not phrases), None)
+        if silent is not None:
+            raise ArgumentError(f"There are no phrases for the feature {silent!r}.", cure="give one at least")
         return {name: tuple(phrases) for name, phrases in asked.items()}
 
     def chosen_features(

@@ -8,7 +8,6 @@ our own (`own.toml`).
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from unweave.errors import ArgumentError, DataError, UnweaveError
+from unweave.notation import parse_toml, read_text
 from unweave.text.phrases import read_phrases
 
 _HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ def made(wordnet: Path) -> tuple[str, ...]:
         from wordfreq import zipf_frequency
     except ImportError as error:
         raise ArgumentError("wordfreq is not installed.", cure="pip install wordfreq") from error
-    own: dict[str, list[str]] = tomllib.loads((_HERE / "own.toml").read_text("utf-8"))
+    own: dict[str, list[str]] = parse_toml(read_text(_HERE / "own.toml"))
     left_out = set(own.pop("not_seen"))
     nouns = [
         word
