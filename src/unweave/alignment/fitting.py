@@ -167,7 +167,7 @@ def _measured(aligner: Aligner, other: Pairs, space: TextSpace, classes: Sequenc
 def _zero_shot(aligned: Float[Tensor, "image dim"], other: Pairs, space: TextSpace, field: str) -> dict[str, Any]:
     """Which of a field's values is nearest: balanced accuracies of the aligned sum, and of the space's own encoder."""
     named = other.view.field(field)
-    values = sorted({value for value in named if isinstance(value, str)})
+    values = sorted({value for value in other.view.source.field(field) if isinstance(value, str)})
     if not 2 <= len(values) <= _MOST_CLASSES:
         return {"left out": f"{len(values)} different texts are no classes"}
     try:

@@ -9,13 +9,18 @@ import typer
 import unweave
 from unweave.cli import options
 from unweave.cli.console import print_warning, reporting, show, working
-from unweave.cli.views import model_of
+from unweave.cli.views import model_of, pictures_of
 from unweave.errors import ArgumentError
 
 
 def heatmap(
     model: options.Model,
-    images: options.Images,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Image files and folders, or one set of images as for `unweave extract`."
+        ),
+    ],
     output: options.Output,
     text: Annotated[list[str] | None, typer.Option(help="A text. May be given several times.")] = None,
     class_: Annotated[
@@ -44,9 +49,11 @@ def heatmap(
     """Draw where the chosen components read what speaks for a text or a class; everything adds up to the score."""
     if select and scores:
         raise ArgumentError("Components are chosen by --scores or by --select.", cure="give one of the two")
+    if (feature or components) and not scores:
+        raise ArgumentError("A feature needs its scores.", cure="give --scores FOLDER, which `unweave score` wrote")
     with working(f"Reading {model}"):
         loaded = model_of(model, checkpoint, random_weights, seed, image_size, device)
-        pictures = unweave.open_images(images, limit=limit)
+        pictures = pictures_of(images, limit)
         chosen = unweave.Highest(scores, tuple(feature or ()), components) if scores else select or None
     with reporting() as on_progress:
         heatmaps = unweave.heatmap(

@@ -43,6 +43,8 @@ def segment(
     """Threshold each image's map for its own class at the mean, and compare it with the object's mask."""
     if select and scores:
         raise ArgumentError("Components are chosen by --scores or by --select.", cure="give one of the two")
+    if (feature or components) and not scores:
+        raise ArgumentError("A feature needs its scores.", cure="give --scores FOLDER, which `unweave score` wrote")
     with working(f"Reading {model}"):
         loaded = model_of(model, checkpoint, random_weights, seed, image_size, device)
         pictures = unweave.open_images(images, limit=limit)

@@ -22,6 +22,7 @@ from unweave.progress import OnProgress, silent
 from unweave.store import Readable, view_of
 from unweave.tasks.precision import asked_of, codes_of, precisions
 from unweave.text import TextSpace
+from unweave.text.phrases import chosen
 from unweave.view import View
 
 By = Literal["score", "margin"]
@@ -56,7 +57,7 @@ class Choice:
     """For which features components are chosen, and how.
 
     Attributes:
-        features: Names of features, or phrases that stand alone; components are chosen for each.
+        features: Names of features that are scored; components are chosen for each.
         among: The features that are scored, by name, each with its phrases, or a TOML file of them; those that the text
             space knows if not given.
         by: `score`, as published for texts, or `margin`, as published for images; what is published for the query if
@@ -90,7 +91,7 @@ class Choice:
             DataError: The images to score on are of another model.
         """
         among = space.features_of(self.among)
-        among |= {name: (name,) for name in self.features if name not in among}
+        chosen(among, self.features)  # each of them is one that is scored
         unknown = next((name for name in self.best if name not in self.features), None)
         if unknown is not None:
             raise ArgumentError(f"No components are chosen for {unknown!r}.", cure="ask for that feature, too")

@@ -38,6 +38,7 @@ from unweave.decomposition import plan as plan_for
 from unweave.errors import ArgumentError, DataError
 from unweave.figures import MapRow, maps_figure
 from unweave.images import ImageSet, batches, open_images
+from unweave.images.batches import Source
 from unweave.models import Model, opened
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
@@ -138,6 +139,11 @@ class Heatmaps(Result):
             named |= {f"{what}/{component}": value for component, value in own.items()}
         named |= {f"beside/{name}": value for name, value in self.beside.items()}
         return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in named.items()}
+
+    def about(self) -> dict[str, Any]:
+        """The card, the images, the targets and the components that were mapped."""
+        mapped = [str(component) for component in self.components]
+        return {**self.card, "ids": list(self.ids), "targets": list(self.targets), "components": mapped}
 
     def table(self) -> pa.Table:
         """One row for each image and target: the score, what lies in the maps, and what beside them."""
@@ -397,7 +403,7 @@ class Highest:
 @verb
 def heatmap(
     model: Model | str,
-    images: ImageSet | str | os.PathLike[str] | Float[Tensor, "image channel height width"],
+    images: ImageSet | Sequence[Source] | str | os.PathLike[str] | Float[Tensor, "image channel height width"],
     *,
     texts: Sequence[str] | str = (),
     classes: Sequence[str] | str = (),
@@ -410,7 +416,7 @@ def heatmap(
 
     Args:
         model: A model, or its id.
-        images: Pictures, as an image set or what `unweave.open_images` takes; or a batch that is preprocessed already.
+        images: Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed.
         texts: The texts that maps are made for; or
         classes: the classes of the model's own classifier.
         against: Texts (or classes) whose mean is taken off: maps show what speaks for one rather than for these.
@@ -435,7 +441,7 @@ def heatmap(
     card = {"model": loaded.id, "weights_hash": loaded.weights_hash, "space": target.space}
     if isinstance(images, Tensor):
         return replace(mapper(images, target), card=card)
-    pictured = images if isinstance(images, ImageSet) else open_images(os.fspath(images))
+    pictured = open_images(os.fspath(images)) if isinstance(images, (str, os.PathLike)) else images
     parts, pixels = [], []
     loader = batches(loaded, pictured, 1)
     for ids, tensor in loader:

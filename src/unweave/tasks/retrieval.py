@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +89,18 @@ class Retrieval(Result):
     text: str | None
     image: str | None
     probe: UInt8[np.ndarray, "side side 3"] | None
+
+    def about(self) -> dict[str, Any]:
+        """The card, what was looked for, and the components for each feature."""
+        features = {
+            part.feature: {
+                "by": part.by,
+                "rule": part.rule,
+                "components": {str(name): value for name, value in zip(part.components, part.values, strict=True)},
+            }
+            for part in self.chosen
+        }
+        return {**self.card, "text": self.text, "image": self.image, "features": features}
 
     def table(self) -> pa.Table:
         """One row for each image that was found; `feature` is empty for the representation itself."""

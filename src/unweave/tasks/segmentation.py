@@ -238,6 +238,8 @@ def segment(
         "model": loaded.id,
         "weights_hash": loaded.weights_hash,
         "data": pictured.origin,
+        "label": label,
+        "space": target.space,
         "components": [str(component) for component in mapper.components],
     }
     return replace(segmentation, card=card)
