@@ -4,6 +4,6 @@ import unweave
 
 store = unweave.extract("pocket/clip", "pocket/evaluation", "out", limit=400)
 striped = store.view().where(pattern="striped").ids[0]
-found = unweave.search(store, image=striped, choice=unweave.Choice(["pattern"]), space="pocket/clip", count=5)
-print(found)
-found.figure().savefig("found.png")
+alike = unweave.search(store, image=striped, choice=unweave.Choice(["pattern"]), space="pocket/clip", count=5)
+print(alike)
+alike.figure().savefig("found.png")

@@ -104,7 +104,8 @@ class Result(Shown):
         python = ", ".join(
             [*call["positional"].values(), *(f"{name}={text}" for name, text in call["keywords"].items())]
         )
-        command = shlex.join(["unweave", call["verb"], *call["command"]])
+        output = [] if call["verb"] == "explain" else ["-o", self.name]
+        command = shlex.join(["unweave", call["verb"], *call["command"], *output])
         return f"import unweave\n\nresult = unweave.{call['verb']}({python})\n\n# on the command line: {command}\n"
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:

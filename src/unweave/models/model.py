@@ -44,13 +44,15 @@ class Model:
     loading: dict[str, Any] = field(default_factory=dict)
 
     def as_code(self) -> str:
-        """The Python that loads it again."""
+        """The Python that loads it again; a name to fill in for a model that was made of a module."""
+        if "/" not in self.id:
+            return "model"
         options = "".join(f", {name}={value!r}" for name, value in self.loading.items())
         return f"unweave.load_model({self.id!r}{options})"
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that load it again."""
-        return [self.id, *options_of(self.loading)]
+        """The words of a command line that load it again; a word to fill in for a model that was made of a module."""
+        return [self.id if "/" in self.id else "MODEL", *options_of(self.loading)]
 
     @classmethod
     def from_module(

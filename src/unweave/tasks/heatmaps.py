@@ -315,7 +315,7 @@ class Mapper:
 
         Raises:
             StoreError: The target's aligner has no map for a component.
-            UnweaveError: As for `Plan.score`.
+            UnweaveError: As for `Plan.project`.
         """
         scores = self.plan.project(images, target.along(self.plan.wholes), ids)
         values = scores.values.transpose(1, 2).cpu()
