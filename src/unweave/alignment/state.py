@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unweave.errors import AlignmentError
 from unweave.files import replacing
+from unweave.notation import parse_json
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Keep:
             return None
         with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
             with safe_open(self.path, "pt") as file:
-                known = json.loads((file.metadata() or {})["state"])
+                known = parse_json((file.metadata() or {})["state"])
                 if known["key"] != self.key:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-T = TypeVar("T")
+from unweave.notation import parse_json
 
-_DEEPEST = 50
-"""Objects and lists inside each other, at most."""
+T = TypeVar("T")
 
 
 def parsed(text: bytes) -> dict[str, Any]:
@@ -21,19 +20,10 @@ def parsed(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError: It is no JSON, or nothing with fields.
     """
-    try:
-        known = json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    known = parse_json(text)
     if not isinstance(known, dict):
         raise ValueError("it has no fields")
-    level: list[Any] = [known]
-    for _ in range(_DEEPEST):
-        inner = (item for own in level for item in (own.values() if isinstance(own, dict) else own))
-        level = [item for item in inner if isinstance(item, dict | list)]
-        if not level:
-            return known
-    raise ValueError("it is nested too deeply")
+    return known
 
 
 def record(kind: type[T], known: object, name: str = "") -> T:

@@ -14,6 +14,7 @@ from types import TracebackType
 import psutil
 
 from unweave.errors import StoreError
+from unweave.notation import parse_json
 from unweave.store.place import Place
 
 BREATH = 10.0
@@ -119,7 +120,7 @@ class Lease:
         said = self._said()
         if self._place.claim(f"{_FOLDER}/{self._name}.json", said):
             time.sleep(0.05)  # somebody who found the same void lease may just have removed this one instead
-            if holders(self._place).get(self._name) == Holder(**json.loads(said)):
+            if holders(self._place).get(self._name) == Holder(**parse_json(said)):
                 return None
         return self._name, holders(self._place).get(self._name, Holder("another machine", 0, time.time(), time.time()))
 
@@ -141,7 +142,7 @@ def holders(place: Place) -> dict[str, Holder]:
         if name.startswith(".") or not name.endswith(".json"):
             continue
         try:
-            found[name.removesuffix(".json")] = Holder(**json.loads(place.read(f"{_FOLDER}/{name}")))
+            found[name.removesuffix(".json")] = Holder(**parse_json(place.read(f"{_FOLDER}/{name}")))
         except (StoreError, ValueError, TypeError):  # it was just given back
             continue
     return found

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from unweave.errors import StoreError
+from unweave.notation import parse_json
 from unweave.store.place import Place
 
 AGAIN = "run the same `unweave extract` again: it makes this file anew"
@@ -52,7 +53,7 @@ def read_table(place: Place, name: str, *, version: int) -> tuple[pa.Table, dict
         noted = table.schema.metadata or {}
         if version > 1 and noted[b"checksum"] != str(_checksum(table, noted[b"unweave"].decode())).encode():
             raise ValueError("its checksum is another")
-        known = json.loads(noted.get(b"unweave", b"{}"))
+        known = parse_json(noted.get(b"unweave", b"{}"))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise StoreError(
             f"A table of the store is damaged: {error!s:.200}", where=f"{place}/{name}", cure=AGAIN
