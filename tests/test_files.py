@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,12 +17,10 @@ TABLE = pa.table({"name": ["a|b", None], "count": [3, 4], "share": [0.12345, Non
 
 
 def test_a_table_is_the_same_in_all_forms(tmp_path):
-    files = write_table(TABLE, {"of": "this"}, tmp_path / "new/folder", "rows")
+    files = write_table(TABLE, tmp_path / "new/folder", "rows")
     assert pq.read_table(files["parquet"]).equals(TABLE)
-    known = json.loads((tmp_path / "new/folder/rows.json").read_text())
-    assert known == {"of": "this", "rows": TABLE.to_pylist()}
     assert (tmp_path / "new/folder/rows.md").read_text() == markdown(TABLE)
-    assert len(list((tmp_path / "new/folder").iterdir())) == 3
+    assert len(list((tmp_path / "new/folder").iterdir())) == 2
 
 
 def test_markdown():
@@ -48,7 +45,7 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UnweaveError, match="The table cannot be written"):
-        write_table(TABLE, {}, tmp_path / "file/folder", "rows")
+        write_table(TABLE, tmp_path / "file/folder", "rows")
 
 
 def test_what_breaks_off_takes_the_folders_with_it(tmp_path):

@@ -60,27 +60,27 @@ def setting(tmp_path, **options):
 
 def test_waterbirds_in_the_published_form(tmp_path, birds, monkeypatch):
     own = setting(tmp_path, data=str(birds))
-    rows = reproduce("waterbirds", own, [Subject("DINO ViT-B/16", "pocket/dino", "probe")]).to_pylist()
+    rows = reproduce("waterbirds", own, [Subject("DINO ViT-B/16", "pocket/dino", "probe")]).table().to_pylist()
     assert [row["ranked on"] for row in rows] == ["held-out images", "test images, as published"]
     assert rows[0]["worst_before (published)"] == 0.8 and rows[0]["average_after (published)"] == 0.938
     assert all(0 <= row[name] <= 1 for row in rows for name in ("worst_before", "worst_after", "worst_random"))
     assert rows[0]["worst_before"] == rows[1]["worst_before"]
     # what is done is not done again: nothing is extracted or aligned
     monkeypatch.setattr("unweave.reproduction.setting.extract", None)
-    assert reproduce("waterbirds", own, [Subject("DINO ViT-B/16", "pocket/dino", "probe")]).to_pylist() == rows
+    assert reproduce("waterbirds", own, [Subject("DINO ViT-B/16", "pocket/dino", "probe")]).table().to_pylist() == rows
 
 
 def test_ablation_by_the_models_own_classifier_and_by_words(tmp_path):
     own = setting(tmp_path, data="pocket/evaluation", limit=120)
-    rows = reproduce("ablation", own, [DEIT, CLIP]).to_pylist()
+    rows = reproduce("ablation", own, [DEIT, CLIP]).table().to_pylist()
     assert [row["layers ablated"] for row in rows] == [*range(7)] * 2
-    assert rows[0]["head"] == "classifier" and rows[7]["head"] == "zero-shot"
+    assert rows[0]["classifier"] == "model" and rows[7]["classifier"] == "zero-shot"
     assert rows[0]["accuracy"] > 0.5 > rows[6]["accuracy"] and rows[7]["accuracy"] > 0.5 > rows[13]["accuracy"]
 
 
 def test_retrieval(tmp_path):
     own = setting(tmp_path, data="pocket/evaluation", limit=150)
-    (row,) = reproduce("retrieval", own, [DEIT]).to_pylist()
+    (row,) = reproduce("retrieval", own, [DEIT]).table().to_pylist()
     assert -1 <= row["within components, median"] <= 1 and -1 <= row["within features, median"] <= 1
     assert row["within features, values"] == 4
 
@@ -93,7 +93,7 @@ def test_segmentation_with_masks_in_a_folder(tmp_path):
             (tmp_path / "pixel" / kind / label).mkdir(parents=True, exist_ok=True)
             image.save(tmp_path / "pixel" / kind / label / f"{name}.png")
     own = setting(tmp_path, data=f"masks:{tmp_path / 'pixel'}")
-    rows = reproduce("segmentation", own, [Subject("DeiT-B/16", "pocket/deit", "model")]).to_pylist()
+    rows = reproduce("segmentation", own, [Subject("DeiT-B/16", "pocket/deit", "model")]).table().to_pylist()
     ours = rows[0]
     assert ours["method"] == "components" and ours["images"] == 24 and ours["map"] > 0.4
     assert ours["map (published)"] == 0.8305 and ours["foreground_iou (published)"] == 0.5291
@@ -115,7 +115,7 @@ def test_imagenet_segmentation_in_the_published_form(tmp_path):
         for name, own in refs.items():
             file.create_dataset(f"value/{name}", data=np.array(own, h5py.ref_dtype))
     own = setting(tmp_path, data=str(tmp_path / "gtsegs_ijcv.mat"))
-    rows = reproduce("segmentation", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).to_pylist()
+    rows = reproduce("segmentation", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).table().to_pylist()
     assert rows[0]["images"] == 12 and rows[0]["map"] > 0.3
     assert rows[-1]["model"] == "tiny DINO" and "no classifier of its own" in rows[-1]["why not"]
     with pytest.raises(UnweaveError, match="name no classes"):
@@ -130,13 +130,13 @@ def test_a_table_of_other_images_is_made_anew(tmp_path, monkeypatch):
     for count in (1, 2):
         Image.new("RGB", (8, 8)).save(tmp_path / f"images/{count}.png")
         for _ in range(2):
-            (row,) = reproduce("ablation", setting(tmp_path, data=str(tmp_path / "images")), [DEIT]).to_pylist()
+            (row,) = reproduce("ablation", setting(tmp_path, data=str(tmp_path / "images")), [DEIT]).table().to_pylist()
             assert row["x"] == count
 
 
 def test_heatmaps_are_drawn_and_timed(tmp_path):
     own = setting(tmp_path, data="pocket/evaluation")
-    rows = reproduce("heatmaps", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).to_pylist()
+    rows = reproduce("heatmaps", own, [DEIT, Subject("tiny DINO", "pocket/dino", "probe")]).table().to_pylist()
     for row in rows:
         assert row["images"] == 8 and row["heads"] == 24 and row["seconds"] > 0
         with Image.open(row["figure"]) as figure:
@@ -145,7 +145,7 @@ def test_heatmaps_are_drawn_and_timed(tmp_path):
 
 def test_random_weights_go_through_all_steps(tmp_path, birds):
     own = setting(tmp_path, data=str(birds), random_weights=True, limit=120)
-    rows = reproduce("waterbirds", own, [DEIT]).to_pylist()
+    rows = reproduce("waterbirds", own, [DEIT]).table().to_pylist()
     assert len(rows) == 2
     store = unweave.open_store(next(path for path in (tmp_path / "work/stores").iterdir() if "waterbirds" in path.name))
     assert store.manifest.loading["random_weights"] is True
@@ -164,7 +164,7 @@ def test_an_interrupted_table_goes_on(tmp_path, birds, monkeypatch):
     subjects = [Subject(name, "pocket/dino", "probe") for name in ("one", "two")]
     with pytest.raises(KeyboardInterrupt):
         reproduce("waterbirds", own, subjects)
-    assert len(reproduce("waterbirds", own, subjects).to_pylist()) == 4
+    assert len(reproduce("waterbirds", own, subjects).table().to_pylist()) == 4
     assert calls == ["one", "two", "two"]
 
 
@@ -208,12 +208,13 @@ def test_the_verb(tmp_path, birds, monkeypatch):
     from unweave.cli import app
 
     monkeypatch.chdir(tmp_path)
-    common = ["--data", str(birds), "--fit", "pocket/world/5/60", "--text-space", "pocket/clip", "-o", "out"]
+    common = ["--data", str(birds), "--fit", "pocket/world/5/60", "--space", "pocket/clip", "-o", "out"]
     arguments = ["reproduce", "waterbirds", "--model", "pocket/dino", *common]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["rows"] == json.loads(Path("out/waterbirds.json").read_text())["rows"]
+    assert found["rows"] == Reproduction.load("out/waterbirds").table().to_pylist()
+    assert Path("out/waterbirds/reproduction.md").exists()
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 and "held-out images" in result.stdout and "pocket/dino" in result.stdout
     for wrong, what in (

@@ -74,7 +74,7 @@ def reproduce(
     except KeyboardInterrupt:
         print_error("Interrupted. What is done is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    show(table, output, no_figure=no_figure, json=json)
+    show(table, output / which, no_figure=no_figure, json=json)
 
 
 def reproduction(
