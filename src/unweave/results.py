@@ -214,7 +214,8 @@ def _words(name: str, value: Any) -> list[str]:
         return [word for entry in value for word in _words(_SINGULAR.get(name, name), entry)]
     if isinstance(value, Mapping):
         return [word for key, entry in value.items() for word in _words(_SINGULAR.get(name, name), f"{key}={entry}")]
-    option = [] if name in _PLACED else [f"--{_OPTIONS.get(name, name).replace('_', '-')}"]
+    dashes = "-" if len(name) == 1 else "--"
+    option = [] if name in _PLACED else [f"{dashes}{_OPTIONS.get(name, name).replace('_', '-')}"]
     return option if value is True else [*option, fspath(value) if isinstance(value, PathLike) else str(value)]
 
 
