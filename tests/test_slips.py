@@ -18,7 +18,7 @@ SLIPS = {
     "plan.run([1, 2])": "torch.stack",
     "plan.run(images, 'ab')": "['ab']",
     "plan.run(images, tolerance=float('nan'))": "tolerance",
-    "plan.score(images, ['red'])": "text_space",
+    "plan.project(images, ['red'])": "text_space",
     "unweave.plan(5)": "unweave.load_model",
     "unweave.plan(model, select=5)": "`kind:KIND`",
     "unweave.decompose(model, 5)": "unweave.open_images",

@@ -61,7 +61,7 @@ def verbs() -> dict[str, Any]:
 
 VERBS = verbs()
 PARAMETERS = [one for verb, function in VERBS.items() for one in parameters(verb, function)]
-SPACE = ["--text-space", "pocket/clip"]
+SPACE = ["--space", "pocket/clip"]
 BASES: dict[str, list[str]] = {
     "demo": ["--model", "pocket/nope"],
     "explain": ["pocket/deit"],
@@ -73,7 +73,7 @@ BASES: dict[str, list[str]] = {
     "align": ["STORE", *SPACE, "-o", "out", "--random-images", "0", "--rounds", "1", "--held-out", "0.2"],
     "score": ["STORE", *SPACE, "-o", "out", "--feature", "colour", "--samples", "20", "--no-figure"],
     "label": ["STORE", *SPACE, "-o", "out", "--no-figure"],
-    "ablate": ["STORE", "-o", "out", "--head", "probe", "--order", "kind:embed", "--no-figure"],
+    "ablate": ["STORE", "-o", "out", "--by", "probe", "--order", "kind:embed", "--no-figure"],
     "search": ["STORE", *SPACE, "-o", "out", "--feature", "colour", "--text", "a red circle", "-k", "1", "--no-figure"],
     "debias": [
         "STORE",
@@ -90,7 +90,7 @@ BASES: dict[str, list[str]] = {
         "1",
         "--no-figure",
     ],
-    "heatmap": ["pocket/deit", "pocket/world/0/1", "-o", "out", "--class", "0", "--format", "npz"],
+    "heatmap": ["pocket/deit", "pocket/world/0/1", "-o", "out", "--class", "0", "--no-figure"],
     "segment": ["pocket/deit", "pocket/world/0/1", "-o", "out", "--predicted", "--method", "rollout", "--no-figure"],
     "reproduce": ["segmentation", "-o", "out", "--data", "nowhere"],
     "models": [],
@@ -254,17 +254,7 @@ def test_a_value_that_no_image_has_is_named_beside_those_that_there_are(tried: A
     assert done.exit_code == 2 and "No image has the location 'mars'" in done.stderr and "meadow" in done.stderr
     both = ["--where", "label=land", "--where", "label=water"]
     done = tried(verb, [*BASES[verb], *both])
-    assert done.exit_code == 2 and "No image has all of label=land, label=water" in done.stderr
-
-
-def test_two_text_spaces_are_one_too_many(tried: Any) -> None:
-    for verb in ("score", "label", "search"):
-        done = tried(verb, [*BASES[verb], "--aligner", "x"])
-        assert done.exit_code == 2 and "an aligner has its own" in done.stderr
-    for verb in ("heatmap", "segment"):
-        images = ["pocket/deit", "pocket/world/0/1", "-o", "out", *(["--text", "x"] if verb == "heatmap" else [])]
-        done = tried(verb, [*images, *SPACE, "--aligner", "x"])
-        assert done.exit_code == 2 and "an aligner has its own" in done.stderr
+    assert done.exit_code == 2 and "No image has label=land and label=water at once" in done.stderr
 
 
 def test_fields_that_there_are_not_are_refused_before_anything_is_computed(tried: Any) -> None:

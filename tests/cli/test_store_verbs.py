@@ -170,7 +170,7 @@ def test_another_weight_file_is_refused(run, store):
 
 def test_export_of_what_there_is_not(run, store):
     for given, what in (
-        (("--where", "label"), "no condition"),
+        (("--where", "label"), "is not a condition"),
         (("--where", "x=1"), "no field"),
         (("--level", "token"), "no level"),
     ):

@@ -18,6 +18,7 @@ from unweave.reproduction import (
     POCKET,
     PUBLISHED,
     TABLES,
+    Reproduction,
     Setting,
     Subject,
     chosen,

@@ -40,7 +40,7 @@ def align(
     ] = "ranged",
     weight: Annotated[
         float,
-        typer.Option(min=0, callback=options.finite, help="The weight of the penalty.", rich_help_panel=_HOW),
+        typer.Option(min=0, max=1e6, callback=options.finite, help="The weight of the penalty.", rich_help_panel=_HOW),
     ] = 1.0,
     form: Annotated[
         Literal["mean-squared", "frobenius"], typer.Option(help="The form of the penalty.", rich_help_panel=_HOW)
@@ -63,7 +63,12 @@ def align(
     ] = None,
     random_images: Annotated[
         int,
-        typer.Option(min=0, help="To align the same model with random weights, a control.", rich_help_panel=_HOW),
+        typer.Option(
+            min=0,
+            max=options.MANY,
+            help="To align the same model with random weights, a control.",
+            rich_help_panel=_HOW,
+        ),
     ] = 500,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",

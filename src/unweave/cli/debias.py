@@ -59,7 +59,7 @@ def debias(
     regularisation: Annotated[
         float,
         typer.Option(
-            min=1e-6, callback=options.finite, help="The probe's (scikit-learn's C).", rich_help_panel=_CLASSES
+            min=1e-6, max=1e6, callback=options.finite, help="The probe's (scikit-learn's C).", rich_help_panel=_CLASSES
         ),
     ] = 0.1,
     features: Annotated[
@@ -80,7 +80,11 @@ def debias(
     ] = None,
     export_k: Annotated[
         int | None,
-        typer.Option(min=1, help="How many components the checkpoint ablates; chosen on held-out images if not given."),
+        typer.Option(
+            min=1,
+            max=options.MANY,
+            help="How many components the checkpoint ablates; chosen on held-out images if not given.",
+        ),
     ] = None,
     published: Annotated[
         bool,

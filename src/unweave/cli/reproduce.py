@@ -43,7 +43,10 @@ def reproduce(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many images of everything.", rich_help_panel=_HOW)
+        int | None,
+        typer.Option(
+            min=1, max=options.MANY, help="Only the first so many images of everything.", rich_help_panel=_HOW
+        ),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Try all steps out, fetching no weights.", rich_help_panel=_HOW)

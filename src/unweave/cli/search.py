@@ -39,7 +39,11 @@ def search(
     k: Annotated[
         int | None,
         typer.Option(
-            "-k", min=1, help="How many components; what can be told from chance if not.", rich_help_panel=_COMPONENTS
+            "-k",
+            min=1,
+            max=options.MANY,
+            help="How many components; what can be told from chance if not.",
+            rich_help_panel=_COMPONENTS,
         ),
     ] = None,
     best: Annotated[
