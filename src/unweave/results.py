@@ -82,6 +82,9 @@ class Result(Shown):
     name: ClassVar[str]
     """The stem of the files that it is saved to."""
 
+    width: ClassVar[int] = 0
+    """The least width at which it is printed."""
+
     card: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     def table(self) -> pa.Table:

@@ -109,7 +109,9 @@ def show(result: Result, output: Path, *, no_figure: bool, json: bool) -> None:
     if json:
         print_json({**result.about(), "files": files, "rows": result.table().to_pylist()})
         return
-    Console(highlight=False).print(result)
+    console = Console(highlight=False)
+    console.width = max(console.width, result.width)
+    console.print(result)
     print_files(files)
 
 

@@ -76,6 +76,11 @@ def decompose(
             cure="give `unweave.Model.from_module(module)`, which says it; or a batch that is preprocessed",
         )
     pictures = open_images(str(images)) if isinstance(images, (str, PathLike)) else images
+    if not isinstance(pictures, Sequence):
+        raise ArgumentError(
+            f"A {type(images).__name__} is no batch of images.",
+            cure="give a tensor [image, channel, height, width], or what `unweave.open_images` returns or takes",
+        )
     planned = plan or plan_for(known, level=level, select=select)
     width = len(planned.components) * planned.dim * 4
     loader = batches(known, pictures, batch_of({planned.level: planned}, width, known.device.type), on_error)

@@ -62,6 +62,7 @@ class Reproduction(Result):
     """
 
     name = "reproduction"
+    width = 180  # a table of many columns is read sideways rather than in syllables
 
     which: str
     says: str
