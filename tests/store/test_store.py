@@ -262,7 +262,7 @@ def test_questions_without_an_answer_are_refused(filled):
         (lambda: filled.read(rows=[9]), DataError, "none with the number 9"),
         (lambda: filled.read(rows=["nobody"]), DataError, "no image 'nobody'"),
         (lambda: filled.read(rows=[True]), DataError, "do not choose"),
-        (lambda: filled.field("colour"), StoreError, "no field 'colour'"),
+        (lambda: filled.field("colour"), DataError, "no field 'colour'"),
         (lambda: filled.chosen(["label"]), StoreError, "no condition"),
         (lambda: export(filled, "x", rows=[]), StoreError, "No image"),
     ):

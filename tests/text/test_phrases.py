@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unweave.errors import ArgumentError
+from unweave.errors import ArgumentError, DataError
 from unweave.text import TEMPLATES, features, read_phrases, read_templates
 from unweave.text.phrases import chosen, shipped, spoken
 from unweave.text.vocabulary import made, vocabulary
@@ -47,7 +47,7 @@ def test_features_of_ones_own(tmp_path):
 def test_features_that_cannot_be(tmp_path, text, what):
     path = tmp_path / "f.toml"
     path.write_text(text)
-    with pytest.raises(ArgumentError, match=what) as caught:
+    with pytest.raises(DataError, match=what) as caught:
         features(path)
     assert str(path) in str(caught.value)
 
@@ -61,12 +61,12 @@ def test_lines_of_phrases_and_templates(tmp_path):
     path.write_text("a photo of {}\n")
     assert read_templates(path) == ("a photo of {}",)
     path.write_text("# nothing\n")
-    with pytest.raises(ArgumentError, match="holds nothing"):
+    with pytest.raises(DataError, match="holds nothing"):
         read_phrases(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ArgumentError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8"):
         read_phrases(path)
-    with pytest.raises(ArgumentError, match="No such file"):
+    with pytest.raises(DataError, match="No such file"):
         read_phrases(tmp_path / "nothing")
 
 
@@ -105,7 +105,7 @@ def test_the_vocabulary_takes_nouns_by_their_first_sense(tmp_path):
         "dog",
         "ice cream",
     ]
-    with pytest.raises(ArgumentError, match="WordNet cannot be read"):
+    with pytest.raises(DataError, match="WordNet cannot be read"):
         made(tmp_path / "nothing")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 import unweave
-from unweave.errors import ArgumentError
+from unweave.errors import ArgumentError, ModelError
 from unweave.pocket import evaluation, text
 from unweave.pocket.views import whole
 from unweave.text import TextSpace, cache, features
@@ -90,7 +90,7 @@ def test_templates_may_be_chosen():
 
 @pytest.mark.parametrize("id", ["timm/vit_tiny_patch16_224", "pocket/deit"])
 def test_a_model_without_texts_is_refused(id):
-    with pytest.raises(ArgumentError, match="no text"):
+    with pytest.raises(ModelError, match="no text"):
         unweave.text_space(id, random_weights=True)
 
 
@@ -219,5 +219,5 @@ def test_a_model_of_images_alone_has_no_texts(tmp_path):
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
     )
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ArgumentError, match="no text tower"):
+    with pytest.raises(ModelError, match="no text tower"):
         unweave.text_space(f"hf/{tmp_path}")

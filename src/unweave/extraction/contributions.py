@@ -36,7 +36,7 @@ def decompose(
     level: Level = "head",
     select: Selection = None,
     output: str | PathLike[str] | None = None,
-    on_error: Literal["skip", "raise"] = "skip",
+    on_error: Literal["skip", "raise"] = "raise",
     on_progress: OnProgress = silent,
 ) -> Contributions:
     """Every component's contribution to the representation of each image.
@@ -52,7 +52,7 @@ def decompose(
         level: How finely the model is split (see `unweave.plan`), where there is no plan.
         select: The components that are computed, where there is no plan; the others are returned as one `rest`.
         output: A folder, or a file ending in `.safetensors`, that the contributions are written to.
-        on_error: At an image that cannot be read: leave it out and say so in the origin, or stop.
+        on_error: At an image that cannot be read: stop, or leave it out and say so in the origin (`skip`).
         on_progress: Called after each batch.
 
     Raises:
