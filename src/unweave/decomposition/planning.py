@@ -32,7 +32,7 @@ from unweave.errors import ArgumentError, ConservationError, DataError, NonFinit
 from unweave.graph.comparison import TOLERANCE as TOLERANCE
 from unweave.graph.following import graph_of
 from unweave.graph.graph import extents_of
-from unweave.graph.interpret import exact
+from unweave.graph.precision import exact
 from unweave.results import Shown
 
 

@@ -19,7 +19,7 @@ from unweave.decomposition.schedule import Environment, Instruction, bytes_per_i
 from unweave.decomposition.weights import Weights, kept_constants
 from unweave.graph.following import follow
 from unweave.graph.graph import Graph, extents_of
-from unweave.graph.interpret import exact
+from unweave.graph.precision import exact
 
 _INSEPARABLE = ("winners", "slope", "value", "inverse")
 """Kinds of runtime factors that may have an entry for each channel."""

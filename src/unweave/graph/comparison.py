@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from unweave.errors import CaptureError
 from unweave.graph.graph import Graph, extents_of
-from unweave.graph.interpret import exact, interpret
+from unweave.graph.interpret import interpret
+from unweave.graph.precision import exact
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """The largest relative error of a representation, by the dtype that the model computes in."""

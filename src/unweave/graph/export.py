@@ -17,8 +17,8 @@ from unweave.errors import CaptureError, NonFiniteError
 from unweave.graph.comparison import TOLERANCE, difference, twins, varied
 from unweave.graph.counts import NOT_ONE, SIZES, TORCH, Differs, conditions_of, merged
 from unweave.graph.graph import Graph, Origin, extents_of
-from unweave.graph.interpret import exact
 from unweave.graph.original import Original
+from unweave.graph.precision import exact
 from unweave.graph.randomness import refuse_random
 from unweave.graph.tidy import tidied, without_mutation
 from unweave.graph.watch import Watch, told

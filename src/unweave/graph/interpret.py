@@ -6,8 +6,7 @@ an operation is, and gets what the operation makes of it. Nothing here knows wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -15,13 +14,6 @@ from torch import fx
 
 ValueOf: TypeAlias = Callable[[fx.Node], Any]
 """The value of a node that an operation takes."""
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """No gradients, and no autocast: operations on this device compute in the type of what they are given."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
 
 
 def applied(node: fx.Node, value_of: ValueOf) -> Any:
