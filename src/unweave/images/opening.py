@@ -57,7 +57,7 @@ def open_images(data: str | os.PathLike[str], *, split: str | None = None, limit
         raise ArgumentError(f"There cannot be {limit} images.", cure="use a limit of 1 or more, or none")
     data = os.fspath(data)
     try:
-        found = replace(_opened(data, split), origin=lasting(data))
+        found = replace(_opened(data, split), origin=lasting(data), split=split)
     except OSError as error:
         raise DataError(
             f"The images cannot be read: {error.strerror or error}.", where=data, cure="check the path to the images"

@@ -319,7 +319,7 @@ class Store:
             chosen,
             known.computed_in,
             tuple(self.skipped),
-            dict(known.loading),
+            known.loading,
             known.attention,
             known.nonlinear,
             tuple(Listed(listing.data, listing.split, listing.fingerprint) for listing in known.listings),
