@@ -24,12 +24,13 @@ from unweave.components import Component, Grid, Level, Selection
 from unweave.contributions import Contributions, Projections
 from unweave.decomposition.planning import Plan, planned, refuse_lumps
 from unweave.decomposition.walk import walk
-from unweave.errors import ArgumentError
+from unweave.errors import ArgumentError, CaptureError
 from unweave.graph.following import graph_of
-from unweave.graph.graph import Graph, line_of
+from unweave.graph.graph import Graph, line_of, operation
 from unweave.graph.precision import exact
 from unweave.regions import Region, tokens, weights_of
 from unweave.results import Shown
+from unweave.structure.labels import lost
 from unweave.structure.regions import Tokens, regional, tokens_of
 
 Regions: TypeAlias = (
@@ -177,7 +178,19 @@ class RegionPlan(Shown):
 
     @property
     def grid(self) -> Grid:
-        """Where the tokens lie in the image."""
+        """Where the tokens lie in the image.
+
+        Raises:
+            CaptureError: That is lost on the way; the message names the operation.
+        """
+        if self.tokens.grid is None:
+            node = lost(self._graph, self.tokens.node)
+            raise CaptureError(
+                f"Where tokens lie in the image is lost at {operation(node)} in "
+                f"{self._graph.module(node) or 'the model'}.",
+                where=line_of(node) or None,
+                cure=f"give weights of its {self.tokens.count} tokens, [region, token]",
+            )
         return self.tokens.grid
 
     @property
@@ -202,9 +215,10 @@ class RegionPlan(Shown):
     @property
     def readout(self) -> str:
         """What a region is read by, in words."""
-        tokens, module = self.tokens, self._graph.module(self.tokens.node) or "the model"
-        at = f"{tokens.count} tokens of {module} ({tokens.grid.height} x {tokens.grid.width}"
-        at += f" and {tokens.grid.prefix} beside)" if tokens.grid.prefix else ")"
+        tokens, grid = self.tokens, self.tokens.grid
+        at = f"{tokens.count} tokens of {self._graph.module(tokens.node) or 'the model'}"
+        if grid is not None:
+            at += f" ({grid.height} x {grid.width}{f' and {grid.prefix} beside' if grid.prefix else ''})"
         if tokens.weights is None:
             return f"regions are sums of the {at}; what follows them does not weigh tokens alike: {self._end}"
         read = tokens.weights.abs() > 1e-6

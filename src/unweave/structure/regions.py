@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -29,7 +30,7 @@ from unweave.graph.graph import Extent, Graph, extents_of, line_of, operation
 from unweave.graph.interpret import applied, interpret, length
 from unweave.operations.regions import pool
 from unweave.operations.table import row
-from unweave.structure.labels import cells, lengths
+from unweave.structure.labels import cells, differs, lengths
 from unweave.structure.residual import Paths
 
 aten = torch.ops.aten
@@ -43,60 +44,91 @@ class Tokens:
     Attributes:
         node: The value that holds them.
         axes: Its axes that tokens lie along; the others, but for the images, are channels.
-        grid: The places of the tokens, axes in order.
+        count: How many there are.
+        grid: Where they lie in the image, axes in order; None where that is lost.
         pooled: The node of what the model pools of them; None where it does not weigh them alike in all channels.
         weights: What it weighs each token by, `[token]`; None likewise.
     """
 
     node: fx.Node
     axes: tuple[int, ...]
-    grid: Grid
-    pooled: fx.Node | None
-    weights: Tensor | None
-
-    @property
-    def count(self) -> int:
-        """How many tokens there are, those that are not on the grid too."""
-        return len(self.grid.cells)
+    count: int
+    grid: Grid | None
+    pooled: fx.Node | None = None
+    weights: Tensor | None = None
 
 
 def tokens_of(graph: Graph) -> Tokens:
     """The tokens that a model makes its representation of.
 
     Raises:
-        CaptureError: No value that every path goes through has entries at several places of the image.
+        CaptureError: There are none, or it cannot be told which axis of a value they lie along.
     """
+    paths = Paths(graph)
     narrow: list[fx.Node] = []
     held: list[Tokens] = []
     for node in _bottlenecks(graph):
-        axes = _token_axes(graph, node)
-        if not axes and not held:
-            narrow.append(node)
+        tokens = _pooled(graph, node, narrow)
+        if tokens is not None:
+            held, narrow = [tokens], [node for node in (tokens.pooled,) if node is not None]
             continue
-        if not axes:
+        if held and held[-1].weights is not None:
+            break  # what lies before is not pooled alike: these are all the tokens there are
+        axes = _token_axes(paths, node)
+        if axes:
+            held.append(Tokens(node, axes, *_laid(graph, node, axes)))
+            narrow = []  # tried on the last tokens alone: before those nothing but more is done
+        elif held:
             break
-        grid = cells(graph, node, [dim for dim in range(len(extents_of(node))) if dim not in axes])
-        assert grid is not None
-        held.append(Tokens(node, axes, grid, None, None))
-        for pooled in narrow:
-            weights = _weights(graph, node, axes, pooled)
-            if weights is not None:
-                return replace(held[-1], pooled=pooled, weights=weights)
-        narrow = []  # tried on the last tokens alone: before those nothing but more is done
+        elif axes is None:
+            raise CaptureError(
+                f"It cannot be told which axis of {operation(node)} tokens lie along.",
+                where=line_of(node) or None,
+                cure="plan without regions",
+            )
+        elif isinstance(node.meta["val"], Tensor):
+            narrow.append(node)
     if held:
-        return _streamed(graph, held)
+        return _streamed(paths, held)
     raise CaptureError(
-        "It cannot be told where in the image the tokens lie that the representation is made of.",
+        "The model makes its representation of no tokens that every path goes through.",
         where=line_of(graph.output) or None,
         cure="plan without regions",
     )
 
 
-def _streamed(graph: Graph, held: Sequence[Tokens]) -> Tokens:
+def _pooled(graph: Graph, node: fx.Node, narrow: Sequence[fx.Node]) -> Tokens | None:
+    """A value as tokens that the model pools, if one of these is nothing but a weighted sum along some of its axes."""
+    wide = _wide(node)
+    shape = lengths(node, 1) if wide else []
+    for pooled in narrow if wide else ():
+        size = prod(lengths(pooled, 1))
+        for channels in (one for count in range(1, len(wide)) for one in combinations(wide, count)):
+            axes = tuple(dim for dim in wide if dim not in channels)
+            if prod(shape[dim] for dim in channels) == size:
+                weights = _weights(graph, node, axes, pooled)
+                if weights is not None:
+                    return Tokens(node, axes, *_laid(graph, node, axes), pooled, weights)
+    return None
+
+
+def _laid(graph: Graph, node: fx.Node, axes: tuple[int, ...]) -> tuple[int, Grid | None]:
+    """How many tokens lie along axes of a value, and where in the image."""
+    shape = lengths(node, 1)
+    return prod(shape[dim] for dim in axes), cells(graph, node, [dim for dim in range(len(shape)) if dim not in axes])
+
+
+def _wide(node: fx.Node) -> list[int]:
+    """The axes of more than one entry, beside the images; none where the images are not alone on the first."""
+    extents = extents_of(node) if isinstance(node.meta["val"], Tensor) else ()
+    if not extents or extents[0] != Extent(1, batch=True):
+        return []
+    return [dim for dim in range(1, len(extents)) if extents[dim].size > 1]
+
+
+def _streamed(paths: Paths, held: Sequence[Tokens]) -> Tokens:
     """Of values that hold tokens, the last first, the one that the residual stream ends with, normed as it may be."""
-    paths = Paths(graph)
-    ends = (place for place, tokens in enumerate(held) if paths.residuals.get(tokens.node))
-    place = next(ends, 0)
+    place = next((place for place, tokens in enumerate(held) if paths.residuals.get(tokens.node)), 0)
     while place and (row(held[place - 1].node).norm or row(held[place - 1].node).relayout):
         place -= 1
     return held[place]
@@ -200,17 +232,26 @@ def _bottlenecks(graph: Graph) -> Sequence[fx.Node]:
     return found
 
 
-def _token_axes(graph: Graph, node: fx.Node) -> tuple[int, ...]:
-    """The axes along which a value's entries lie at different places of the image; none where that is not known."""
-    extents = extents_of(node)
-    if not extents or extents[0] != Extent(1, batch=True):
+def _token_axes(paths: Paths, node: fx.Node) -> tuple[int, ...] | None:
+    """The axes that tokens lie along: what differs there are places, elsewhere channels; None where that is unknown."""
+    wide = _wide(node)
+    if len(wide) < 2:
         return ()
 
     def lies_apart(dim: int) -> bool:
-        grid = cells(graph, node, [other for other in range(len(extents)) if other != dim])
+        grid = cells(paths.graph, node, [other for other in range(len(extents_of(node))) if other != dim])
         return grid is not None and len(set(grid.cells)) > 1
 
-    return tuple(dim for dim in range(1, len(extents)) if extents[dim].size > 1 and lies_apart(dim))
+    placed = tuple(dim for dim in wide if lies_apart(dim))
+    if placed and len(placed) < len(wide):
+        return placed
+    origin = paths.origins.of(node)
+    if origin is None:
+        return None
+    positions = tuple(dim for dim in wide if differs(origin.positions, dim))
+    channels = [dim for dim in wide if differs(origin.channels, dim)]
+    apart = tuple(dim for dim in positions if dim not in channels)
+    return apart or (None if len(positions) == len(wide) else positions)
 
 
 def _weights(graph: Graph, node: fx.Node, axes: tuple[int, ...], pooled: fx.Node) -> Tensor | None:
@@ -221,8 +262,6 @@ def _weights(graph: Graph, node: fx.Node, axes: tuple[int, ...], pooled: fx.Node
     order = [0, *axes, *(dim for dim in range(1, len(shape)) if dim not in axes)]
     count = prod(shape[dim] for dim in axes)
     channels = prod(shape) // count
-    if prod(lengths(pooled, 1)) != channels:
-        return None
     value, drawn = node.meta["val"], torch.randn(3, count, channels, generator=torch.Generator().manual_seed(0))
     laid = drawn.reshape([-1, *(shape[dim] for dim in order[1:])]).permute(
         [order.index(dim) for dim in range(len(order))]
