@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import unweave
-from unweave import Aligner, Recipe, Settings, Store, View
+from unweave import Aligner, Recipe, Store, View
 from unweave.pocket.scenes import NAMES
 
 LEARNED, JUDGED = "pocket/world/5/4000", "pocket/evaluation"

@@ -61,7 +61,7 @@ def prefix(number: int = 0) -> Region:
     return Region(f"prefix {number}", weigh)
 
 
-def box(left: float, top: float, right: float, bottom: float) -> Region:
+def box(left: float | int, top: float | int, right: float | int, bottom: float | int) -> Region:
     """A rectangle, in pixels of the image as the model gets it; a token counts by how much of it lies inside."""
 
     def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
@@ -102,12 +102,30 @@ def mask(inside: np.ndarray | Tensor, name: str = "mask") -> Region:
     return Region(name, weigh)
 
 
+def named(text: str) -> Region:
+    """The region of a name: `token 3,4`, `prefix 0` or `box 10,20,60,80`, as tables write them.
+
+    Raises:
+        ArgumentError: It names none.
+    """
+    kind, _, given = text.strip().partition(" ")
+    kinds: dict[str, Callable[..., Region]] = {"token": token, "prefix": prefix, "box": box}
+    number = float if kind == "box" else int
+    try:
+        return kinds[kind](*(number(part) for part in given.split(",")))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArgumentError(
+            f"There is no region {text!r}.",
+            cure="write 'token ROW,COLUMN', 'prefix NUMBER' or 'box LEFT,TOP,RIGHT,BOTTOM'",
+        ) from error
+
+
 def tokens(grid: Grid) -> list[Region]:
     """Every token of a grid, row by row."""
     return [token(row, column) for row in range(grid.height) for column in range(grid.width)]
 
 
-def _overlap(start: float, end: float, length: int, cells: int) -> Float[Tensor, " cell"]:
+def _overlap(start: float | int, end: float | int, length: int, cells: int) -> Float[Tensor, " cell"]:
     """How much of each cell of a line of this length lies between two places."""
     edges = torch.linspace(0, length, cells + 1, dtype=torch.float64)
     return (torch.clamp(edges[1:], max=end) - torch.clamp(edges[:-1], min=start)).clamp_min(0).float()
@@ -121,7 +139,10 @@ def _over_cells(grid: Grid, cells: Float[Tensor, " cell"]) -> Float[Tensor, " to
 
 
 def weights_of(
-    regions: Region | Sequence[Region] | Sequence[Sequence[Region]], grid: Grid, size: tuple[int, int], images: int
+    regions: str | Region | Sequence[Region | str] | Sequence[Sequence[Region | str]],
+    grid: Grid,
+    size: tuple[int, int],
+    images: int,
 ) -> tuple[Float[Tensor, "image region token"], tuple[tuple[str, ...], ...]]:
     """The weights of regions, and their names, for each image.
 
@@ -134,11 +155,12 @@ def weights_of(
     Raises:
         ArgumentError: A region lies outside of the image, there are none, or images have different numbers of them.
     """
-    listed: list[Region | Sequence[Region]] = [regions] if isinstance(regions, Region) else list(regions)
+    listed = [regions] if isinstance(regions, (str, Region)) else list(regions)
     if not listed:
         raise ArgumentError("There are no regions.", cure="give at least one, such as unweave.regions.token(3, 4)")
-    same = [region for region in listed if isinstance(region, Region)]
-    each = [same] if same else [list(own) for own in listed if not isinstance(own, Region)]
+    same = [region for region in listed if isinstance(region, (str, Region))]
+    several = [same] if same else [list(own) for own in listed if not isinstance(own, (str, Region))]
+    each = [[named(region) if isinstance(region, str) else region for region in own] for own in several]
     if len(each) not in (1, images) or len({len(own) for own in each}) > 1 or not each[0]:
         raise ArgumentError(
             f"Regions are given for {len(each)} images, {[len(own) for own in each][:8]} of them, not for {images}.",

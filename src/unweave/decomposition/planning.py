@@ -252,11 +252,10 @@ class Plan(Shown):
                 f"The plan is for {expected.dtype} on {expected.device}, not {images.dtype} on {images.device}.",
                 cure="move the images, or plan again after moving the model",
             )
-        names = tuple(map(str, ids)) if ids is not None else tuple(str(row) for row in range(len(images)))
-        if len(names) != len(images):
-            raise ArgumentError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
-        if regions is not None:
-            names = tuple(f"{name} {region}" for name in names for region in range(regions.shape[1]))
+        rows, what = (len(images), "image") if regions is None else (regions.shape[:2].numel(), "region of each image")
+        names = tuple(map(str, ids)) if ids is not None else tuple(str(row) for row in range(rows))
+        if len(names) != rows:
+            raise ArgumentError(f"{len(names)} ids for {len(images)} images.", cure=f"give one id for each {what}")
         return names, TOLERANCE.get(images.dtype, 1e-5) if tolerance is None else tolerance
 
     def _conserved(self, error: Tensor, allowed: float, names: Sequence[str], values: Tensor) -> None:

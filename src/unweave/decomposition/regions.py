@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from jaxtyping import Float
 from rich.console import RenderableType
@@ -34,9 +34,11 @@ from unweave.structure.labels import lost
 from unweave.structure.regions import Tokens, regional, tokens_of
 
 Regions: TypeAlias = (
-    "Literal['tokens'] | Region | Sequence[Region] | Sequence[Sequence[Region]] | Float[Tensor, '*image region token']"
+    "str | Region | Sequence[Region | str] | Sequence[Sequence[Region | str]] | Float[Tensor, '*image region token']"
 )
-"""Every token of the grid; regions, the same for all images or as many for each; or weights of tokens."""
+"""`tokens` for every token of the grid; regions or their names, the same for all images or as many for each; or weights
+of tokens.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +128,9 @@ class RegionPlan(Shown):
             ArgumentError: There are no such regions.
             ConservationError, NonFiniteError, CaptureError, UnweaveError: As for `Plan.run`.
         """
-        weights, names, named = self._weighed(images, regions, ids)
-        rows = self.of(weights.shape[1]).run(images, named, tolerance=tolerance, regions=weights)
-        return self._apart(rows, named, names)
+        weights, named = self._weighed(images, regions, ids)
+        rows = self.of(weights.shape[1]).run(images, named.rows, tolerance=tolerance, regions=weights)
+        return named.apart(rows)
 
     def project(
         self,
@@ -154,9 +156,9 @@ class RegionPlan(Shown):
         Raises:
             UnweaveError: As for `run` and `Plan.project`.
         """
-        weights, names, named = self._weighed(images, regions, ids)
+        weights, named = self._weighed(images, regions, ids)
         plan = self.of(weights.shape[1])
-        return self._apart(plan.project(images, directions, named, tolerance=tolerance, regions=weights), named, names)
+        return named.apart(plan.project(images, directions, named.rows, tolerance=tolerance, regions=weights))
 
     def of(self, count: int) -> Plan:
         """The plan for so many regions; its `run` and `project` take their weights, and have a row for each region.
@@ -234,12 +236,12 @@ class RegionPlan(Shown):
         """How regions are read, and the components."""
         return [Text(self.readout), Text(), *self.of(1).told()]
 
-    def _weighed(
-        self, images: Tensor, regions: Regions, ids: Sequence[str] | None
-    ) -> tuple[Tensor, tuple[tuple[str, ...], ...], tuple[str, ...]]:
-        """Weights `[image, region, token]`, the names of the regions of each image, and those of the images."""
+    def _weighed(self, images: Tensor, regions: Regions, ids: Sequence[str] | None) -> tuple[Tensor, _Names]:
+        """Weights `[image, region, token]`, and the names of images and their regions."""
         count = len(images)
         named = tuple(str(number) for number in range(count)) if ids is None else tuple(map(str, ids))
+        if len(named) != count:
+            raise ArgumentError(f"{len(named)} ids for {count} images.", cure="give one id for each image")
         if isinstance(regions, Tensor):
             weights = regions if regions.dim() == 3 else regions[None].expand(count, -1, -1)
             if regions.dim() not in (2, 3) or weights.shape != (count, weights.shape[1], self.tokens.count):
@@ -249,21 +251,32 @@ class RegionPlan(Shown):
                     cure="give one weight for each token, class and register tokens too",
                 )
             names = (tuple(str(number) for number in range(weights.shape[1])),) * count
-        elif isinstance(regions, str) and regions != "tokens":
-            raise ArgumentError(f"There are no regions {regions!r}.", cure="give 'tokens', or unweave.regions.box(...)")
         else:
-            listed = tokens(self.grid) if isinstance(regions, str) else regions
+            listed = tokens(self.grid) if isinstance(regions, str) and regions == "tokens" else regions
             weights, names = weights_of(listed, self.grid, self.size, count)
-        return weights.to(images.device, images.dtype).contiguous(), names, named
+        return weights.to(images.device, images.dtype).contiguous(), _Names(named, names)
 
-    def _apart(
-        self, rows: Contributions | Projections, images: tuple[str, ...], names: tuple[tuple[str, ...], ...]
-    ) -> Regional:
-        pairs = [(image, region) for image, own in zip(images, names, strict=True) for region in own]
-        rows = replace(rows, ids=tuple(f"{image} {region}" for image, region in pairs))
+
+@dataclass(frozen=True)
+class _Names:
+    """The names of images, and those of the regions of each."""
+
+    images: tuple[str, ...]
+    regions: tuple[tuple[str, ...], ...]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(image, name) for image, names in zip(self.images, self.regions, strict=True) for name in names]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(f"{image} {region}" for image, region in self.pairs)
+
+    def apart(self, rows: Contributions | Projections) -> Regional:
         if isinstance(rows, Contributions):
-            rows = replace(rows, fields={"image": [i for i, _ in pairs], "region": [name for _, name in pairs]})
-        return Regional(rows, images, names)
+            image, region = zip(*self.pairs, strict=True)
+            rows = replace(rows, fields={"image": list(image), "region": list(region)})
+        return Regional(rows, self.images, self.regions)
 
 
 def make_region_plan(
