@@ -241,6 +241,7 @@ def checked(kind: str, folder: Path, seeds: range) -> int:
     return refused
 
 
+@pytest.mark.filterwarnings("ignore::unweave.errors.DataWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_that_were_changed_at_random(kind: str, tmp_path: Path) -> None:
     assert checked(kind, tmp_path, range(20 if kind.startswith("hf") else 60)) > 0

@@ -164,7 +164,7 @@ def _unread(loader: Batches) -> DataError:
     return DataError(
         f"None of the {loader.total} images could be read ({reasons}).",
         where=loader.skipped[0][0] if loader.skipped else None,
-        cure="name images that can be read",
+        cure=(loader.failure.cure if loader.failure else None) or "name images that can be read",
     )
 
 

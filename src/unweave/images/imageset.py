@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from unweave.errors import DataError
+from unweave.images.reading import Reading
 
 Field = str | int | float | bool | None
 
@@ -58,6 +59,7 @@ class ImageSet(Sequence[Picture]):
         read: The picture of a row of the set as it was found; raises an DataError where there is none.
         read_mask: Where the object is in it; None where that is not known.
         mark: What else tells this set from another with the same table.
+        reading: How its files are read, and what was said of them.
     """
 
     origin: str
@@ -65,6 +67,7 @@ class ImageSet(Sequence[Picture]):
     read: Callable[[int], Image.Image]
     read_mask: Callable[[int], Bool[np.ndarray, "height width"]] | None = None
     mark: str = ""
+    reading: Reading = field(default_factory=Reading)
     _rows: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -106,11 +109,17 @@ class ImageSet(Sequence[Picture]):
         some = "" if self._rows is None else f".take({list(self._rows)})"
         if self._rows == range(len(self)):
             some = f"[:{len(self)}]"
-        return f"unweave.open_images({self.origin!r}){some}"
+        options = "".join(f", {name}={value!r}" for name, value in self.reading.options.items())
+        return f"unweave.open_images({self.origin!r}{options}){some}"
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that open it again, as far as that is known."""
-        return [self.origin, *([] if self._rows is None else ["--limit", str(len(self))])]
+        options = [
+            word
+            for name, value in self.reading.options.items()
+            for word in (f"--{name.replace('_', '-')}", f"{value:g}")
+        ]
+        return [self.origin, *([] if self._rows is None else ["--limit", str(len(self))]), *options]
 
     def take(self, places: Sequence[int]) -> ImageSet:
         """Only the images at these places, in this order."""
@@ -143,8 +152,9 @@ class ImageSet(Sequence[Picture]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of ids and fields in their order: the same wherever the same images lie."""
-        return fingerprint(self.table, self.mark)
+        """The SHA-256 of ids and fields in their order, and of what is white: the same wherever the same images lie."""
+        white = f"white={self.reading.white:g}" if self.reading.white is not None else ""
+        return fingerprint(self.table, self.mark + white)
 
 
 def fingerprint(table: pa.Table, mark: str = "") -> str:

@@ -21,7 +21,7 @@ from torch import nn
 from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
-from unweave.models.preprocessing import Preprocess
+from unweave.models.preprocessing import Preprocess, Size, fitted
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 from unweave.pocket.networks import NETWORKS
@@ -139,7 +139,7 @@ class Source:
     module: nn.Module
     preprocess: Preprocess
     preprocessing: dict[str, Any]
-    input_size: tuple[int, int, int]
+    input_size: Size
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
     returns: Returns = "features"
     missing: frozenset[str] = frozenset()
@@ -212,13 +212,14 @@ def load_model(
             where=id,
             cure="use the configuration that the weights were saved with, or `random_weights`",
         )
+    preprocess, preprocessing = fitted(source.preprocess, source.preprocessing, source.input_size[-3])
     return Model(
         id=id,
         module=module,
         readout=parts.body,
         classifier=parts.classifier,
-        preprocess=source.preprocess,
-        preprocessing=source.preprocessing,
+        preprocess=preprocess,
+        preprocessing=preprocessing,
         input_size=source.input_size,
         loading=_loading(checkpoint, random_weights, seed, image_size),
     )
