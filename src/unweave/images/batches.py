@@ -54,8 +54,9 @@ class Batches:
     """Batches of preprocessed images, in the order of the images.
 
     Iterating yields `(ids, tensor [image, channel, height, width])`, or what else the model takes of each image. Every
-    batch but the last is full: the place of a broken image is taken by the next one. While the caller works on a batch, threads decode the images of the
-    following one, so at most two batches are held. Each iteration starts from the first image.
+    batch but the last is full: the place of a broken image is taken by the next one. While the caller works on a batch,
+    threads decode the images of the following one, so at most two batches are held. Each iteration starts from the
+    first image.
 
     Attributes:
         skipped: The images left out so far in the current iteration, with their reasons.

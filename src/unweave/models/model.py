@@ -71,8 +71,8 @@ class Model:
             module: Returns a tensor; or an output object or mapping that holds `image_embeds`, `logits`,
                 `pooler_output` or `last_hidden_state` (transformers); or anything else, with `representation` given.
             preprocess: `PIL image -> tensor of input_size`, as `bands` and `clip` of `unweave.models.preprocessing`
-                make one. None: the shorter side is resized to `input_size` (bicubic), the centre is cropped, and the channels are
-                normalised with ImageNet's mean and deviation; see `unweave.models.preprocessing.default`.
+                make one. None: the shorter side is resized to `input_size` (bicubic), the centre is cropped, and the
+                channels are normalised with ImageNet's mean and deviation (see `default` there).
             input_size: What the module takes of one image: channels, height, width; of a clip frames as well, before or
                 after the channels.
             representation: Field or index of the output that is the representation, where it is not found as above.
