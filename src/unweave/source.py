@@ -23,13 +23,15 @@ class Listed:
     """Images, as they were opened.
 
     Attributes:
-        data, split: What `unweave.open_images` opens again.
+        data, split, white, max_pixels: What `unweave.open_images` opens again.
         fingerprint: Of their ids and fields.
     """
 
     data: str
     split: str | None
     fingerprint: str
+    white: float | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Origin:
         loading: The keywords of `load_model` that load the model again.
         attention, nonlinear: The options of `plan` that they were made with.
         images: The image sets that the images are from, where they can be opened again.
+        notes: What was taken for granted when the images were read.
     """
 
     model: str
@@ -60,6 +63,7 @@ class Origin:
     attention: str = "through"
     nonlinear: str = "stop"
     images: tuple[Listed, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

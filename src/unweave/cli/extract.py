@@ -34,6 +34,8 @@ def extract(
     output: Annotated[str, typer.Option("--output", "-o", metavar="STORE", help="A folder, or a URL for fsspec.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     append: Annotated[bool, typer.Option("--append", help="Add images that the store does not have yet.")] = False,
     level: Annotated[
         list[str] | None,
@@ -122,6 +124,7 @@ def extract(
             device=device,
             wait=wait,
             loading=loading,
+            reading={"white": white, "max_pixels": max_pixels},
         )
         if dry_run:
             expected = estimate(model, data, output, settings, split=split, limit=limit)

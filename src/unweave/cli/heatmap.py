@@ -42,6 +42,8 @@ def heatmap(
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     device: options.Device = "auto",
     no_figure: options.NoFigure = False,
     json: options.Json = False,
@@ -53,7 +55,7 @@ def heatmap(
         raise ArgumentError("A feature needs its scores.", cure="give --scores FOLDER, which `unweave score` wrote")
     with working(f"Reading {model}"):
         loaded = model_of(model, checkpoint, random_weights, seed, image_size, device)
-        pictures = pictures_of(images, limit)
+        pictures = pictures_of(images, limit, white, max_pixels)
         chosen = unweave.Highest(scores, tuple(feature or ()), components) if scores else select or None
     with reporting() as on_progress:
         heatmaps = unweave.heatmap(

@@ -35,6 +35,8 @@ def segment(
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     device: options.Device = "auto",
     shown: Annotated[int, typer.Option(min=1, max=1000, help="How many images to draw.")] = 5,
     no_figure: options.NoFigure = False,
@@ -47,7 +49,7 @@ def segment(
         raise ArgumentError("A feature needs its scores.", cure="give --scores FOLDER, which `unweave score` wrote")
     with working(f"Reading {model}"):
         loaded = model_of(model, checkpoint, random_weights, seed, image_size, device)
-        pictures = unweave.open_images(images, limit=limit)
+        pictures = unweave.open_images(images, limit=limit, white=white, max_pixels=max_pixels)
         chosen = unweave.Highest(scores, tuple(feature or ()), components) if scores else select or None
     with reporting() as on_progress:
         segmentation = unweave.segment(

@@ -143,7 +143,9 @@ class Extractor:
     def _opened(self, which: int) -> tuple[ImageSet, dict[str, int]]:
         if which not in self._images:
             listing = self.manifest.listings[which]
-            self._images[which] = open_images(listing.data, split=listing.split)
+            self._images[which] = open_images(
+                listing.data, split=listing.split, white=listing.white, max_pixels=listing.max_pixels
+            )
         if which not in self._places:
             self._places[which] = {name: place for place, name in enumerate(self._images[which].ids)}
         return self._images[which], self._places[which]

@@ -130,7 +130,10 @@ def prepare(
     """
     source = _Source(model, data, settings, split, limit)
     place, manifest, images = Place(store), source.manifest(), source.images
-    listing = Listing(images.origin, split, limit, len(images), images.fingerprint, 0, 0)
+    reading = images.reading
+    listing = Listing(
+        images.origin, split, limit, len(images), images.fingerprint, 0, 0, reading.white, reading.max_pixels
+    )
     _refuse_other_files(place)
     # Those who only go on wait for whoever makes the store; who adds images waits for all who work on it.
     wait = settings.wait if append else max(600.0, settings.wait)
@@ -159,7 +162,11 @@ class _Source:
         split: str | None,
         limit: int | None,
     ) -> None:
-        self.images = data if isinstance(data, ImageSet) else open_images(os.fspath(data), split=split, limit=limit)
+        self.images = (
+            data
+            if isinstance(data, ImageSet)
+            else open_images(os.fspath(data), split=split, limit=limit, **settings.reading)
+        )
         self.settings, self.device = settings, device_of(settings.device)
         if isinstance(model, str):
             dtype = getattr(torch, settings.computed_in)

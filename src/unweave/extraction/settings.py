@@ -64,6 +64,7 @@ class Settings:
         device: `auto`, `cpu` or `cuda`.
         wait: Seconds to wait where somebody else writes the same store.
         loading: Further keywords of `load_model`: checkpoint, random_weights, seed, image_size.
+        reading: Further keywords of `open_images`: white, max_pixels.
     """
 
     levels: tuple[str, ...] = ("head",)
@@ -78,6 +79,7 @@ class Settings:
     device: str = "auto"
     wait: float = 0.0
     loading: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
