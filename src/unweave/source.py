@@ -30,7 +30,7 @@ class Listed:
     data: str
     split: str | None
     fingerprint: str
-    white: float | None = None
+    white: float | int | None = None
     max_pixels: int | None = None
 
 

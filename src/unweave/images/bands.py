@@ -169,19 +169,19 @@ def tiff_pages(image: Image.Image) -> int:
     return max(1, pages)
 
 
-def png_colours(source: File, orientation: int) -> np.ndarray:
-    """The numbers of a PNG of 16 bits, `[height, width, band]`: of those of colours Pillow keeps only 8 bits."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
+def png_colours(opened: Callable[[], Image.Image]) -> np.ndarray:
+    """The numbers of a PNG of 16-bit colours, `[height, width, band]`.
 
-    if isinstance(source, BufferedIOBase):
-        source.seek(0)
-        content = source.read()
-    else:
-        with open(source, "rb") as file:  # noqa: PTH123  # a path of any kind
-            content = file.read()
-    pixels = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    return upright(pixels.permute(1, 2, 0).numpy(), orientation)
+    Pillow unpacks the upper byte of each number alone; told that the bytes lie the other way round, the lower one.
+
+    Args:
+        opened: The file, opened by Pillow anew.
+    """
+    with opened() as upper, opened() as lower:
+        orientation = int(upper.getexif().get(_ORIENTATION, 1))
+        codec, extent, offset, unpacked = lower.tile[0]
+        lower.tile = [(codec, extent, offset, str(unpacked).replace("16B", "16L"))]  # type: ignore[list-item]
+        return upright(np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower), orientation)
 
 
 def png_depth(source: File) -> tuple[int, int | None]:

@@ -157,7 +157,8 @@ class _Decoding:
         if coloured.mode in ("RGBA", "LA", "RGBa", "La") and np.asarray(coloured)[..., -1].min() < 255:
             number = "fourth" if len(coloured.getbands()) == 4 else "second"
             self.noticed["transparency"] = f"its {number} band was taken for transparency, and laid on white."
-        if whole is not None or (samples == 4 and upright.mode != "RGBA" and image.mode != "CMYK"):
+        divided = samples == 4 and image.tag_v2.get(338, ())[:1] == (1,)  # type: ignore[attr-defined]
+        if whole is not None or divided or (samples == 4 and upright.mode == "RGB"):
             picture.info["bands"] = Bands(whole or partial(tiff, self.source, limit=self.limit), name=self.name)
         elif upright.mode in ("RGBA", "LA") or stack is not None:
             picture.info["bands"] = Bands(np.asarray(upright), name=self.name, pages=stack)
@@ -176,12 +177,12 @@ class _Decoding:
 
     def whole(self, image: Image.Image) -> Callable[[], np.ndarray] | None:
         """What reads colours of more than 8 bits, of which Pillow keeps the upper 8; None where there are none."""
-        if image.mode not in ("RGB", "RGBA", "LA"):
+        if image.mode not in ("RGB", "RGBA"):
             return None
         if image.format == "TIFF" and max(image.tag_v2.get(258, (8,))) > 8:  # type: ignore[attr-defined]
             return partial(tiff, self.source, limit=self.limit)
         if image.format == "PNG" and png_depth(self.source)[0] > 8:
-            return partial(png_colours, self.source, int(image.getexif().get(0x0112, 1)))
+            return partial(png_colours, self.opened)
         return None
 
     def without_data(self, upright: Image.Image, image: Image.Image) -> Image.Image:
@@ -207,11 +208,9 @@ class _Decoding:
         """Colours of more than 8 bits, scaled, where the upper 8 are not what is to be shown; else None."""
         white = self.reading.white or said_white(source)
         significant = png_depth(self.source)[1] if source.format == "PNG" else None
-        upper = np.asarray(image)[..., : 3 if image.mode != "LA" else 1]
-        if white is None and significant is None and _used(upper, 255) >= _DARK:
+        if white is None and significant is None and _used(np.asarray(image)[..., :3], 255.0) >= _DARK:
             return None
-        values = whole()
-        values = values[..., : 3 if values.shape[-1] > 2 else 1]
+        values = whole()[..., :3]
         shown = _three(self.eight_bits(values, unscaled(values, significant) if white is None else white))
         if image.mode == "RGB":
             return shown
@@ -226,7 +225,7 @@ class _Decoding:
             return unscaled(values, png_depth(self.source)[1])
         return said_white(image)
 
-    def eight_bits(self, values: np.ndarray, said: float | None = None) -> UInt8[np.ndarray, "height width *band"]:
+    def eight_bits(self, values: np.ndarray, said: float | int | None = None) -> UInt8[np.ndarray, "height width *band"]:
         """Numbers as 0 ... 255.
 
         Args:

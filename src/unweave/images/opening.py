@@ -41,7 +41,7 @@ def open_images(
     *,
     split: str | None = None,
     limit: int | None = None,
-    white: float | None = None,
+    white: float | int | None = None,
     max_pixels: int | None = None,
 ) -> ImageSet:
     """An image set, in an order that is always the same.

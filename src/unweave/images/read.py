@@ -121,7 +121,7 @@ def read_image(
     source: str | os.PathLike[str] | BufferedIOBase,
     *,
     name: str | None = None,
-    white: float | None = None,
+    white: float | int | None = None,
     max_pixels: int | None = None,
 ) -> Image.Image:
     """One image file as upright 8-bit RGB.

@@ -39,7 +39,7 @@ class Reading:
         ArgumentError: One of the numbers is not positive.
     """
 
-    white: float | None = None
+    white: float | int | None = None
     max_pixels: int | None = None
     notes: Notes = field(default_factory=Notes, compare=False, repr=False)
 

@@ -57,7 +57,7 @@ class Listing:
     fingerprint: str
     first: int
     blocks: int
-    white: float | None = None
+    white: float | int | None = None
     max_pixels: int | None = None
 
 
