@@ -21,7 +21,7 @@ SCORED = ("colour", "pattern", "location", "category")
 def store_of(work: Path, name: str, data: str, *, random: bool = False) -> Store:
     """A network's contributions, extracted once."""
     place = work / f"{name}-{data.split('/')[1]}{'-random' if random else ''}"
-    return unweave.extract(f"pocket/{name}", data, place, Settings(loading={"random_weights": random}))
+    return unweave.extract(unweave.Loading(f"pocket/{name}", random_weights=random), data, place)
 
 
 def aligner_of(work: Path, store: Store, space: unweave.TextSpace) -> Aligner:

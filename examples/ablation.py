@@ -2,7 +2,7 @@
 
 import unweave
 
-store = unweave.extract("pocket/deit", "pocket/evaluation", "out", limit=400)
+store = unweave.extract("pocket/deit", unweave.open_images("pocket/evaluation", limit=400), "out")
 ablation = unweave.ablate(store, ["blocks.5.attn.head.*", "blocks.4.attn.head.*"])
 print(ablation)
 ablation.figure().savefig("ablation.png")

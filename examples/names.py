@@ -2,7 +2,7 @@
 
 import unweave
 
-store = unweave.extract("pocket/clip", "pocket/evaluation", "out", limit=300)
+store = unweave.extract("pocket/clip", unweave.open_images("pocket/evaluation", limit=300), "out")
 names = unweave.label(store.view().select("kind:head"), space="pocket/clip")  # a CLIP needs no aligner
 print(names)
 print([name.phrase for name in names.of("blocks.5.attn.head.3").names])

@@ -2,7 +2,7 @@
 
 import unweave
 
-store = unweave.extract("pocket/dino", "pocket/evaluation", "out", limit=300)
+store = unweave.extract("pocket/dino", unweave.open_images("pocket/evaluation", limit=300), "out")
 unweave.align(store, "pocket/clip").save("aligner")  # a linear map for each component into a space of words
 scores = unweave.score(store, ["location", "colour", "pattern"], space="aligner")
 print(scores)

@@ -2,7 +2,7 @@
 
 import unweave
 
-store = unweave.extract("pocket/clip", "pocket/evaluation", "out", limit=400)
+store = unweave.extract("pocket/clip", unweave.open_images("pocket/evaluation", limit=400), "out")
 striped = store.view().where(pattern="striped").ids[0]
 alike = unweave.search(store, image=striped, choice=unweave.Choice(["pattern"]), space="pocket/clip", count=5)
 print(alike)

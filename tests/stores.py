@@ -80,7 +80,7 @@ def stored(place: Path, values: Tensor, components: Any, *, ids: Any = None, fie
     manifest = Manifest(
         **{
             "model": "tiny",
-            "loading": {},
+            "loading": None,
             "weights_hash": "hash",
             "preprocessing": {"size": 1},
             "levels": ("head",),
@@ -101,7 +101,7 @@ def stored(place: Path, values: Tensor, components: Any, *, ids: Any = None, fie
     )
     writer.create(Place(place), {"head": tuple(components)})
     listed = pa.table({"id": names, **(fields or {})})
-    manifest = writer.extend(Place(place), manifest, listed, Listing("", None, None, len(values), "", 0, 0))
+    manifest = writer.extend(Place(place), manifest, listed, Listing("", None, len(values), "", 0, 0))
     for block, part in enumerate(values.split(100)):
         none = np.zeros(len(part), np.float32)
         z = part.sum(1).numpy()

@@ -29,7 +29,7 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    scenes = unweave.extract("pocket/deit", "pocket/evaluation", folder / "scenes", limit=80)
+    scenes = unweave.extract("pocket/deit", unweave.open_images("pocket/evaluation", limit=80), folder / "scenes")
     for split in ("train", "validation", "test"):
         unweave.extract("pocket/deit", f"pocket/birds/0/{split}/60", folder / split)
     unweave.align(scenes, "pocket/clip", unweave.Recipe(rounds=0, random_images=0)).save(folder / "aligner")

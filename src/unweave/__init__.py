@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from unweave.images import find_images as find_images
     from unweave.images import open_images as open_images
     from unweave.images import sample_images as sample_images
+    from unweave.loading import Loading as Loading
     from unweave.models import Model as Model
     from unweave.models import load_model as load_model
     from unweave.reproduction import reproduce as reproduce
@@ -80,6 +81,7 @@ _HOMES = {
     "Heatmaps": "unweave.tasks",
     "Highest": "unweave.tasks",
     "ImageSet": "unweave.images",
+    "Loading": "unweave.loading",
     "Model": "unweave.models",
     "Names": "unweave.attribution",
     "Plan": "unweave.decomposition",

@@ -158,6 +158,7 @@ class ContributionsWriter:
         return self._files.finish(
             {
                 **{name: getattr(origin, name, None) for name in _ORIGIN},
+                "loading": asdict(origin.loading) if origin and origin.loading else None,
                 "data": [asdict(listed) for listed in origin.images] if origin else [],
                 "images": self.written,
                 "dim": self._dim,

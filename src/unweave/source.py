@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unweave.components import Component
 from unweave.errors import DataError
+from unweave.loading import Loading
 
 Rows = slice | Sequence[int] | Sequence[str] | Sequence[bool] | np.ndarray | Tensor | None
 """Images of a view: a slice, numbers, ids, or one truth value for each; None for all."""
@@ -46,7 +47,7 @@ class Origin:
         selection: The components asked for, as text; None for all.
         computed_in: The numbers that the model computed in.
         skipped: Images that were left out, each as (id, reason).
-        loading: The keywords of `load_model` that load the model again.
+        loading: How the model is loaded again; None where it was made of a module.
         attention, nonlinear: The options of `plan` that they were made with.
         images: The image sets that the images are from, where they can be opened again.
         notes: What was taken for granted when the images were read.
@@ -59,7 +60,7 @@ class Origin:
     selection: str | None = None
     computed_in: str = "float32"
     skipped: tuple[tuple[str, str], ...] = ()
-    loading: Mapping[str, Any] = field(default_factory=dict)
+    loading: Loading | None = None
     attention: str = "through"
     nonlinear: str = "stop"
     images: tuple[Listed, ...] = ()

@@ -24,7 +24,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def aligner(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps")
-    store = unweave.extract("pocket/dino", "pocket/evaluation", folder / "store", limit=60)
+    store = unweave.extract("pocket/dino", unweave.open_images("pocket/evaluation", limit=60), folder / "store")
     align(store, unweave.text_space("pocket/clip"), Recipe(rounds=0, random_images=0)).save(folder / "aligner")
     return folder / "aligner"
 

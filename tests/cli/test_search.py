@@ -28,8 +28,8 @@ def plans_are_made_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, plans_are_made_once):
     folder = tmp_path_factory.mktemp("search")
-    unweave.extract("pocket/clip", "pocket/evaluation", folder / "clip", limit=40)
-    store = unweave.extract("pocket/deit", "pocket/evaluation", folder / "deit", limit=200)
+    unweave.extract("pocket/clip", unweave.open_images("pocket/evaluation", limit=40), folder / "clip")
+    store = unweave.extract("pocket/deit", unweave.open_images("pocket/evaluation", limit=200), folder / "deit")
     align(store, unweave.text_space("pocket/clip"), Recipe(rounds=0, random_images=0)).save(folder / "aligner")
     Image.effect_noise((64, 64), 60).convert("RGB").save(folder / "new.png")
     (folder / "broken.png").write_bytes((folder / "new.png").read_bytes()[:300])

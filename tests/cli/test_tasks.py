@@ -28,7 +28,7 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    scenes = unweave.extract("pocket/deit", "pocket/evaluation", folder / "deit", limit=160)
+    scenes = unweave.extract("pocket/deit", unweave.open_images("pocket/evaluation", limit=160), folder / "deit")
     for split in ("train", "validation", "test"):
         unweave.extract("pocket/deit", f"pocket/birds/0/{split}/80", folder / split)
     found = align(scenes, unweave.text_space("pocket/clip"), Recipe(rounds=0, random_images=0))

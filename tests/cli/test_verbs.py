@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_decompose(run, photos, tmp_path):
     assert contributions.ids == ("0.png", "1.png", "3.png", "4.png")
     assert contributions.origin.skipped[0][0] == "2.png"
     assert contributions.origin.model == MODEL[0] and len(contributions.origin.weights_hash) == 64
-    assert contributions.origin.loading == {"random_weights": True, "seed": 0}
+    assert contributions.origin.loading.options == {"random_weights": True, "seed": 0}
     assert imread(tmp_path / "out" / "contributions.png").ndim == 3
     assert len(list((tmp_path / "out").iterdir())) == 3
 
@@ -74,9 +75,9 @@ def test_options_arrive(run, photos, monkeypatch):
     given = {}
     load, plan = unweave.load_model, unweave.plan
 
-    def loading(id, **options):
-        given.update(options)
-        return load(id, **{**options, "checkpoint": None, "random_weights": True})
+    def loading(loading, **options):
+        given.update(asdict(loading), **options)
+        return load(loading.id, image_size=loading.image_size, random_weights=True, **options)
 
     def planning(model, **options):
         given.update(options)
@@ -88,7 +89,7 @@ def test_options_arrive(run, photos, monkeypatch):
     options = "--checkpoint w.safetensors --seed 3 --image-size 160 --attention stop --nonlinear freeze --strict"
     result = run("decompose", MODEL[0], photos, *options.split(), "--dtype", "float64", "--limit", 2, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert str(given.pop("checkpoint")) == "w.safetensors"
+    assert given.pop("id") == MODEL[0] and given.pop("checkpoint") == str(Path("w.safetensors").resolve())
     assert given == {
         "random_weights": False, "seed": 3, "image_size": 160, "device": "cpu", "dtype": "float64",
         "level": "head", "select": None, "attention": "stop", "nonlinear": "freeze", "strict": True,

@@ -28,7 +28,7 @@ def once(tmp_path_factory):
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
     for name in ("deit", "clip"):
-        unweave.extract(f"pocket/{name}", "pocket/evaluation", folder / name, limit=80)
+        unweave.extract(f"pocket/{name}", unweave.open_images("pocket/evaluation", limit=80), folder / name)
     return folder
 
 

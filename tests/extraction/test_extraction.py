@@ -558,7 +558,7 @@ def test_a_read_only_file_system_is_refused(photos, tmp_path):
 
 def test_processes_write_the_same_bytes(tmp_path):
     settings = Settings(rows=8, batch=4, device="cpu")
-    here = extract("pocket/deit", "pocket/evaluation", tmp_path / "a", settings, limit=20)
+    here = extract("pocket/deit", open_images("pocket/evaluation", limit=20), tmp_path / "a", settings)
     seen = []
     there = extract(
         "pocket/deit",
@@ -575,7 +575,9 @@ def test_processes_write_the_same_bytes(tmp_path):
 
 
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
-    extraction = prepare("pocket/deit", "pocket/evaluation", tmp_path / "s", Settings(rows=8, batch=4), limit=8)
+    extraction = prepare(
+        "pocket/deit", open_images("pocket/evaluation", limit=8), tmp_path / "s", Settings(rows=8, batch=4)
+    )
     text = extraction.place.read("manifest.json").replace(b'"weights_hash": "', b'"weights_hash": "x')
     extraction.place.write("manifest.json", text)
     with pytest.raises(UnweaveError, match="differs in its weights hash"):

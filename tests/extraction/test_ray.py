@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unweave.extraction import Settings, extract, prepare
+from unweave.images import open_images
 from unweave.store import Store, writer
 
 pytest.importorskip("ray")
@@ -30,8 +31,8 @@ def actors():
 
 
 def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
-    here = extract("pocket/deit", "pocket/evaluation", tmp_path / "here", SETTINGS, limit=64)
-    extraction = prepare("pocket/deit", "pocket/evaluation", tmp_path / "ray", SETTINGS, limit=64)
+    here = extract("pocket/deit", open_images("pocket/evaluation", limit=64), tmp_path / "here", SETTINGS)
+    extraction = prepare("pocket/deit", open_images("pocket/evaluation", limit=64), tmp_path / "ray", SETTINGS)
     killed = []
 
     def kill():

@@ -149,7 +149,7 @@ def test_random_weights_go_through_all_steps(tmp_path, birds):
     rows = reproduce("waterbirds", own, [DEIT]).table().to_pylist()
     assert len(rows) == 2
     store = unweave.open_store(next(path for path in (tmp_path / "work/stores").iterdir() if "waterbirds" in path.name))
-    assert store.manifest.loading["random_weights"] is True
+    assert store.manifest.loading.random_weights is True
 
 
 def test_an_interrupted_table_goes_on(tmp_path, birds, monkeypatch):

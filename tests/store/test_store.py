@@ -38,7 +38,7 @@ COMPONENTS = {
 }
 MANIFEST = Manifest(
     model="tiny",
-    loading={},
+    loading=None,
     weights_hash="abc",
     preprocessing={"size": 16},
     levels=("head", "layer"),
@@ -76,7 +76,7 @@ def listed(count=11, first=0):
 
 def begun(place, count=11):
     writer.create(place, COMPONENTS)
-    return writer.extend(place, MANIFEST, listed(count), Listing("x", None, None, count, "f", 0, 0))
+    return writer.extend(place, MANIFEST, listed(count), Listing("x", None, count, "f", 0, 0))
 
 
 def put(place, manifest, block, values, z, logits, broken=BROKEN):
@@ -233,7 +233,7 @@ def test_a_store_that_is_not_finished_opens_only_on_request(place):
 
 def test_more_images_come_after_those_that_are_there(filled):
     place, manifest = filled.place, filled.manifest
-    more = writer.extend(place, manifest, listed(3, 100), Listing("y", None, None, 3, "g", 0, 0))
+    more = writer.extend(place, manifest, listed(3, 100), Listing("y", None, 3, "g", 0, 0))
     assert more.listings[1].first == 3 and more.blocks == 4 and more.images == 14
     with pytest.raises(StoreError, match="3 of 4 blocks"):
         Store(place)
@@ -368,7 +368,7 @@ def test_a_field_with_a_name_of_the_stores_own_is_refused(place, name):
     writer.create(place, COMPONENTS)
     table = listed(3).append_column(name, pa.array([1, 2, 3]))
     with pytest.raises(StoreError, match=f"a field '{name}', which a store needs"):
-        writer.extend(place, MANIFEST, table, Listing("x", None, None, 3, "f", 0, 0))
+        writer.extend(place, MANIFEST, table, Listing("x", None, 3, "f", 0, 0))
 
 
 def test_agreement_ignores_what_does_not_matter():

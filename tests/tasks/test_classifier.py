@@ -16,6 +16,7 @@ from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.extraction import extract
+from unweave.loading import Loading
 from unweave.models import Model
 from unweave.tasks import classifier as module
 from unweave.tasks.classifier import (
@@ -61,11 +62,13 @@ def test_the_model_of_contributions(tmp_path, monkeypatch):
     store, values = made_up(tmp_path / "s")
     with pytest.raises(ModelError, match="not those that the contributions were made with"):
         model_of(store.view(), model())
-    same = stored(tmp_path / "t", values, NAMES, weights_hash=model().weights_hash, loading={"seed": 3}).view()
+    same = stored(
+        tmp_path / "t", values, NAMES, weights_hash=model().weights_hash, loading=Loading("tiny", seed=3)
+    ).view()
     assert model_of(same, model()) is model()
     asked = []
-    monkeypatch.setattr(module, "load_model", lambda name, **loading: asked.append((name, loading)) or model())
-    assert model_of(same) is model() and asked == [("tiny", {"seed": 3})]
+    monkeypatch.setattr(module, "opened", lambda loading: asked.append(loading) or model())
+    assert model_of(same) is model() and asked == [Loading("tiny", seed=3)]
     nameless = Contributions(values, NAMES, tuple(store.ids), values.sum(1), torch.zeros(60)).view()
     with pytest.raises(ModelError, match="do not say of which model"):
         model_of(nameless)

@@ -30,6 +30,7 @@ from unweave.errors import AlignmentError, ArgumentError, DataError, UnweaveErro
 from unweave.extraction import Settings, extract, pictures
 from unweave.images import ImageSet
 from unweave.images.imageset import columns
+from unweave.loading import Loading
 from unweave.progress import OnProgress, silent
 from unweave.results import verb
 from unweave.store import Readable, view_of
@@ -225,10 +226,11 @@ def _random(pairs: Pairs, side: np.ndarray, recipe: Recipe, images: Sequence[Ima
             nonlinear=origin.nonlinear,  # type: ignore[arg-type]
             dtype="float32",
             on_error="raise",
-            loading={"image_size": origin.loading.get("image_size"), "random_weights": True, "seed": recipe.seed},
         )
         with tempfile.TemporaryDirectory() as folder:
-            store = extract(origin.model, listed, f"{folder}/store", settings)
+            known = origin.loading or Loading(origin.model)
+            drawn = replace(known, checkpoint=None, random_weights=True, seed=recipe.seed)
+            store = extract(drawn, listed, f"{folder}/store", settings)
             random = replace(trained, view=store.view().select(pairs.view.columns))
             reached = [
                 _reached(sample.take(np.flatnonzero(~side[chosen])), sample.take(np.flatnonzero(side[chosen])), few)

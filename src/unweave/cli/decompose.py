@@ -13,7 +13,7 @@ import unweave
 from unweave.cli import options
 from unweave.cli.console import in_bytes, print_files, print_json, print_note, print_warning, reporting, table, working
 from unweave.cli.results import written
-from unweave.cli.views import pictures_of
+from unweave.cli.views import model_of, pictures_of
 
 
 def decompose(
@@ -52,15 +52,7 @@ def decompose(
     """Write every component's contribution to the representation of each image."""
     with working(f"Reading {model}"):
         pictures = pictures_of(images, limit, white, max_pixels)
-        loaded = unweave.load_model(
-            model,
-            checkpoint=checkpoint,
-            random_weights=random_weights,
-            seed=seed,
-            device=unweave.device_of(device),
-            dtype=dtype,
-            image_size=image_size,
-        )
+        loaded = model_of(unweave.Loading(model, checkpoint, random_weights, seed, image_size), device, dtype)
         plan = unweave.plan(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
         )

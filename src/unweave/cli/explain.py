@@ -25,7 +25,7 @@ def explain(
 ) -> None:
     """Show a model's components, the rules that apply, and what a decomposition costs."""
     with working(f"Reading {model}"):
-        loaded = model_of(model, checkpoint, random_weights, seed, image_size, "cpu")
+        loaded = model_of(unweave.Loading(model, checkpoint, random_weights, seed, image_size))
         explanation = unweave.explain(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
         )

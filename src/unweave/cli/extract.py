@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+import unweave
 from unweave.cli import options
 from unweave.cli.console import in_bytes, print_error, print_json, print_note, table, working
 
@@ -105,12 +105,8 @@ def extract(
         from unweave.extraction import Part, Settings, estimate, prepare
 
         part = Part.parse(partition) if partition else Part()
-        loading = {
-            "checkpoint": None if checkpoint is None else Path(checkpoint),
-            "random_weights": random_weights,
-            "seed": seed,
-            "image_size": image_size,
-        }
+        loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
+        images = unweave.open_images(data, split=split, limit=limit, white=white, max_pixels=max_pixels)
         settings = Settings(
             levels=tuple(level or ("head",)),
             select=tuple(select) if select else None,
@@ -123,14 +119,12 @@ def extract(
             on_error=on_error,
             device=device,
             wait=wait,
-            loading=loading,
-            reading={"white": white, "max_pixels": max_pixels},
         )
         if dry_run:
-            expected = estimate(model, data, output, settings, split=split, limit=limit)
+            expected = estimate(loading, images, output, settings)
         else:
             try:
-                extraction = prepare(model, data, output, settings, split=split, limit=limit, append=append)
+                extraction = prepare(loading, images, output, settings, append=append)
             except KeyboardInterrupt:
                 print_error("Interrupted. The store may have been begun; the same command goes on from there.")
                 raise typer.Exit(130) from None

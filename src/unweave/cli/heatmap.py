@@ -9,8 +9,7 @@ import typer
 import unweave
 from unweave.cli import options
 from unweave.cli.console import print_warning, reporting, show, working
-from unweave.cli.views import model_of, pictures_of
-from unweave.errors import ArgumentError
+from unweave.cli.views import chosen_of, model_of, pictures_of
 
 
 def heatmap(
@@ -49,14 +48,11 @@ def heatmap(
     json: options.Json = False,
 ) -> None:
     """Draw where the chosen components read what speaks for a text or a class; everything adds up to the score."""
-    if select and scores:
-        raise ArgumentError("Components are chosen by --scores or by --select.", cure="give one of the two")
-    if (feature or components) and not scores:
-        raise ArgumentError("A feature needs its scores.", cure="give --scores FOLDER, which `unweave score` wrote")
+    chosen = chosen_of(select, scores, feature, components)
+    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
     with working(f"Reading {model}"):
-        loaded = model_of(model, checkpoint, random_weights, seed, image_size, device)
+        loaded = model_of(loading, device)
         pictures = pictures_of(images, limit, white, max_pixels)
-        chosen = unweave.Highest(scores, tuple(feature or ()), components) if scores else select or None
     with reporting() as on_progress:
         heatmaps = unweave.heatmap(
             loaded,

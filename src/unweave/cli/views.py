@@ -9,7 +9,7 @@ import unweave
 from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from unweave import Model, TextSpace, View
+    from unweave import Highest, Loading, Model, TextSpace, View
 
 
 def view_of(store: str, where: list[str] | None = None, level: str | None = None) -> View:
@@ -24,18 +24,24 @@ def in_words(view: View, space: str | None, templates: Path | None, device: str)
     return unweave.aligned(view, space, templates=sentences, device=unweave.device_of(device))
 
 
-def model_of(
-    model: str, checkpoint: Path | None, random_weights: bool, seed: int, image_size: int | None, device: str
-) -> Model:
+def model_of(loading: Loading, device: str = "cpu", dtype: str = "float32") -> Model:
     """A model, loaded on a device."""
-    return unweave.load_model(
-        model,
-        checkpoint=checkpoint,
-        random_weights=random_weights,
-        seed=seed,
-        image_size=image_size,
-        device=unweave.device_of(device),
-    )
+    return unweave.load_model(loading, device=unweave.device_of(device), dtype=dtype)
+
+
+def chosen_of(
+    select: list[str] | None, scores: Path | None, feature: list[str] | None, components: int | None
+) -> list[str] | Highest | None:
+    """The components that a verb is asked for: by selection, by their scores, or all.
+
+    Raises:
+        ArgumentError: Both were given, or half of one.
+    """
+    if select and scores:
+        raise ArgumentError("Components are chosen by --scores or by --select.", cure="give one of the two")
+    if (feature or components) and not scores:
+        raise ArgumentError("A feature needs its scores.", cure="give --scores FOLDER, which `unweave score` wrote")
+    return unweave.Highest(scores, tuple(feature or ()), components) if scores else select or None
 
 
 def pictures_of(images: list[str] | None, limit: int | None, white: float | None, max_pixels: int | None) -> Any:

@@ -65,7 +65,7 @@ class Plan(Shown):
 
     def run(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
@@ -95,7 +95,7 @@ class Plan(Shown):
 
     def project(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         ids: Sequence[str] | None = None,
         *,
@@ -360,7 +360,7 @@ class Plan(Shown):
 
 def make_plan(
     module: nn.Module,
-    example: Float[Tensor, "image channel height width"],
+    example: Float[Tensor, "image ..."],
     *,
     name: str = "module",
     level: Level = "head",

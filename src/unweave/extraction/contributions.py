@@ -24,7 +24,7 @@ from unweave.progress import OnProgress, silent
 from unweave.saving import ContributionsWriter
 from unweave.source import Listed, Origin
 
-Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[Tensor, 'image channel height width']"
+Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[Tensor, 'image ...']"
 """Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed already."""
 
 
@@ -87,7 +87,7 @@ def decompose(
     origin = _origin(known, planned, level, select)
     if isinstance(pictures, ImageSet):
         reading = pictures.reading
-        listed = Listed(pictures.origin, None, pictures.fingerprint, reading.white, reading.max_pixels)
+        listed = Listed(pictures.origin, pictures.split, pictures.fingerprint, reading.white, reading.max_pixels)
         origin = replace(origin, images=(listed,))
     parts = _runs(planned, known, loader, on_progress)
     return (

@@ -25,7 +25,7 @@ from unweave.device import device_of
 from unweave.errors import DataError, DeviceError, StoreError
 from unweave.images import ImageSet, Picture, open_images
 from unweave.images.batches import decoded, stacked
-from unweave.models import Model
+from unweave.models import Model, opened
 from unweave.store import Manifest, Place, writer
 from unweave.store.writer import Block
 
@@ -90,10 +90,8 @@ class Extractor:
     ) -> None:
         self.place, self.manifest, self.on_error = place, manifest, on_error
         self.device = device_of(device)
-        if model is None:
-            dtype = getattr(torch, manifest.computed_in)
-            model = unweave.load_model(manifest.model, device=self.device, dtype=dtype, **manifest.loading)
-        self.model = model
+        known = model or manifest.loading or manifest.model
+        self.model = model = opened(known, device=self.device, dtype=manifest.computed_in)
         self.agree()
         options = {"attention": manifest.attention, "nonlinear": manifest.nonlinear}
         self._plans = plans or plans_of(model, manifest.levels, manifest.selection, **options)

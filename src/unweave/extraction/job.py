@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import torch
 
-import unweave
 from unweave.components import Component
 from unweave.decomposition import Plan
 from unweave.decomposition.planning import TOLERANCE
@@ -28,7 +27,8 @@ from unweave.extraction.launchers import LAUNCHERS
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.files import check_room
 from unweave.images import ImageSet, open_images
-from unweave.models import Model
+from unweave.loading import Loading
+from unweave.models import Model, opened
 from unweave.store import Manifest, Place, Store, writer
 from unweave.store.lease import Lease
 from unweave.store.manifest import Listing
@@ -104,35 +104,32 @@ class Extraction:
 
 
 def prepare(
-    model: str | Model,
-    data: str | os.PathLike[str] | ImageSet,
+    model: Model | Loading | str,
+    images: str | os.PathLike[str] | ImageSet,
     store: str | os.PathLike[str],
     settings: Settings = Settings(),  # noqa: B008
     *,
-    split: str | None = None,
-    limit: int | None = None,
     append: bool = False,
 ) -> Extraction:
     """Make a store for these images, or go on with the one that is there.
 
     Args:
-        model: A model's id; or a model, which other processes cannot load.
-        data: Images, as `open_images` takes them; or an image set.
+        model: A model's id, or its `Loading`; or a model, which other processes cannot load where it was made of a
+            module.
+        images: An image set, or what `unweave.open_images` takes.
         store: A folder, or a URL that fsspec knows.
         settings: How to extract.
-        split: Only the images of this split.
-        limit: Only the first so many.
         append: Whether images that the store does not have are added to it.
 
     Raises:
         StoreError: The store is of another model, of other images or made in another way; the message names the field
             that differs. Or the place has no room, or holds something else.
     """
-    source = _Source(model, data, settings, split, limit)
+    source = _Source(model, images, settings)
     place, manifest, images = Place(store), source.manifest(), source.images
     reading = images.reading
     listing = Listing(
-        images.origin, split, limit, len(images), images.fingerprint, 0, 0, reading.white, reading.max_pixels
+        images.origin, images.split, len(images), images.fingerprint, 0, 0, reading.white, reading.max_pixels
     )
     _refuse_other_files(place)
     # Those who only go on wait for whoever makes the store; who adds images waits for all who work on it.
@@ -156,22 +153,13 @@ class _Source:
 
     def __init__(
         self,
-        model: str | Model,
-        data: str | os.PathLike[str] | ImageSet,
+        model: Model | Loading | str,
+        images: str | os.PathLike[str] | ImageSet,
         settings: Settings,
-        split: str | None,
-        limit: int | None,
     ) -> None:
-        self.images = (
-            data
-            if isinstance(data, ImageSet)
-            else open_images(os.fspath(data), split=split, limit=limit, **settings.reading)
-        )
+        self.images = images if isinstance(images, ImageSet) else open_images(images)
         self.settings, self.device = settings, device_of(settings.device)
-        if isinstance(model, str):
-            dtype = getattr(torch, settings.computed_in)
-            model = unweave.load_model(model, device=self.device, dtype=dtype, **settings.load)
-        self.model = model
+        self.model = model = opened(model, device=self.device, dtype=settings.computed_in)
         self.plans = plans_of(model, settings.levels, settings.select, **settings.walk)
 
     @property
@@ -186,7 +174,7 @@ class _Source:
         small = max(16, _power(len(self.images) // 8))
         return Manifest(
             model=self.model.id,
-            loading=settings.load,
+            loading=self.model.loading,
             weights_hash=self.model.weights_hash,
             preprocessing=self.model.preprocessing,
             levels=settings.levels,
@@ -297,13 +285,11 @@ def _classes(model: Model) -> int | None:
 
 
 def extract(
-    model: str | Model,
-    data: str | os.PathLike[str] | ImageSet,
+    model: Model | Loading | str,
+    images: str | os.PathLike[str] | ImageSet,
     store: str | os.PathLike[str],
     settings: Settings = Settings(),  # noqa: B008
     *,
-    split: str | None = None,
-    limit: int | None = None,
     append: bool = False,
     launcher: Launcher = "here",
     workers: int | None = None,
@@ -311,31 +297,30 @@ def extract(
 ) -> Store:
     """Every component's contribution for every image, into a store; goes on where an earlier call was interrupted.
 
-    Args: see `prepare` and `Extraction.run`.
+    Args:
+        model, images, store, settings, append: As for `prepare`.
+        launcher, workers, on_images: As for `Extraction.run`.
 
     Returns:
         The store, opened.
     """
-    extraction = prepare(model, data, store, settings, split=split, limit=limit, append=append)
+    extraction = prepare(model, images, store, settings, append=append)
     extraction.run(launcher=launcher, workers=workers, on_images=on_images)
     return Store(extraction.place)
 
 
 def estimate(
-    model: str | Model,
-    data: str | os.PathLike[str] | ImageSet,
+    model: Model | Loading | str,
+    images: str | os.PathLike[str] | ImageSet,
     store: str | os.PathLike[str],
     settings: Settings = Settings(),  # noqa: B008
-    *,
-    split: str | None = None,
-    limit: int | None = None,
 ) -> dict[str, Any]:
     """What an extraction would take, from a few of its images; nothing is written.
 
     Returns:
         Images, components, bytes, images at a time and in a block, images a second and seconds, ready for JSON.
     """
-    source = _Source(model, data, settings, split, limit)
+    source = _Source(model, images, settings)
     place, manifest, images = Place(store), source.manifest(), source.images
     stored: set[str] = set()
     if writer.is_store(place):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from unweave.components import LEVELS
 from unweave.errors import ArgumentError
@@ -63,8 +62,6 @@ class Settings:
         on_error: At a broken image: leave it out and say so, or stop.
         device: `auto`, `cpu` or `cuda`.
         wait: Seconds to wait where somebody else writes the same store.
-        loading: Further keywords of `load_model`: checkpoint, random_weights, seed, image_size.
-        reading: Further keywords of `open_images`: white, max_pixels.
     """
 
     levels: tuple[str, ...] = ("head",)
@@ -78,8 +75,6 @@ class Settings:
     on_error: Literal["skip", "raise"] = "skip"
     device: str = "auto"
     wait: float = 0.0
-    loading: dict[str, Any] = field(default_factory=dict)
-    reading: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -96,14 +91,6 @@ class Settings:
             if value is not None and value < 1:
                 what = {"batch": "a batch", "rows": "a block"}[name]
                 raise ArgumentError(f"There are no images in {what} of {value}.", cure="use 1 or more")
-
-    @property
-    def load(self) -> dict[str, Any]:
-        """The keywords of `load_model`, but for the device, ready for JSON."""
-        known = dict(self.loading)
-        if known.get("checkpoint") is not None:
-            known["checkpoint"] = str(Path(known["checkpoint"]).resolve())
-        return known
 
     @property
     def walk(self) -> dict[str, str]:

@@ -177,10 +177,12 @@ def png_colours(opened: Callable[[], Image.Image]) -> np.ndarray:
     Args:
         opened: The file, opened by Pillow anew.
     """
+    upper: Any
+    lower: Any
     with opened() as upper, opened() as lower:
         orientation = int(upper.getexif().get(_ORIENTATION, 1))
         codec, extent, offset, unpacked = lower.tile[0]
-        lower.tile = [(codec, extent, offset, str(unpacked).replace("16B", "16L"))]  # type: ignore[list-item]
+        lower.tile = [(codec, extent, offset, unpacked.replace("16B", "16L"))]
         return upright(np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower), orientation)
 
 

@@ -225,7 +225,9 @@ class _Decoding:
             return unscaled(values, png_depth(self.source)[1])
         return said_white(image)
 
-    def eight_bits(self, values: np.ndarray, said: float | int | None = None) -> UInt8[np.ndarray, "height width *band"]:
+    def eight_bits(
+        self, values: np.ndarray, said: float | int | None = None
+    ) -> UInt8[np.ndarray, "height width *band"]:
         """Numbers as 0 ... 255.
 
         Args:

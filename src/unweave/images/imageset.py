@@ -58,6 +58,7 @@ class ImageSet(Sequence[Picture]):
         table: One row for each image: the column `id`, and one column for each field.
         read: The picture of a row of the set as it was found; raises an DataError where there is none.
         read_mask: Where the object is in it; None where that is not known.
+        split: The split that it was opened with.
         mark: What else tells this set from another with the same table.
         reading: How its files are read, and what was said of them.
     """
@@ -66,6 +67,7 @@ class ImageSet(Sequence[Picture]):
     table: pa.Table
     read: Callable[[int], Image.Image]
     read_mask: Callable[[int], Bool[np.ndarray, "height width"]] | None = None
+    split: str | None = None
     mark: str = ""
     reading: Reading = field(default_factory=Reading)
     _rows: Sequence[int] | None = None

@@ -69,7 +69,7 @@ def open_images(
         raise ArgumentError(f"There cannot be {limit} images.", cure="use a limit of 1 or more, or none")
     data = os.fspath(data)
     try:
-        found = replace(_opened(data, split, Reading(white, max_pixels)), origin=lasting(data))
+        found = replace(_opened(data, split, Reading(white, max_pixels)), origin=lasting(data), split=split)
     except OSError as error:
         raise DataError(
             f"The images cannot be read: {error.strerror or error}.", where=data, cure="check the path to the images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from a safetensors file or a weights-only torch file.
 
     The `state_dict` or `model` key of a training checkpoint is unwrapped, and the `module.` prefix of data-parallel
@@ -73,7 +74,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_checkpoint(module: nn.Module, path: str | Path) -> None:
+def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a checkpoint into a module, in place; every key must fit.
 
     Raises:

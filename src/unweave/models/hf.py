@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from unweave.errors import ModelError, UnweaveError
 from unweave.hub import fetching, is_about_files
+from unweave.loading import LARGEST_IMAGE
 from unweave.models import preprocessing
-from unweave.models.library import LARGEST_IMAGE, Request, Source
+from unweave.models.library import Request, Source
 from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line
 

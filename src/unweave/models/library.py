@@ -8,26 +8,24 @@ where the representation is) happens once, in `load_model`.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from unweave.errors import ArgumentError, DeviceError, ModelError
+from unweave.loading import Loading
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess, Size, fitted
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 from unweave.pocket.networks import NETWORKS
-
-LARGEST_SEED, LARGEST_IMAGE = 2**32 - 1, 4096
-"""Seeds are what torch, numpy and scikit-learn all take; images are squares of at most so many pixels to the side."""
 
 
 @dataclass(frozen=True)
@@ -146,56 +144,55 @@ class Source:
 
 
 def load_model(
-    id: str,
+    id: str | Loading,
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    image_size: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
-    image_size: int | None = None,
 ) -> Model:
     """Load a model by its id.
 
     Args:
         id: The library, then the library's own name: `timm/NAME`, `open_clip/ARCH/TAG`, `hf/ORG/NAME`, `hf/FOLDER`,
-            `torchvision/NAME`, `pocket/NAME`.
+            `torchvision/NAME`, `pocket/NAME`. Or a `Loading`, which holds the next four as well.
         checkpoint: A safetensors or weights-only torch file to take the weights from.
         random_weights: Seeded random weights, every one of them alive (`unweave.models.weights.randomise`); nothing is
             fetched.
         seed: For the random weights. The caller's own random state is left as it is.
+        image_size: Height and width in pixels, where not the model's own.
         device: Where the weights go.
         dtype: What the weights are cast to: a type of torch, or its name.
-        image_size: Height and width in pixels, where not the model's own.
 
     Raises:
-        ArgumentError: The seed or the image size is out of range.
+        ArgumentError: This is no id; the seed or the image size is out of range; weights are asked for twice.
         DeviceError: There is no such device.
         ModelError: Unknown library or name, library not installed, hub out of reach, checkpoint or image size that
             does not fit.
         NonFiniteError: A weight is NaN or infinite.
     """
+    file = None if checkpoint is None else os.fspath(checkpoint)
+    loading = id if isinstance(id, Loading) else Loading(id, file, random_weights, seed, image_size)
+    return _loaded(loading, device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) -> Model:
+    id, seed = loading.id, loading.seed
     library, name = _resolve(id)
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ArgumentError(f"There is no seed {seed}.", cure=f"use a number from 0 to {LARGEST_SEED:,}")
-    if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE:
-        raise ArgumentError(
-            f"Images cannot be {image_size} pixels wide.", cure=f"use an image size from 1 to {LARGEST_IMAGE:,}"
-        )
-    if random_weights and checkpoint is not None:
-        raise ModelError("Weights are either random or from a checkpoint.", where=id, cure="give one of the two")
-    request = Request(id, name, not random_weights and checkpoint is None, image_size)
+    request = Request(id, name, not loading.random_weights and loading.checkpoint is None, loading.image_size)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
         torch.default_generator.manual_seed(seed)
         source: Source = import_module(f"unweave.models.{library.prefix}").load(request)
     module = source.module.eval()
-    if random_weights:
+    if loading.random_weights:
         randomise(module, seed)
-    if checkpoint is not None:
-        load_checkpoint(module, checkpoint)
+    if loading.checkpoint is not None:
+        load_checkpoint(module, loading.checkpoint)
     try:
-        module.to(device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        module.to(device, dtype)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
         raise DeviceError(
             f"The model cannot be moved to {str(device)!r}: {str(error).splitlines()[0]}",
@@ -221,16 +218,8 @@ def load_model(
         preprocess=preprocess,
         preprocessing=preprocessing,
         input_size=source.input_size,
-        loading=_loading(checkpoint, random_weights, seed, image_size),
+        loading=loading,
     )
-
-
-def _loading(checkpoint: str | Path | None, random_weights: bool, seed: int, image_size: int | None) -> dict[str, Any]:
-    """The keywords that load the same weights again, ready for JSON."""
-    weights = {"random_weights": True, "seed": seed} if random_weights else {}
-    file = {"checkpoint": str(Path(checkpoint).resolve())} if checkpoint is not None else {}
-    size = {"image_size": image_size} if image_size is not None else {}
-    return {**file, **weights, **size}
 
 
 def available() -> list[dict[str, str | None]]:
@@ -292,8 +281,8 @@ def _installed(library: Library) -> bool:
         return False
 
 
-def opened(model: Model | str) -> Model:
-    """A model, or the one that an id names.
+def opened(model: Model | Loading | str, *, device: str = "cpu", dtype: str = "float32") -> Model:
+    """A model as it is, or the one that an id names, loaded.
 
     Raises:
         ArgumentError: It is neither.
@@ -301,9 +290,9 @@ def opened(model: Model | str) -> Model:
     """
     if isinstance(model, Model):
         return model
-    if not isinstance(model, str):
+    if not isinstance(model, (str, Loading)):
         raise ArgumentError(
             f"A {type(model).__name__} is no model.",
             cure="give a model's id, what `unweave.load_model` returns, or `unweave.Model.from_module(module)`",
         )
-    return load_model(model)
+    return load_model(model, device=device, dtype=dtype)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unweave.graph.original import Original
+from unweave.loading import Loading
 from unweave.models import preprocessing as preprocessings
 from unweave.models.preprocessing import Preprocess, Size
 from unweave.models.readout import split
@@ -31,7 +32,7 @@ class Model:
         preprocess: One RGB image to `[channel, height, width]`.
         preprocessing: The same in words, ready for JSON.
         input_size: What it takes of one image: channels, height, width; of a clip frames as well.
-        loading: The keywords of `load_model` that load it again, ready for JSON.
+        loading: How it was loaded; None where it was made of a module.
     """
 
     id: str
@@ -41,18 +42,15 @@ class Model:
     preprocess: Preprocess
     preprocessing: dict[str, Any]
     input_size: Size
-    loading: dict[str, Any] = field(default_factory=dict)
+    loading: Loading | None = None
 
     def as_code(self) -> str:
         """The Python that loads it again; a name to fill in for a model that was made of a module."""
-        if "/" not in self.id:
-            return "model"
-        options = "".join(f", {name}={value!r}" for name, value in self.loading.items())
-        return f"unweave.load_model({self.id!r}{options})"
+        return "model" if self.loading is None else self.loading.as_code()
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that load it again; a word to fill in for a model that was made of a module."""
-        return [self.id if "/" in self.id else "MODEL", *options_of(self.loading)]
+        return ["MODEL"] if self.loading is None else self.loading.as_options(name)
 
     @classmethod
     def from_module(
@@ -138,12 +136,3 @@ def _kind(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     tensors = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
     first = next(tensors, torch.empty(0))
     return first.device, first.dtype
-
-
-def options_of(keywords: Mapping[str, Any]) -> list[str]:
-    """Keywords as words of a command line."""
-    words: list[str] = []
-    for name, value in keywords.items():
-        if value not in (None, False):
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return words

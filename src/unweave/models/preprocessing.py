@@ -117,7 +117,7 @@ def fitted(preprocess: Preprocess, described: dict[str, Any], channels: int) -> 
     return preprocess, described
 
 
-def bands(mean: Sequence[float], std: Sequence[float], size: int | tuple[int, int]) -> BandPreprocess:
+def bands(mean: Sequence[float | int], std: Sequence[float | int], size: int | tuple[int, int]) -> BandPreprocess:
     """A preprocessing of files with any number of bands, for `Model.from_module(preprocess=...)`.
 
     A file's own numbers are taken, unscaled: `(number - mean) / std` for each band, resized and cut like a picture.
@@ -159,7 +159,7 @@ class BandPreprocess:
         """
         from torchvision.transforms import functional
 
-        pixels = torch.from_numpy(np.ascontiguousarray(self._numbers(picture), np.float32)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(self._numbers(picture), np.float32)).permute(2, 0, 1)
         if not pixels.isfinite().all():
             raise DataError("The image has numbers that are NaN or infinite.", cure="fill what is missing beforehand")
         short = max(self.size)

@@ -17,6 +17,7 @@ from unweave.errors import ArgumentError
 from unweave.extraction import Settings, extract
 from unweave.files import replacing
 from unweave.images import open_images
+from unweave.loading import Loading
 from unweave.models import Model, load_model
 from unweave.store import Store
 from unweave.tasks.classifier import By
@@ -140,13 +141,16 @@ class Setting:
     @property
     def settings(self) -> Settings:
         """How contributions are extracted."""
-        loading = {"random_weights": self.random_weights, "seed": self.seed} if self.random_weights else {}
-        return Settings(loading=loading, device=self.device)
+        return Settings(device=self.device)
+
+    def loading(self, subject: Subject) -> Loading:
+        """How a model is loaded."""
+        return Loading(subject.model, random_weights=self.random_weights, seed=self.seed)
 
     def model(self, subject: Subject) -> Model:
         """A model, loaded."""
         self.say(f"{subject.name}: loading")
-        return load_model(subject.model, device=self._device, random_weights=self.random_weights, seed=self.seed)
+        return load_model(self.loading(subject), device=self._device)
 
     def file(self, table: str, subject: Subject, suffix: str) -> Path:
         """Where something that belongs to a table is put."""
@@ -158,7 +162,8 @@ class Setting:
         """A model's contributions for some images; extracted once, and gone on with where that was interrupted."""
         place = self.work / "stores" / _plain(f"{subject.model} {data} {split or ''} {self._mark}")
         self.say(f"{subject.name}: extracting {data}{f', {split}' if split else ''}")
-        return extract(subject.model, data, place, self.settings, split=split, limit=self.limit)
+        images = open_images(data, split=split, limit=self.limit)
+        return extract(self.loading(subject), images, place, self.settings)
 
     def aligner(self, subject: Subject) -> Path:
         """Where a model's aligner lies; fitted once, and gone on with where that was interrupted."""

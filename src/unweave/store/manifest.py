@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from unweave.components import LEVELS
 from unweave.errors import StoreError
-from unweave.files.fields import parsed, record
+from unweave.files.fields import parsed, record, typed
+from unweave.loading import Loading
 from unweave.store.place import Place
 
 FORMAT = "unweave store"
@@ -44,7 +45,7 @@ class Listing:
     """Images that were listed at one time, and where their rows are.
 
     Attributes:
-        data, split, limit, white, max_pixels: What they were opened as (see `unweave.images.open_images`).
+        data, split, white, max_pixels: What they were opened as (see `unweave.images.open_images`).
         images: How many there are.
         fingerprint: Of their ids and fields.
         first, blocks: The first of the blocks that hold them, and how many those are.
@@ -52,7 +53,6 @@ class Listing:
 
     data: str
     split: str | None
-    limit: int | None
     images: int
     fingerprint: str
     first: int
@@ -67,7 +67,7 @@ class Manifest:
 
     Attributes:
         model: The model's id.
-        loading: How it is loaded again: the keywords of `load_model`.
+        loading: How it is loaded again; None where it was made of a module.
         weights_hash: Of its weights.
         preprocessing: How pictures became inputs.
         levels: The levels at which it was decomposed; each has an array of its own.
@@ -86,7 +86,7 @@ class Manifest:
     """
 
     model: str
-    loading: Mapping[str, Any]
+    loading: Loading | None
     weights_hash: str
     preprocessing: Mapping[str, Any]
     levels: tuple[str, ...]
@@ -173,7 +173,7 @@ class Manifest:
                     where=f"{place}/{FILE}",
                     cure="use a newer version of unweave, or extract again",
                 )
-            found = record(cls, known)
+            found = record(cls, _first(known) if known.get("version") == 1 else known)
             found._check()
             return found
         except ValueError as error:
@@ -202,6 +202,16 @@ class Manifest:
             if listing.images < 0 or listing.first != first or listing.blocks != -(-listing.images // self.rows):
                 raise ValueError(f"a listing of {listing.images} images cannot have {listing.blocks} blocks")
             first += listing.blocks
+
+
+def _first(known: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 1 (a model loaded by keywords, listings with a limit), as one of now."""
+    listings = typed(tuple[Mapping[str, Any], ...], known.get("listings"), "listings")
+    return {
+        **known,
+        "loading": {"id": known.get("model"), **typed(Mapping[str, Any], known.get("loading"), "loading")},
+        "listings": [{name: own for name, own in listing.items() if name != "limit"} for listing in listings],
+    }
 
 
 def _short(value: Any) -> str:

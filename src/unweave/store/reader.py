@@ -319,7 +319,7 @@ class Store:
             chosen,
             known.computed_in,
             tuple(self.skipped),
-            dict(known.loading),
+            known.loading,
             known.attention,
             known.nonlinear,
             tuple(

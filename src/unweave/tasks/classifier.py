@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from unweave.alignment import Aligner, Space, aligned
 from unweave.errors import ArgumentError, DataError, ModelError
-from unweave.models import Model, load_model
+from unweave.models import Model, opened
 from unweave.pocket import shelf
 from unweave.text import TextSpace
 from unweave.text.phrases import spoken
@@ -159,7 +159,7 @@ def model_of(view: View, model: Model | None = None) -> Model:
             "The contributions do not say of which model they are.", where=str(view.source), cure="give the model"
         )
     assert model is not None or origin is not None
-    loaded = model if model is not None else load_model(origin.model, **origin.loading)  # type: ignore[union-attr]
+    loaded = model if model is not None else opened(origin.loading or origin.model)  # type: ignore[union-attr]
     if origin is not None and loaded.weights_hash != origin.weights_hash:
         raise ModelError(
             f"The weights of {loaded.id} are not those that the contributions were made with.",
