@@ -228,6 +228,8 @@ def _gone_on(
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
     gone = len(known - set(images.ids))
     changed = "" if len(fresh) or gone else ", but the fields or files of some have changed"
+    if changed and all(own.white != listing.white for own in manifest.listings):
+        changed = f", but `white` was {manifest.listings[0].white} and is {listing.white}"
     raise StoreError(
         f"The images are not those of the store: {len(fresh)} are new and {gone} are gone{changed}.",
         where=f"{place}, field `fingerprint`",

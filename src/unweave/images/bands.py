@@ -260,5 +260,5 @@ def within(width: int, height: int, limit: float, *, bands: int = 1) -> None:
         raise DataError(
             f"The image is too large to decode safely: {width:,} x {height:,} pixels"
             + (f" in {bands} bands." if bands > 1 else "."),
-            cure=f"let it through with `max_pixels={most}`, or make it smaller",
+            cure=f"let it through with `max_pixels={most}` (`--max-pixels {most}`), or make it smaller",
         )

@@ -12,7 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from unweave.errors import DataError, DataWarning
+from unweave.errors import DataError
+from unweave.images.reading import Note, keeping
 
 _NARROW = 200
 """How many times longer than its short side an image may be."""
@@ -41,6 +42,10 @@ class Preprocessor(Protocol):
 
     def preprocess(self, image: Image, /) -> Tensor:
         """What the model takes of one image, such as `[channel, height, width]`."""
+
+
+_Read: TypeAlias = tuple[Tensor | DataError, list[Note]]
+"""An image's tensor, or why there is none; and what there is to say of it."""
 
 
 class Skipped(NamedTuple):
@@ -120,7 +125,7 @@ def decoded(
         ahead: How many images are read before they are asked for.
     """
     coming = iter(images)
-    waiting: deque[tuple[AnySource, Future[Tensor | DataError]]] = deque()
+    waiting: deque[tuple[AnySource, Future[_Read]]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="unweave-images")
     try:
         while True:
@@ -129,16 +134,20 @@ def decoded(
             if not waiting:
                 return
             image, future = waiting.popleft()
-            yield image, future.result()
+            found, kept = future.result()
+            for note in kept:
+                note.say()
+            yield image, found
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tensor(model: Preprocessor, image: Source) -> Tensor | DataError:
-    try:
-        return input_of(model, image.read(), image.id)
-    except DataError as error:
-        return error
+def _tensor(model: Preprocessor, image: Source) -> _Read:
+    with keeping() as kept:
+        try:
+            return input_of(model, image.read(), image.id), kept
+        except DataError as error:
+            return error, kept
 
 
 def input_of(model: Preprocessor, picture: Image, name: str) -> Tensor:
@@ -158,8 +167,6 @@ def input_of(model: Preprocessor, picture: Image, name: str) -> Tensor:
         raise DataError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=name)
     try:
         tensor = model.preprocess(picture)
-    except DataWarning:  # which was made an error
-        raise
     except DataError as error:
         raise DataError(error.what, where=name, cure=error.cure) from None
     # A preprocessing is anybody's code, and one odd picture must not end the run.

@@ -113,7 +113,7 @@ class _Decoding:
                 size = next((int(word) for word in str(error).replace("(", " ").split() if word.isdigit()), 10**9)
                 raise DataError(
                     f"The image is too large to decode safely: {error}",
-                    cure=f"let it through with `max_pixels={size}`, or make it smaller",
+                    cure=f"let it through with `max_pixels={size}` (`--max-pixels {size}`), or make it smaller",
                 ) from error
         with _UNLIMITED:  # the limit is Pillow's own for all of the process, and only looked at while a file is opened
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -246,12 +246,13 @@ class _Decoding:
             kind = "floating-point numbers" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize}-bit integers"
             raise DataError(
                 f"The image holds {kind} from {low:g} to {high:g}, and which of them is white is unknown.",
-                cure=f"name it with `white=...`, scale the values to 0 ... {white:g}, or save the image with 8 bits",
+                cure=f"name it with `white=...` (`--white`), scale the values to 0 ... {white:g}, or save 8 bits",
             )
         if white == _DEEP and not self.reading.white and high > 0 and _used(values, _DEEP) < _DARK:
             cure = "scale it to the whole range"
             if high < _DARK * _DEEP:
-                cure = f"if {2 ** int(high).bit_length() - 1} is white, say so with `white=`"
+                likely = 2 ** int(high).bit_length() - 1
+                cure = f"if {likely} is white, say so with `white={likely}` (`--white {likely}`)"
             self.noticed["range"] = f"its values are {low:g} to {high:g} of 0 to {white:g}: {cure}."
         exact = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
         return np.rint(exact.clip(0, white) * (255 / white)).astype(np.uint8)

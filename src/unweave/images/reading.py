@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from unweave.errors import ArgumentError, DataWarning
 
@@ -20,9 +24,38 @@ class Notes:
         self.said: dict[str, str] = {}
 
     def say(self, kind: str, text: str) -> None:
-        """Warn of it (`DataWarning`), unless something of the kind was said before; from any thread."""
-        if self.said.setdefault(kind, text) is text:
+        """Warn of it (`DataWarning`), unless something of the kind was said before; later, where that is asked for."""
+        kept = _KEPT.get()
+        if kept is not None:
+            kept.append(Note(self, kind, text))
+        elif self.said.setdefault(kind, text) is text:
             warnings.warn(text, DataWarning, stacklevel=3)
+
+
+class Note(NamedTuple):
+    """Something to say."""
+
+    notes: Notes
+    kind: str
+    text: str
+
+    def say(self) -> None:
+        """Say it now."""
+        self.notes.say(self.kind, self.text)
+
+
+_KEPT: ContextVar[list[Note] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def keeping() -> Iterator[list[Note]]:
+    """What is said inside is kept back: threads read images in any order, and it is to be said in theirs."""
+    kept: list[Note] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)
 
 
 @dataclass(frozen=True)
