@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 import unweave
 from unweave.errors import ArgumentError, DataError, DataWarning
 from unweave.images import find_images, open_images, read_image, squares
+from unweave.images.bands import upright
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -99,6 +100,18 @@ def test_twelve_packed_bits_are_twelve(tmp_path):
     assert near(silent(path), RAMP, 4095)
 
 
+def test_where_zero_is_white_it_is_so_in_16_bits_as_well(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RAMP * 16, photometric="miniswhite")
+    assert near(silent(tmp_path / "a.tif"), 65535 - RAMP * 16.0, 65535)
+
+
+def test_a_dicom_file_says_what_to_do(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    with pytest.raises(DataError, match="DICOM") as caught:
+        read_image(tmp_path / "a.dcm")
+    assert "pixel_array" in str(caught.value)
+
+
 def test_a_png_says_how_many_bits_mean_something(tmp_path):
     assert near(silent(ramp_png(tmp_path / "a.png", RAMP, bits=12)), RAMP, 4095)
     spread = RAMP << 4 | RAMP >> 8  # as the format wants it
@@ -121,6 +134,15 @@ def test_deep_colours_are_scaled_like_grey(tmp_path, kind):
     picture = silent(path, white=4095)
     assert np.abs(np.asarray(picture) - values * (255 / 4095)).max() <= 0.51
     assert np.array_equal(picture.info["bands"].read(3), values)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_numbers_are_turned_as_pictures_are(tmp_path, orientation):
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(upright(values, orientation), grey(silent(tmp_path / "a.png")))
 
 
 def test_transparency_of_deep_colours_is_laid_on_white(tmp_path):
@@ -373,6 +395,7 @@ def test_labels_keep_their_text(tmp_path, kind):
     images = open_images(str(tmp_path / f"m.{kind}"))
     for name, texts in labels.items():
         assert [str(image.fields[name]) for image in images] == texts, name
+    assert images.where("whole", "7").ids == images.where("zeros", "007").ids == ["a.png"]
     contributions = unweave.decompose("pocket/clip", images)
     for name, (first, _) in labels.items():
         assert contributions.view().where(f"{name}={first}").ids == ("a.png",), name

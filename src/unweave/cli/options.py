@@ -126,8 +126,8 @@ _READING = "How files are read"
 White: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        min=1e-30,
-        max=1e30,
+        min=1e-9,
+        max=1e15,
         callback=finite,
         help="The value that is white in files of more than 8 bits, such as 4095 of 12 bits.",
         rich_help_panel=_READING,

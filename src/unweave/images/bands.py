@@ -138,8 +138,7 @@ def tiff(source: File, *, limit: float, pages: bool = False) -> np.ndarray:
         raise DataError("The bands of this TIFF need a library.", cure="pip install 'unweave[tiff]'") from error
     if isinstance(source, BufferedIOBase):
         source.seek(0)
-    opened: Any = tifffile.TiffFile(source)  # type: ignore[arg-type]  # it asks for less than IO
-    with opened as file:
+    with tifffile.TiffFile(source) as file:
         first = file.pages.first
         whole = [page for page in file.pages if page.shape == first.shape and not page.is_reduced] if pages else [first]
         within(first.imagewidth, first.imagelength, limit, bands=first.samplesperpixel * len(whole))

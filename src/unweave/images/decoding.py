@@ -94,6 +94,12 @@ class _Decoding:
         try:
             image = self.opened()
         except UnidentifiedImageError:
+            if head[128:] == b"DICM":
+                raise DataError(
+                    "This is a DICOM file, which is not read here.",
+                    cure="save its numbers, `numpy.save('a.npy', pydicom.dcmread(path).pixel_array)`, and name their "
+                    "`white`: 4095 where 12 bits are stored",
+                ) from None
             if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
                 raise
             return self.of_array(tiff(self.source, limit=self.limit))
@@ -147,7 +153,10 @@ class _Decoding:
         stack = partial(tiff, self.source, limit=self.limit, pages=True) if samples == 1 and pages > 1 else None
         if image.mode.startswith(("I", "F")):
             values = np.asarray(upright)
-            picture = Image.fromarray(_three(self.eight_bits(values, self.white(image, values))))
+            shown = self.eight_bits(values, self.white(image, values))
+            if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]
+                shown = 255 - shown  # 0 is white; of 8 bits Pillow sees to it
+            picture = Image.fromarray(_three(shown))
             picture.info["bands"] = Bands(values, name=self.name, pages=stack)
             return picture
         whole = self.whole(image)
@@ -282,9 +291,9 @@ def _stretched(values: np.ndarray) -> UInt8[np.ndarray, "height width band"]:
 def _head(source: File) -> bytes:
     if isinstance(source, BufferedIOBase):
         source.seek(0)
-        return source.read(8)
+        return source.read(132)
     with Path(source).open("rb") as file:
-        return file.read(8)
+        return file.read(132)
 
 
 @cache

@@ -134,7 +134,7 @@ class ImageSet(Sequence[Picture]):
         return self.take([place for place, own in enumerate(self.ids) if own not in known])
 
     def where(self, field: str, value: Field) -> ImageSet:
-        """Only the images of which a field has a value.
+        """Only the images of which a field has a value, or one of the same text.
 
         Raises:
             DataError: There is no such field, or no image has this value; the message lists those that there are.
@@ -146,7 +146,7 @@ class ImageSet(Sequence[Picture]):
                 cure=f"their fields are {', '.join(self.fields)}" if self.fields else "leave it out",
             )
         values = self.table[field].to_pylist()
-        places = [place for place, own in enumerate(values) if own == value]
+        places = [place for place, own in enumerate(values) if own == value or str(own) == str(value)]
         if not places:
             known = sorted({str(own) for own in values})[:10]
             raise DataError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
