@@ -26,8 +26,8 @@ from random_networks import CASES, Outcome, fixed, images_of, judge, network_of
 from replay import OracleError, Recorder, truth
 from verdicts import grid_faults, held_against
 
-CHUNK = 25
-CHUNKS = 20
+CHUNK = 50
+CHUNKS = 10
 MATCHED = 0.8
 """The least share of seeds of which every piece is a component."""
 

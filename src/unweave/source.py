@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unweave.components import Component
+from unweave.components import Component, Level
 from unweave.errors import DataError
 from unweave.loading import Loading
 
@@ -56,13 +56,13 @@ class Origin:
     model: str
     weights_hash: str
     preprocessing: Mapping[str, object]
-    level: str
+    level: Level
     selection: str | None = None
     computed_in: str = "float32"
     skipped: tuple[tuple[str, str], ...] = ()
     loading: Loading | None = None
-    attention: str = "through"
-    nonlinear: str = "stop"
+    attention: Literal["through", "stop"] = "through"
+    nonlinear: Literal["stop", "freeze"] = "stop"
     images: tuple[Listed, ...] = ()
     notes: tuple[str, ...] = ()
 

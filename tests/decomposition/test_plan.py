@@ -142,7 +142,7 @@ def test_scores_are_inner_products_with_the_contributions(level: str) -> None:
     torch.manual_seed(0)
     for directions in (torch.randn(1, WIDTH), torch.randn(3, WIDTH), torch.randn(3, WIDTH), torch.eye(WIDTH)):
         directions = directions.double()
-        scores = plan_of(level).score(pictures(), directions, ids=list("abc"))
+        scores = plan_of(level).project(pictures(), directions, ids=list("abc"))
         assert scores.components == plan_of(level).components and scores.ids == ("a", "b", "c")
         assert (scores.values - result_of(level).values @ directions.T).abs().max() < 1e-12
         assert scores.error.max() < 1e-12

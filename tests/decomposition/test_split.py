@@ -79,6 +79,6 @@ def test_directions_that_do_not_fit_are_refused():
         plan.project(pictures(2), torch.randn(3, 1, plan.dim, dtype=torch.float64))
     with pytest.raises(UnweaveError, match="What was not selected"):
         some = plan.at(select="last:1")
-        some.score(pictures(2), torch.randn(len(some.wholes), 1, plan.dim, dtype=torch.float64))
+        some.project(pictures(2), torch.randn(len(some.wholes), 1, plan.dim, dtype=torch.float64))
     with pytest.raises(ArgumentError):
         plan.split("nothing")

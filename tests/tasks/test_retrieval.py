@@ -288,7 +288,7 @@ def test_components_are_chosen_as_part_of_a_search(tmp_path):
     (chosen,) = search(seen, image="3", choice=best, space=space).chosen
     assert chosen.rule == "best" and len(chosen.path) == 5
     with pytest.raises(ArgumentError, match="No components are chosen for 'location'"):
-        search(seen, image="3", choice=Choice(["colour"], best={"location": "place"}), space=space)
+        search(seen, image="3", choice=Choice(["colour"], among=FEATURES, best={"location": "place"}), space=space)
 
 
 def test_components_of_contributions_of_no_known_model_are_chosen(tmp_path):

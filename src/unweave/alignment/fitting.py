@@ -222,8 +222,8 @@ def _random(pairs: Pairs, side: np.ndarray, recipe: Recipe, images: Sequence[Ima
         settings = Settings(
             levels=(origin.level,),
             select=tuple(origin.selection.split(", ")) if origin.selection else None,
-            attention=origin.attention,  # type: ignore[arg-type]
-            nonlinear=origin.nonlinear,  # type: ignore[arg-type]
+            attention=origin.attention,
+            nonlinear=origin.nonlinear,
             dtype="float32",
             on_error="raise",
         )

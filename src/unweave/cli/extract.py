@@ -108,7 +108,7 @@ def extract(
         loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
         images = unweave.open_images(data, split=split, limit=limit, white=white, max_pixels=max_pixels)
         settings = Settings(
-            levels=tuple(level or ("head",)),
+            levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # which there are, `Settings` says
             select=tuple(select) if select else None,
             attention=attention,
             nonlinear=nonlinear,

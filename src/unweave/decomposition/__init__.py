@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,42 @@ import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
 from unweave.decomposition.explanation import Explanation
 from unweave.decomposition.planning import Plan, make_plan
+from unweave.decomposition.regions import Regional, RegionPlan, make_region_plan
 from unweave.errors import ArgumentError
 from unweave.results import verb
 
 if TYPE_CHECKING:
     from unweave.models import Model
 
-__all__ = ["Explanation", "Plan", "explain", "plan"]
+__all__ = ["Explanation", "Plan", "RegionPlan", "Regional", "explain", "plan"]
+
+
+class Options(TypedDict, total=False):
+    """The options of `plan` that decide which components there are."""
+
+    level: Level
+    select: Selection
+    attention: Literal["through", "stop"]
+    nonlinear: Literal["stop", "freeze"]
+    strict: bool
+
+
+@overload
+def plan(
+    model: Model | nn.Module | str,
+    example: Float[Tensor, "image channel height width"] | None = None,
+    *,
+    regions: Literal[True],
+    **options: Unpack[Options],
+) -> RegionPlan: ...
+
+
+@overload
+def plan(
+    model: Model | nn.Module | str,
+    example: Float[Tensor, "image channel height width"] | None = None,
+    **options: Unpack[Options],
+) -> Plan: ...
 
 
 def plan(
@@ -30,7 +59,8 @@ def plan(
     attention: Literal["through", "stop"] = "through",
     nonlinear: Literal["stop", "freeze"] = "stop",
     strict: bool = False,
-) -> Plan:
+    regions: bool = False,
+) -> Plan | RegionPlan:
     """How to decompose a model's representation; costs seconds and touches no data.
 
     Args:
@@ -46,9 +76,13 @@ def plan(
         nonlinear: `stop`: what lies below a nonlinearity on the trunk is one component; `freeze`: pass it as `x *
             (f(x)/x)`, the quotient held.
         strict: Whether an operation that cannot be followed is an error.
+        regions: Whether what is explained is any region of an image (a token, a box, a mask), in place of the whole.
+
+    Returns:
+        A `Plan`; with `regions` a `RegionPlan`.
 
     Raises:
-        CaptureError: The module does not export.
+        CaptureError: The module does not export; or, of regions, it cannot be told where in the image its tokens lie.
         RuleError: Under `strict`, an operation on the path cannot be followed.
         ArgumentError: The selection matches nothing, or what is given is no model.
         ModelError: There is no model of this id.
@@ -69,12 +103,13 @@ def plan(
         "freeze": nonlinear == "freeze",
         "strict": strict,
     }
+    make = make_region_plan if regions else make_plan
     if isinstance(model, Model):
-        return make_plan(model.readout, model.example() if example is None else example, name=model.id, **options)
+        return make(model.readout, model.example() if example is None else example, name=model.id, **options)
     if example is None:
         first = next(model.parameters(), torch.zeros(()))
         example = torch.zeros(2, 3, 224, 224, dtype=first.dtype, device=first.device)
-    return make_plan(model, example, name=type(model).__name__, **options)
+    return make(model, example, name=type(model).__name__, **options)
 
 
 @verb

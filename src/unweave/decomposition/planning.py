@@ -35,6 +35,9 @@ from unweave.graph.graph import extents_of
 from unweave.graph.precision import exact
 from unweave.results import Shown
 
+_UNFOLDED = 10_000
+"""Characters to a line of a plan as text: enough that no path is broken."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan(Shown):
@@ -69,6 +72,7 @@ class Plan(Shown):
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
+        regions: Float[Tensor, "image region token"] | None = None,
     ) -> Contributions:
         """Every component's contribution to the representation of a batch.
 
@@ -77,6 +81,8 @@ class Plan(Shown):
             ids: Their names; their row numbers if not given.
             tolerance: The largest relative error of the sum; by default 1e-5 in float32, 1e-10 in float64, 5e-2 in
                 bfloat16.
+            regions: What each region weighs tokens by, where the plan is of regions (see `RegionPlan`); there is then a
+                row for each region of each image.
 
         Raises:
             ConservationError: The contributions do not add up to the representation.
@@ -84,12 +90,12 @@ class Plan(Shown):
             CaptureError: The module is no longer what was planned, or computes something else for so many images.
             UnweaveError: The images are on another device, in another dtype, or of another size.
         """
-        names, allowed = self._checked(images, ids, tolerance)
+        names, allowed = self._checked(images, ids, tolerance, regions)
 
         def error_of(values: Tensor, z: Tensor) -> Tensor:
             return (values.sum(1) - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(torch.finfo(z.dtype).tiny)
 
-        values, representation, error = self._computed(self._program(None), images, None, error_of, allowed)
+        values, representation, error = self._computed(self._program(None), (images, None, regions), error_of, allowed)
         self._conserved(error, allowed, names, values)
         return Contributions(values, self.components, names, representation, error, allowed)
 
@@ -100,6 +106,7 @@ class Plan(Shown):
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
+        regions: Float[Tensor, "image region token"] | None = None,
     ) -> Projections:
         """Every contribution's inner product with given directions, without forming the contributions.
 
@@ -111,11 +118,12 @@ class Plan(Shown):
             directions: `[direction, dim]`, or some for each of `wholes`, `[whole, direction, dim]`.
             ids: Names of the images.
             tolerance: The largest error of the sum, relative to the norms of the representation and the direction.
+            regions: As for `run`.
 
         Raises:
             ConservationError, NonFiniteError, CaptureError, UnweaveError: As for `run`.
         """
-        names, allowed = self._checked(images, ids, tolerance)
+        names, allowed = self._checked(images, ids, tolerance, regions)
         if not isinstance(directions, Tensor):
             raise ArgumentError(
                 f"Directions are a tensor, not a {type(directions).__name__}.",
@@ -144,7 +152,7 @@ class Plan(Shown):
             return ((total - z @ shared.T).abs() / norms.clamp_min(torch.finfo(z.dtype).tiny)).amax(-1)
 
         program = self._program(sets.shape[1], apart)
-        values, representation, error = self._computed(program, images, sets, error_of, allowed)
+        values, representation, error = self._computed(program, (images, sets, regions), error_of, allowed)
         self._conserved(error, allowed, names, values)
         kept = values[..., : given.shape[-2]]
         return Projections(kept, self.components, names, representation, error, allowed)
@@ -155,7 +163,7 @@ class Plan(Shown):
         Raises:
             ArgumentError: There is no such level, or the selection matches nothing.
         """
-        return _planned(self.name, self._walk, level or self.level, select)
+        return planned(self.name, self._walk, level or self.level, select)
 
     def split(self, select: Selection = None) -> Plan:
         """The chosen components by token, and all others as they are, so that nothing has to be summed to a `rest`.
@@ -180,7 +188,7 @@ class Plan(Shown):
     @property
     def dim(self) -> int:
         """The width of the representation."""
-        return extents_of(self._walk.graph.output)[1].size
+        return extents_of(self._walk.graph.output)[-1].size
 
     def _program(self, directions: int | None, apart: bool = False) -> Program:
         """What computes vectors, or scores along so many directions, which components may have apart."""
@@ -194,29 +202,31 @@ class Plan(Shown):
     def _computed(
         self,
         program: Program,
-        images: Tensor,
-        directions: Tensor | None,
+        batch: tuple[Tensor, Tensor | None, Tensor | None],
         error_of: Callable[[Tensor, Tensor], Tensor],
         allowed: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The result, the representation, and the error of the sum for each image.
+        """The result, the representation, and the error of the sum, for each image or each region of each.
 
         What is written into a weight through `.data` or numpy is not counted by it. So where the sum does not hold,
         the weights are read anew before anybody is blamed.
         """
         generation = program.generation
-        with exact(images.device):
-            values, representation = program.run(images, directions)
+        with exact(batch[0].device):
+            values, representation = program.run(*batch)
             for column, chosen in self._request.subtractions:
                 values[:, column] -= values[:, list(chosen)].sum(1)
+            if batch[2] is not None:
+                values = values.unflatten(2, (program.regions, -1)).transpose(1, 2).flatten(0, 1)
+                representation = representation.flatten(0, 1)
             error = error_of(values, representation.to(values.dtype))
         if generation != program.generation or bool((error <= allowed).all()):
             return values, representation, error
         self._walk.graph.forget()
-        return self._computed(program, images, directions, error_of, allowed)
+        return self._computed(program, batch, error_of, allowed)
 
     def _checked(
-        self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None
+        self, images: Tensor, ids: Sequence[str] | None, tolerance: float | None, regions: Tensor | None
     ) -> tuple[tuple[str, ...], float]:
         expected = self._walk.graph.input.meta["val"]
         shape = f"[image, {', '.join(map(str, expected.shape[1:]))}]"
@@ -245,6 +255,8 @@ class Plan(Shown):
         names = tuple(map(str, ids)) if ids is not None else tuple(str(row) for row in range(len(images)))
         if len(names) != len(images):
             raise ArgumentError(f"{len(names)} ids for {len(images)} images.", cure="give one id for each image")
+        if regions is not None:
+            names = tuple(f"{name} {region}" for name in names for region in range(regions.shape[1]))
         return names, TOLERANCE.get(images.dtype, 1e-5) if tolerance is None else tolerance
 
     def _conserved(self, error: Tensor, allowed: float, names: Sequence[str], values: Tensor) -> None:
@@ -288,7 +300,11 @@ class Plan(Shown):
         """Bytes that one image adds beside the model's own forward pass: what is kept for the contractions, and the
         result.
         """
-        return self._program(None).bytes_per_image
+        return self.bytes_per_image()
+
+    def bytes_per_image(self, directions: int | None = None) -> int:
+        """The same for inner products with so many directions; for vectors if not given."""
+        return self._program(directions).bytes_per_image
 
     @property
     def constant_bytes(self) -> int:
@@ -353,7 +369,7 @@ class Plan(Shown):
         )
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console = Console(file=io.StringIO(), width=_UNFOLDED, color_system=None)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
@@ -378,8 +394,18 @@ def make_plan(
     """
     with exact(example.device):
         found = walk(graph_of(module, example), passing=passing, freeze=freeze)
-    if strict and found.lumps:
-        lump = found.lumps[0]
+    if strict:
+        refuse_lumps(found)
+    return planned(name, found, level, selection)
+
+
+def refuse_lumps(found: Walk) -> None:
+    """Refuses a model that cannot be followed to the end.
+
+    Raises:
+        RuleError: Names the operation, and the rule to write.
+    """
+    for lump in found.lumps:
         raise RuleError(
             f"{lump.operation} cannot be followed: {lump.reason}.",
             where=f"{lump.module} ({lump.line})",
@@ -387,10 +413,9 @@ def make_plan(
             if lump.rule
             else "decompose without `strict`; what lies below is one component",
         )
-    return _planned(name, found, level, selection)
 
 
-def _planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:
+def planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:
     """A plan from a finished walk."""
     if level not in LEVELS:
         raise ArgumentError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")

@@ -46,10 +46,12 @@ class Program:
     ) -> None:
         self.graph, self.jobs, self.columns, self.directions = graph, tuple(jobs), columns, directions
         self._sets = tuple(sets) if sets is not None else (0,) * columns
+        *regions, dim = [extent.size for extent in extents_of(graph.output)[1:]]
+        self.regions = prod(regions)
+        self.width = self.regions * (dim if directions is None else directions)
         self.contractions = Contractions()
         self._weights: Weights | None = None
         self.emissions = tuple(emission for job in jobs for emission in self._emissions(job))
-        self.width = directions if directions is not None else extents_of(graph.output)[1].size
 
     # -- building --------------------------------------------------------------------------------------------------
 
@@ -60,12 +62,13 @@ class Program:
                 new: Indices = (Index(self.directions),) if self.directions > 1 else ()
                 places = range(prod(index.size for index in reading.kept)) if job.chosen is None else job.chosen
                 along, sets = _followed(reading.kept, places, [self._sets[column] for column in job.columns])
-                shape = (*(index.size for index in (*along, *reading.out)), self.directions)
+                regions, dim = _parted(reading.out, self.regions)
+                shape = (*(index.size for index in (*along, *dim)), self.directions)
                 make = partial(_direction_values, sets, shape)
                 constant = Constant(shape, (), make, ("directions", sets, shape))
-                axes = (*(Axis((index,)) for index in (*along, *reading.out)), Axis(new))
+                axes = (*(Axis((index,)) for index in (*along, *dim)), Axis(new))
                 operands.append(Operand(constant, axes))
-                out = new
+                out = regions + new
             wanted = (BATCH, *reading.kept, *out)
             value, indices = self.contractions.contract(operands, wanted)
             order = tuple(indices.index(index) if index in indices else -1 for index in wanted)
@@ -80,21 +83,25 @@ class Program:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, images: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def run(
+        self, images: Tensor, directions: Tensor | None = None, regions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One batch.
 
         Args:
             images: `[image, channel, height, width]`.
             directions: For scores, `[set, direction, dim]`.
+            regions: Weights of tokens, `[image, region, token]`, where the graph pools by them.
 
         Returns:
-            The result, `[image, column, width]`, and the representation, `[image, dim]`.
+            The result, `[image, column, width]`, and the representation, `[image, dim]`; of regions `[image, column,
+            region * width]` and `[image, region, dim]`.
         """
         self.graph.check(len(images))
         with exact(images.device):
             weights = self._ready(images, directions)
             result = torch.zeros(len(images), self.columns, self.width, dtype=weights.dtype, device=images.device)
-            environment: Environment = {self.graph.input: images}
+            environment: Environment = dict(zip(self.graph.inputs, (images, regions), strict=False))
             representation: Tensor | None = None
             for instruction in self.instructions:
                 instruction.run(environment, weights)
@@ -166,6 +173,15 @@ class Program:
 
 def _direction_values(sets: Sequence[int], shape: Sequence[int], directions: Tensor) -> Tensor:
     return directions[list(sets)].transpose(1, 2).reshape(shape)
+
+
+def _parted(out: Indices, regions: int) -> tuple[Indices, Indices]:
+    """The indices that run over regions, and those that run over the representation of each."""
+    count, size = 0, 1
+    while size < regions:
+        size *= out[count].size
+        count += 1
+    return out[:count], out[count:]
 
 
 def _followed(kept: Indices, places: Sequence[int], sets: Sequence[int]) -> tuple[Indices, tuple[int, ...]]:

@@ -73,7 +73,7 @@ def scheduled(graph: Graph, values: Sequence[Value], emissions: Sequence[Emissio
     for number in range(-1, len(nodes)):
         if number >= 0:
             node = nodes[number]
-            reads = tuple(source for source in node.all_input_nodes if source in place or source is graph.input)
+            reads = tuple(source for source in node.all_input_nodes if source in place or source in graph.inputs)
             if node in statistics:
                 instructions.append(Instruction(_normalising(node), (node, ("rstd", node)), reads))
             else:
@@ -83,7 +83,7 @@ def scheduled(graph: Graph, values: Sequence[Value], emissions: Sequence[Emissio
             run = _reading(value) if value.operand is not None else _multiplying(value)
             instructions.append(Instruction(run, (value,), tuple(_sources(value)), tuple(emits.get(value, ()))))
     last: dict[object, Instruction] = {}
-    varying = {graph.input, *(name for instruction in instructions for name in instruction.makes)}
+    varying = {*graph.inputs, *(name for instruction in instructions for name in instruction.makes)}
     for instruction in instructions:
         for name in varying.intersection((*instruction.makes, *instruction.reads)):
             last[name] = instruction

@@ -70,9 +70,10 @@ class _Walker:
         self.queue: list[tuple[int, fx.Node]] = []
 
     def run(self) -> Walk:
-        dim = extents_of(self.graph.output)[1].size
-        out = fresh(dim)
-        start = Term((Axis((BATCH,)), Axis(out)), (), out, channel=frozenset(out))
+        *regions, dim = (fresh(extent.size) for extent in extents_of(self.graph.output)[1:])
+        axes = tuple(Axis(indices) for indices in ((BATCH,), *regions, dim))
+        out = tuple(index for axis in axes[1:] for index in axis.indices)
+        start = Term(axes, (), out, channel=frozenset(dim))
         self._push(self.graph.output, self.root, start)
         while self.queue:
             _, node = heapq.heappop(self.queue)

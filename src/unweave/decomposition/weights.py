@@ -122,5 +122,5 @@ def _read_per_batch(graph: Graph) -> dict[fx.Node, Tensor]:
         for node in graph.nodes
         if node in graph.per_batch
         for source in node.all_input_nodes
-        if source not in graph.per_batch and source is not graph.input
+        if source not in graph.per_batch and source not in graph.inputs
     }

@@ -222,7 +222,9 @@ def _gone_on(
         if not len(fresh):
             return manifest, {}
         if place.local is not None:
-            components = {level: writer.components(place, manifest, level) for level in manifest.levels}
+            components: dict[str, tuple[Component, ...]] = {
+                level: writer.components(place, manifest, level) for level in manifest.levels
+            }
             check_room(place.local, _bytes(manifest, len(fresh), components))
         more = replace(listing, images=len(fresh), fingerprint=fresh.fingerprint)
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unweave.components import LEVELS
+from unweave.components import LEVELS, Level
 from unweave.errors import ArgumentError
 from unweave.notation import whole
 
@@ -64,7 +64,7 @@ class Settings:
         wait: Seconds to wait where somebody else writes the same store.
     """
 
-    levels: tuple[str, ...] = ("head",)
+    levels: tuple[Level, ...] = ("head",)
     select: tuple[str, ...] | None = None
     attention: Literal["through", "stop"] = "through"
     nonlinear: Literal["stop", "freeze"] = "stop"

@@ -52,6 +52,14 @@ def follow(graph: Graph) -> int:
     Raises:
         CaptureError: The module is no longer what was captured.
     """
+    if graph.whole is not None:
+        whole, nodes = graph.whole
+        generation = follow(whole)
+        if generation != graph.generation:
+            graph.tensors.update({node: whole.tensors[counterpart] for node, counterpart in nodes.items()})
+            graph.forget_values()
+            graph.generation = generation
+        return generation
     origin = graph.origin
     if origin is not None:
         original = Original.of(origin.module)

@@ -77,6 +77,8 @@ class Graph:
         origin: What it was captured from.
         versions: Of the tensors, when they were last looked at.
         generation: Grows when a tensor has changed, so that what was made of them is made anew.
+        regions: The node of the weights of regions, `[image, region, token]`, where tokens are pooled by them.
+        whole: The graph that this one was made from, and of each tensor its node there.
     """
 
     graph: fx.Graph
@@ -89,6 +91,8 @@ class Graph:
     origin: Origin | None = None
     versions: list[tuple[int, int]] = field(default_factory=list)
     generation: int = 0
+    regions: fx.Node | None = None
+    whole: tuple[Graph, dict[fx.Node, fx.Node]] | None = None
 
     def check(self, images: int) -> None:
         """Refuses a number of images for which the model computes something else than the graph.
@@ -143,8 +147,15 @@ class Graph:
         return bool(self.ancestors[node] >> self.order[on] & 1)
 
     def image_dependent(self, node: fx.Node) -> bool:
-        """Whether the node's value is computed from the images (a shape that follows their number is not)."""
-        return self.depends(node, self.input)
+        """Whether the node's value is computed from the images, or from regions of them (a shape that follows their
+        number is not).
+        """
+        return any(self.depends(node, given) for given in self.inputs)
+
+    @property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The nodes of what each batch brings."""
+        return (self.input,) if self.regions is None else (self.input, self.regions)
 
     @cached_property
     def per_batch(self) -> frozenset[fx.Node]:
@@ -178,6 +189,16 @@ class Graph:
         Raises:
             CaptureError: Whole numbers or truth values (which entries an operation picks) are no longer what they were,
                 and a plan is built on them.
+        """
+        if self.whole is not None:
+            self.whole[0].forget()
+        self.forget_values()
+
+    def forget_values(self) -> None:
+        """The same, of this graph alone.
+
+        Raises:
+            CaptureError: As for `forget`.
         """
         self._values.clear()
         self.generation += 1

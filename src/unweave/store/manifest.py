@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unweave.components import LEVELS
+from unweave.components import LEVELS, Level
 from unweave.errors import StoreError
 from unweave.files.fields import parsed, record, typed
 from unweave.loading import Loading
@@ -89,7 +89,7 @@ class Manifest:
     loading: Loading | None
     weights_hash: str
     preprocessing: Mapping[str, Any]
-    levels: tuple[str, ...]
+    levels: tuple[Level, ...]
     selection: tuple[str, ...] | None
     attention: Literal["through", "stop"]
     nonlinear: Literal["stop", "freeze"]

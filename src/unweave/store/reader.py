@@ -315,7 +315,7 @@ class Store:
             known.model,
             known.weights_hash,
             dict(known.preprocessing),
-            level,
+            level,  # type: ignore[arg-type]  # one of the manifest
             chosen,
             known.computed_in,
             tuple(self.skipped),

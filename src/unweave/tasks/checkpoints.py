@@ -145,8 +145,8 @@ def checkpoint(
             [debiasing.components[place] for place in debiasing.order[:count]],
             _inputs(loaded, few, passed),
             source=str(fitted.source),
-            attention=origin.attention if origin else "through",  # type: ignore[arg-type]
-            nonlinear=origin.nonlinear if origin else "stop",  # type: ignore[arg-type]
+            attention=origin.attention if origin else "through",
+            nonlinear=origin.nonlinear if origin else "stop",
         )
 
     def right(edit: Edit, view: View) -> np.ndarray:

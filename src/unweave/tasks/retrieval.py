@@ -278,10 +278,10 @@ def probe_of(view: View, image: str | os.PathLike[str] | Contributions) -> View:
     ((ids, tensors),) = batches(model, [ImageFile(str(image), Path(image), as_there)], 1, "raise")
     planned = plan(
         model,
-        level=origin.level,  # type: ignore[arg-type]
+        level=origin.level,
         select=origin.selection,
-        attention=origin.attention,  # type: ignore[arg-type]
-        nonlinear=origin.nonlinear,  # type: ignore[arg-type]
+        attention=origin.attention,
+        nonlinear=origin.nonlinear,
     )
     contributions = planned.run(tensors.to(model.device, model.dtype), ids)
     values = contributions.values.to("cpu", view.source.dtype)

@@ -1,0 +1,282 @@
+"""Plans of regions: what is explained need not be the whole image.
+
+    plan = unweave.plan(model, regions=True)
+    parts = plan.run(images, [regions.token(3, 4), regions.box(10, 20, 60, 80)])
+    parts.values                                    # [image, region, component, dim]
+
+What the model pools its representation of is pooled by the region instead (see `unweave.structure.regions`); all else
+is the same: the sum holds for each region, and is checked. For a number of regions there is a plan, made when it is
+first asked for; which regions they are is known only when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from jaxtyping import Float
+from rich.console import RenderableType
+from rich.text import Text
+from torch import Tensor, nn
+
+from unweave.components import Component, Grid, Level, Selection
+from unweave.contributions import Contributions, Projections
+from unweave.decomposition.planning import Plan, planned, refuse_lumps
+from unweave.decomposition.walk import walk
+from unweave.errors import ArgumentError
+from unweave.graph.following import graph_of
+from unweave.graph.graph import Graph, line_of
+from unweave.graph.precision import exact
+from unweave.regions import Region, tokens, weights_of
+from unweave.results import Shown
+from unweave.structure.regions import Tokens, regional, tokens_of
+
+Regions: TypeAlias = (
+    "Literal['tokens'] | Region | Sequence[Region] | Sequence[Sequence[Region]] | Float[Tensor, '*image region token']"
+)
+"""Every token of the grid; regions, the same for all images or as many for each; or weights of tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regional:
+    """What each component adds to what the model makes of regions, as vectors or as inner products.
+
+    Attributes:
+        rows: The same with a row for each region of each image, which views, scores and searches take; its fields are
+            `image` and `region`.
+        images: The names of the images.
+        names: The names of the regions of each image.
+    """
+
+    rows: Contributions | Projections
+    images: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+
+    @property
+    def values(self) -> Float[Tensor, "image region component _"]:
+        """Contributions, `[image, region, component, dim]`, or their inner products, `[image, region, component,
+        direction]`.
+        """
+        return self._apart(self.rows.values)
+
+    @property
+    def representation(self) -> Float[Tensor, "image region dim"]:
+        """What the model makes of each region."""
+        return self._apart(self.rows.representation)
+
+    @property
+    def error(self) -> Float[Tensor, "image region"]:
+        """The relative error of each sum."""
+        return self._apart(self.rows.error)
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components, in the order of their columns."""
+        return self.rows.components
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (len(self.images), -1))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RegionPlan(Shown):
+    """Everything about a decomposition of regions that does not depend on the images.
+
+    Attributes:
+        name: What the plan is of.
+        level: How far branches are split.
+        tokens: Where the model's tokens are, and how it pools them.
+        size: Height and width of the model's images, in pixels.
+    """
+
+    name: str
+    level: Level
+    tokens: Tokens
+    size: tuple[int, int]
+    _graph: Graph = field(repr=False)
+    _planned: Callable[[Graph, Level, Selection], Plan] = field(repr=False)
+    _select: Selection = None
+    _plans: dict[int, Plan] = field(default_factory=dict, repr=False)
+
+    def run(
+        self,
+        images: Float[Tensor, "image channel height width"],
+        regions: Regions = "tokens",
+        ids: Sequence[str] | None = None,
+        *,
+        tolerance: float | None = None,
+    ) -> Regional:
+        """Every component's contribution to what the model makes of each region.
+
+        Memory: `image x region x component x dim` numbers. For many regions `project` is the way.
+
+        Args:
+            images: Preprocessed images, as for `Plan.run`.
+            regions: `tokens` for every token of the grid; regions (see `unweave.regions`), the same for all images or a
+                list for each; or weights of tokens, `[region, token]` or `[image, region, token]`.
+            ids: The images' names; their row numbers if not given.
+            tolerance: The largest relative error of a sum, as for `Plan.run`.
+
+        Returns:
+            `values` are `[image, region, component, dim]`.
+
+        Raises:
+            ArgumentError: There are no such regions.
+            ConservationError, NonFiniteError, CaptureError, UnweaveError: As for `Plan.run`.
+        """
+        weights, names, named = self._weighed(images, regions, ids)
+        rows = self.of(weights.shape[1]).run(images, named, tolerance=tolerance, regions=weights)
+        return self._apart(rows, named, names)
+
+    def project(
+        self,
+        images: Float[Tensor, "image channel height width"],
+        directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
+        regions: Regions = "tokens",
+        ids: Sequence[str] | None = None,
+        *,
+        tolerance: float | None = None,
+    ) -> Regional:
+        """Inner products of every contribution to what the model makes of each region, without the contributions: with
+        all tokens as regions, a dense map for each component and direction.
+
+        Memory: `image x region x component x direction` numbers (see `memory_per_image`).
+
+        Args:
+            images, regions, ids, tolerance: As for `run`.
+            directions: As for `Plan.project`.
+
+        Returns:
+            `values` are `[image, region, component, direction]`.
+
+        Raises:
+            UnweaveError: As for `run` and `Plan.project`.
+        """
+        weights, names, named = self._weighed(images, regions, ids)
+        plan = self.of(weights.shape[1])
+        return self._apart(plan.project(images, directions, named, tolerance=tolerance, regions=weights), named, names)
+
+    def of(self, count: int) -> Plan:
+        """The plan for so many regions; its `run` and `project` take their weights, and have a row for each region.
+
+        Raises:
+            ArgumentError: There cannot be so many.
+            CaptureError: What follows the pooling cannot be done for several regions at once.
+        """
+        if count < 1:
+            raise ArgumentError(f"There cannot be {count} regions.", cure="use 1 or more")
+        if count not in self._plans:
+            graph = regional(self._graph, self.tokens, count)
+            self._plans[count] = self._planned(graph, self.level, self._select)
+        return self._plans[count]
+
+    def at(self, level: Level | None = None, select: Selection = None) -> RegionPlan:
+        """The same model at another level or with another selection."""
+        return replace(self, level=level or self.level, _select=select, _plans={})
+
+    @property
+    def grid(self) -> Grid:
+        """Where the tokens lie in the image."""
+        return self.tokens.grid
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The columns of the result, in execution order."""
+        return self.of(1).components
+
+    @property
+    def dim(self) -> int:
+        """The width of what the model makes of a region."""
+        return self.of(1).dim
+
+    def memory_per_image(self, regions: int, directions: int | None = None) -> int:
+        """Bytes that one image adds beside the model's own forward pass, for so many regions.
+
+        Args:
+            regions: How many.
+            directions: For inner products, how many directions; None for vectors.
+        """
+        return self.of(regions).bytes_per_image(directions)
+
+    @property
+    def readout(self) -> str:
+        """What a region is read by, in words."""
+        tokens, module = self.tokens, self._graph.module(self.tokens.node) or "the model"
+        at = f"{tokens.count} tokens of {module} ({tokens.grid.height} x {tokens.grid.width}"
+        at += f" and {tokens.grid.prefix} beside)" if tokens.grid.prefix else ")"
+        if tokens.weights is None:
+            return f"regions are sums of the {at}; what follows them does not weigh tokens alike: {self._end}"
+        read = tokens.weights.abs() > 1e-6
+        own = "one of them" if int(read.sum()) == 1 else f"{int(read.sum())} of them"
+        return f"regions are pooled of the {at} in place of the model's own pooling, which reads {own}"
+
+    @property
+    def _end(self) -> str:
+        after = next(iter(self.tokens.node.users), self.tokens.node)
+        return line_of(after) or str(after)
+
+    def told(self) -> list[RenderableType]:
+        """How regions are read, and the components."""
+        return [Text(self.readout), Text(), *self.of(1).told()]
+
+    def _weighed(
+        self, images: Tensor, regions: Regions, ids: Sequence[str] | None
+    ) -> tuple[Tensor, tuple[tuple[str, ...], ...], tuple[str, ...]]:
+        """Weights `[image, region, token]`, the names of the regions of each image, and those of the images."""
+        count = len(images)
+        named = tuple(str(number) for number in range(count)) if ids is None else tuple(map(str, ids))
+        if isinstance(regions, Tensor):
+            weights = regions if regions.dim() == 3 else regions[None].expand(count, -1, -1)
+            if regions.dim() not in (2, 3) or weights.shape != (count, weights.shape[1], self.tokens.count):
+                raise ArgumentError(
+                    f"Weights of tokens should be [region, {self.tokens.count}] or [{count}, region, "
+                    f"{self.tokens.count}], not {list(regions.shape)}.",
+                    cure="give one weight for each token, class and register tokens too",
+                )
+            names = (tuple(str(number) for number in range(weights.shape[1])),) * count
+        elif isinstance(regions, str) and regions != "tokens":
+            raise ArgumentError(f"There are no regions {regions!r}.", cure="give 'tokens', or unweave.regions.box(...)")
+        else:
+            listed = tokens(self.grid) if isinstance(regions, str) else regions
+            weights, names = weights_of(listed, self.grid, self.size, count)
+        return weights.to(images.device, images.dtype).contiguous(), names, named
+
+    def _apart(
+        self, rows: Contributions | Projections, images: tuple[str, ...], names: tuple[tuple[str, ...], ...]
+    ) -> Regional:
+        pairs = [(image, region) for image, own in zip(images, names, strict=True) for region in own]
+        rows = replace(rows, ids=tuple(f"{image} {region}" for image, region in pairs))
+        if isinstance(rows, Contributions):
+            rows = replace(rows, fields={"image": [i for i, _ in pairs], "region": [name for _, name in pairs]})
+        return Regional(rows, images, names)
+
+
+def make_region_plan(
+    module: nn.Module,
+    example: Float[Tensor, "image channel height width"],
+    *,
+    name: str = "module",
+    level: Level = "head",
+    selection: Selection = None,
+    passing: bool = True,
+    freeze: bool = False,
+    strict: bool = False,
+) -> RegionPlan:
+    """Captures a module, and looks for the tokens that it makes its representation of.
+
+    Raises:
+        CaptureError: The module does not export, or it cannot be told where in the image its tokens lie.
+        RuleError: Under `strict`, once it runs: an operation on the path has no rule.
+    """
+    with exact(example.device):
+        graph = graph_of(module, example)
+
+        def planning(graph: Graph, level: Level, select: Selection) -> Plan:
+            found = walk(graph, passing=passing, freeze=freeze)
+            if strict:
+                refuse_lumps(found)
+            return planned(name, found, level, select)
+
+        height, width = example.shape[-2:]
+        return RegionPlan(name, level, tokens_of(graph), (height, width), graph, planning, selection)

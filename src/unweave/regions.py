@@ -1,0 +1,149 @@
+"""Regions of images: tokens, boxes and masks, as weights of a model's tokens.
+
+A region says how much each token counts; its weights add up to one, as those of a mean do. So what a model makes of a
+region is in the same units as what it makes of the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unweave.components import Grid
+from unweave.errors import ArgumentError
+
+Weigh = Callable[[Grid, tuple[int, int]], Float[Tensor, " token"]]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an image.
+
+    Attributes:
+        name: What it is called in tables, such as `token 3,4`.
+        weigh: The weight of each token, from the tokens' grid and the height and width of the model's images in pixels.
+    """
+
+    name: str
+    weigh: Weigh
+
+
+def token(row: int, column: int) -> Region:
+    """One token of the grid, by its row and column, from 0."""
+
+    def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
+        if not (0 <= row < grid.height and 0 <= column < grid.width):
+            raise ArgumentError(
+                f"There is no token in row {row}, column {column}.",
+                cure=f"use rows 0 to {grid.height - 1} and columns 0 to {grid.width - 1}",
+            )
+        return _over_cells(grid, torch.eye(grid.height * grid.width)[row * grid.width + column])
+
+    return Region(f"token {row},{column}", weigh)
+
+
+def prefix(number: int = 0) -> Region:
+    """A token that lies nowhere in the image: the class token, or a register."""
+
+    def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
+        if not 0 <= number < grid.prefix:
+            raise ArgumentError(
+                f"There is no token {number} before the grid.",
+                cure=f"use a number below {grid.prefix}" if grid.prefix else "use tokens of the grid",
+            )
+        return torch.tensor([float(cell == -1 - number) for cell in grid.cells])
+
+    return Region(f"prefix {number}", weigh)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> Region:
+    """A rectangle, in pixels of the image as the model gets it; a token counts by how much of it lies inside."""
+
+    def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
+        if not (0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]):
+            raise ArgumentError(
+                f"There is no box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}).",
+                cure=f"give left < right up to {size[1]} and top < bottom up to {size[0]}, in pixels",
+            )
+        down = _overlap(top, bottom, size[0], grid.height)
+        across = _overlap(left, right, size[1], grid.width)
+        return _over_cells(grid, torch.outer(down, across).flatten())
+
+    return Region(f"box {left:g},{top:g},{right:g},{bottom:g}", weigh)
+
+
+def mask(inside: np.ndarray | Tensor, name: str = "mask") -> Region:
+    """What a mask says is inside.
+
+    Args:
+        inside: `[height, width]`, true (or how much, from 0 to 1) where a pixel is inside; of the image as the model
+            gets it, at any resolution.
+        name: What to call it.
+    """
+    values = torch.as_tensor(np.asarray(inside), dtype=torch.float32)
+
+    def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
+        if values.dim() != 2 or not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
+            raise ArgumentError(
+                f"A mask is [height, width] from 0 to 1, not {list(values.shape)}.",
+                cure="give one mask for each region",
+            )
+        if not float(values.max()) > 0:
+            raise ArgumentError("Nothing is inside the mask.", where=name, cure="leave this region out")
+        rows = torch.stack([_overlap(row, row + 1, values.shape[0], grid.height) for row in range(values.shape[0])])
+        columns = torch.stack([_overlap(row, row + 1, values.shape[1], grid.width) for row in range(values.shape[1])])
+        return _over_cells(grid, (rows.T @ values @ columns).flatten())
+
+    return Region(name, weigh)
+
+
+def tokens(grid: Grid) -> list[Region]:
+    """Every token of a grid, row by row."""
+    return [token(row, column) for row in range(grid.height) for column in range(grid.width)]
+
+
+def _overlap(start: float, end: float, length: int, cells: int) -> Float[Tensor, " cell"]:
+    """How much of each cell of a line of this length lies between two places."""
+    edges = torch.linspace(0, length, cells + 1, dtype=torch.float64)
+    return (torch.clamp(edges[1:], max=end) - torch.clamp(edges[:-1], min=start)).clamp_min(0).float()
+
+
+def _over_cells(grid: Grid, cells: Float[Tensor, " cell"]) -> Float[Tensor, " token"]:
+    """Weights of cells as weights of tokens, which add up to one."""
+    padded = torch.cat([cells, torch.zeros(1)])
+    weights = padded[torch.tensor([cell if cell >= 0 else len(cells) for cell in grid.cells])]
+    return weights / weights.sum()
+
+
+def weights_of(
+    regions: Region | Sequence[Region] | Sequence[Sequence[Region]], grid: Grid, size: tuple[int, int], images: int
+) -> tuple[Float[Tensor, "image region token"], tuple[tuple[str, ...], ...]]:
+    """The weights of regions, and their names, for each image.
+
+    Args:
+        regions: The same for all images, or as many for each image (see `Region`).
+        grid: Where tokens lie.
+        size: Height and width of the model's images, in pixels.
+        images: How many there are.
+
+    Raises:
+        ArgumentError: A region lies outside of the image, there are none, or images have different numbers of them.
+    """
+    listed: list[Region | Sequence[Region]] = [regions] if isinstance(regions, Region) else list(regions)
+    if not listed:
+        raise ArgumentError("There are no regions.", cure="give at least one, such as unweave.regions.token(3, 4)")
+    same = [region for region in listed if isinstance(region, Region)]
+    each = [same] if same else [list(own) for own in listed if not isinstance(own, Region)]
+    if len(each) not in (1, images) or len({len(own) for own in each}) > 1 or not each[0]:
+        raise ArgumentError(
+            f"Regions are given for {len(each)} images, {[len(own) for own in each][:8]} of them, not for {images}.",
+            cure="give the same number of regions for each image, or one list for all",
+        )
+    weights = torch.stack([torch.stack([region.weigh(grid, size) for region in own]) for own in each])
+    names = tuple(tuple(region.name for region in own) for own in each)
+    return weights.expand(images, -1, -1), names * (images if len(each) == 1 else 1)
