@@ -101,7 +101,7 @@ class RegionPlan(Shown):
 
     def run(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         regions: Regions = "tokens",
         ids: Sequence[str] | None = None,
         *,
@@ -131,7 +131,7 @@ class RegionPlan(Shown):
 
     def project(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         regions: Regions = "tokens",
         ids: Sequence[str] | None = None,
@@ -254,7 +254,7 @@ class RegionPlan(Shown):
 
 def make_region_plan(
     module: nn.Module,
-    example: Float[Tensor, "image channel height width"],
+    example: Float[Tensor, "image ..."],
     *,
     name: str = "module",
     level: Level = "head",
