@@ -170,7 +170,7 @@ class _Decoding:
         if whole is not None or divided or (samples == 4 and upright.mode == "RGB"):
             picture.info["bands"] = Bands(whole or partial(tiff, self.source, limit=self.limit), name=self.name)
         elif upright.mode in ("RGBA", "LA") or stack is not None:
-            picture.info["bands"] = Bands(np.asarray(upright), name=self.name, pages=stack)
+            picture.info["bands"] = Bands(partial(np.asarray, upright), name=self.name, pages=stack)
         return picture
 
     def pages(self, image: Image.Image) -> int:
