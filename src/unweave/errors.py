@@ -34,6 +34,10 @@ class DataError(UnweaveError):
     """
 
 
+class DataWarning(UserWarning):
+    """Something to know of images that can be read: said once for each set, of the first image that it holds for."""
+
+
 class ModelError(UnweaveError):
     """A model cannot be found, loaded, or read: unknown id, missing library, unreachable hub, ill-fitting
     checkpoint, no classifier, no text encoder.

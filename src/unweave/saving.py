@@ -167,6 +167,7 @@ class ContributionsWriter:
                 "largest_error": self.largest_error,
                 "versions": {name: metadata.version(name) for name in ("unweave", "torch", "timm")},
                 "skipped": [{"id": name, "reason": reason} for name, reason in (origin.skipped if origin else ())],
+                "notes": list(origin.notes) if origin else [],
                 "components": [component.as_dict() for component in self._components],
                 "ids": self._ids,
             }
@@ -203,7 +204,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
         if card["model"] is not None:
             skipped = [[image["id"], image["reason"]] for image in card["skipped"]]
             about = {name: card[name] for name in _ORIGIN}
-            origin = record(Origin, {**about, "skipped": skipped, "images": card["data"]})
+            notes = card.get("notes", [])
+            origin = record(Origin, {**about, "skipped": skipped, "images": card["data"], "notes": notes})
         tolerance = typed(float, card["tolerance"], "tolerance")
         images, dim = len(ids), card["dim"]
     with KIND.reading(tensors_file):

@@ -24,13 +24,15 @@ class Listed:
     """Images, as they were opened.
 
     Attributes:
-        data, split: What `unweave.open_images` opens again.
+        data, split, white, max_pixels: What `unweave.open_images` opens again.
         fingerprint: Of their ids and fields.
     """
 
     data: str
     split: str | None
     fingerprint: str
+    white: float | int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Origin:
         loading: How the model is loaded again; None where it was made of a module.
         attention, nonlinear: The options of `plan` that they were made with.
         images: The image sets that the images are from, where they can be opened again.
+        notes: What was taken for granted when the images were read.
     """
 
     model: str
@@ -61,6 +64,7 @@ class Origin:
     attention: Literal["through", "stop"] = "through"
     nonlinear: Literal["stop", "freeze"] = "stop"
     images: tuple[Listed, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

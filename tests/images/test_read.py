@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unweave.errors import DataError
+from unweave.errors import DataError, DataWarning
 from unweave.images import find_images, read_image
 
 
@@ -76,14 +76,18 @@ def test_palette_transparency_lies_on_white(tmp_path):
 @pytest.mark.parametrize("mode, colour", [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))])
 def test_alpha_lies_on_white(tmp_path, mode, colour):
     Image.new(mode, (2, 2), colour).save(tmp_path / "a.png")
-    assert (pixels(tmp_path / "a.png") == 255).all()
+    with pytest.warns(DataWarning, match="taken for transparency"):
+        assert (pixels(tmp_path / "a.png") == 255).all()
+    Image.new(mode, (2, 2), (*colour[:-1], 255)).save(tmp_path / "b.png")
+    assert (pixels(tmp_path / "b.png") == 0).all()  # which changes nothing, so nothing is said
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
 def test_animation_gives_its_first_frame(tmp_path, name):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
-    assert np.abs(pixels(tmp_path / name)[8, 8].astype(int) - (255, 0, 0)).max() <= 8
+    with pytest.warns(DataWarning, match="only the first of its 2 frames"):
+        assert np.abs(pixels(tmp_path / name)[8, 8].astype(int) - (255, 0, 0)).max() <= 8
 
 
 @pytest.mark.parametrize("mode, colour", [("L", 77), ("1", 1)])
@@ -136,8 +140,9 @@ def test_decompression_bomb(tmp_path):
     content = bytearray(path.read_bytes())
     content[18:26] = struct.pack("<ii", 60000, 60000)
     path.write_bytes(content)
-    with pytest.raises(DataError, match="too large"):
+    with pytest.raises(DataError, match="too large") as caught:
         read_image(path)
+    assert "`max_pixels=3600000000`" in str(caught.value)
 
 
 def test_find_sorts_below_each_folder(tmp_path):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ from typer.core import TyperGroup
 import unweave
 from unweave.cli.ablate import ablate
 from unweave.cli.align import align
-from unweave.cli.console import print_error
+from unweave.cli.console import print_error, print_warning
 from unweave.cli.debias import debias
 from unweave.cli.decompose import decompose
 from unweave.cli.demo import demo
@@ -31,7 +33,7 @@ from unweave.cli.score import score
 from unweave.cli.search import search
 from unweave.cli.segment import segment
 from unweave.cli.store import store
-from unweave.errors import UnweaveError
+from unweave.errors import DataWarning, UnweaveError
 
 __all__ = ["app", "main"]
 
@@ -43,13 +45,28 @@ class _Verbs(TyperGroup):
         """Run the verb."""
         written.clear()
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", DataWarning)
+                warnings.showwarning = _warned(warnings.showwarning)
+                return super().invoke(ctx)
         except UnweaveError as error:
             print_error(error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print_error(interrupted())
             raise typer.Exit(130) from None
+
+
+def _warned(usual: Callable[..., None]) -> Callable[..., None]:
+    """What shows warnings: those about images as the verbs' own."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, DataWarning):
+            print_warning(str(message))
+        else:
+            usual(message, category, *rest, **named)
+
+    return show
 
 
 app = typer.Typer(

@@ -41,6 +41,8 @@ def decompose(
     nonlinear: options.Nonlinear = "stop",
     strict: options.Strict = False,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     on_error: Annotated[Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.")] = "skip",
     device: options.Device = "auto",
     dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="In which numbers.")] = "float32",
@@ -49,7 +51,7 @@ def decompose(
 ) -> None:
     """Write every component's contribution to the representation of each image."""
     with working(f"Reading {model}"):
-        pictures = pictures_of(images, limit)
+        pictures = pictures_of(images, limit, white, max_pixels)
         loaded = model_of(unweave.Loading(model, checkpoint, random_weights, seed, image_size), device, dtype)
         plan = unweave.plan(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict

@@ -34,6 +34,8 @@ def extract(
     output: Annotated[str, typer.Option("--output", "-o", metavar="STORE", help="A folder, or a URL for fsspec.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     append: Annotated[bool, typer.Option("--append", help="Add images that the store does not have yet.")] = False,
     level: Annotated[
         list[str] | None,
@@ -104,7 +106,7 @@ def extract(
 
         part = Part.parse(partition) if partition else Part()
         loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
-        images = unweave.open_images(data, split=split, limit=limit)
+        images = unweave.open_images(data, split=split, limit=limit, white=white, max_pixels=max_pixels)
         settings = Settings(
             levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # which there are, `Settings` says
             select=tuple(select) if select else None,

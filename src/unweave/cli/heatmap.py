@@ -41,6 +41,8 @@ def heatmap(
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     device: options.Device = "auto",
     no_figure: options.NoFigure = False,
     json: options.Json = False,
@@ -50,7 +52,7 @@ def heatmap(
     loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
-        pictures = pictures_of(images, limit)
+        pictures = pictures_of(images, limit, white, max_pixels)
     with reporting() as on_progress:
         heatmaps = unweave.heatmap(
             loaded,

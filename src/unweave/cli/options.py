@@ -16,9 +16,9 @@ SEEDS = 2**32 - 1
 """The largest seed that torch, numpy and scikit-learn all take."""
 
 
-def finite(value: float) -> float:
+def finite(value: float | None) -> float | None:
     """A number that is one: what no range keeps out is NaN."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a number.")
     return value
 
@@ -121,6 +121,27 @@ DrawSeed: TypeAlias = Annotated[
     int, typer.Option("--seed", min=0, max=SEEDS, help="Of everything that is drawn by chance.", rich_help_panel=_WORK)
 ]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, max=MANY, help="Only the first so many images.")]
+_READING = "How files are read"
+
+White: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-9,
+        max=1e15,
+        callback=finite,
+        help="The value that is white in files of more than 8 bits, such as 4095 of 12 bits.",
+        rich_help_panel=_READING,
+    ),
+]
+MaxPixels: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=10**12,
+        help="The most pixels of an image; about 179 million if not given.",
+        rich_help_panel=_READING,
+    ),
+]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=65_536, help="Images at a time.")]
 Samples: TypeAlias = Annotated[int, typer.Option(min=20, max=100_000, help="Of the bootstrap.", rich_help_panel=_WORK)]
 NoFigure: TypeAlias = Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")]

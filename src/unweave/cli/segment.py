@@ -34,6 +34,8 @@ def segment(
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
     device: options.Device = "auto",
     shown: Annotated[int, typer.Option(min=1, max=1000, help="How many images to draw.")] = 5,
     no_figure: options.NoFigure = False,
@@ -44,7 +46,7 @@ def segment(
     loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
-        pictures = unweave.open_images(images, limit=limit)
+        pictures = unweave.open_images(images, limit=limit, white=white, max_pixels=max_pixels)
     with reporting() as on_progress:
         segmentation = unweave.segment(
             loaded,

@@ -44,13 +44,15 @@ def chosen_of(
     return unweave.Highest(scores, tuple(feature or ()), components) if scores else select or None
 
 
-def pictures_of(images: list[str] | None, limit: int | None) -> Any:
+def pictures_of(images: list[str] | None, limit: int | None, white: float | None, max_pixels: int | None) -> Any:
     """Images as a verb names them: a set, several files and folders, or none for the drawn samples."""
     if not images:
         return unweave.sample_images()[:limit]
     if len(images) == 1:
-        return unweave.open_images(images[0], limit=limit)
-    return unweave.find_images(images)[:limit]
+        return unweave.open_images(images[0], limit=limit, white=white, max_pixels=max_pixels)
+    from unweave.images import Reading
+
+    return unweave.find_images(images, Reading(white, max_pixels))[:limit]
 
 
 def pairs_of(texts: list[str] | None, example: str) -> dict[str, list[str]]:

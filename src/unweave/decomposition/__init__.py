@@ -35,7 +35,7 @@ class Options(TypedDict, total=False):
 @overload
 def plan(
     model: Model | nn.Module | str,
-    example: Float[Tensor, "image channel height width"] | None = None,
+    example: Float[Tensor, "image ..."] | None = None,
     *,
     regions: Literal[True],
     **options: Unpack[Options],
@@ -45,14 +45,14 @@ def plan(
 @overload
 def plan(
     model: Model | nn.Module | str,
-    example: Float[Tensor, "image channel height width"] | None = None,
+    example: Float[Tensor, "image ..."] | None = None,
     **options: Unpack[Options],
 ) -> Plan: ...
 
 
 def plan(
     model: Model | nn.Module | str,
-    example: Float[Tensor, "image channel height width"] | None = None,
+    example: Float[Tensor, "image ..."] | None = None,
     *,
     level: Level = "head",
     select: Selection = None,

@@ -68,7 +68,7 @@ class Plan(Shown):
 
     def run(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
@@ -101,7 +101,7 @@ class Plan(Shown):
 
     def project(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         ids: Sequence[str] | None = None,
         *,
@@ -375,7 +375,7 @@ class Plan(Shown):
 
 def make_plan(
     module: nn.Module,
-    example: Float[Tensor, "image channel height width"],
+    example: Float[Tensor, "image ..."],
     *,
     name: str = "module",
     level: Level = "head",

@@ -104,7 +104,7 @@ class RegionPlan(Shown):
 
     def run(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         regions: Regions = "tokens",
         ids: Sequence[str] | None = None,
         *,
@@ -134,7 +134,7 @@ class RegionPlan(Shown):
 
     def project(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image ..."],
         directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         regions: Regions = "tokens",
         ids: Sequence[str] | None = None,
@@ -281,7 +281,7 @@ class _Names:
 
 def make_region_plan(
     module: nn.Module,
-    example: Float[Tensor, "image channel height width"],
+    example: Float[Tensor, "image ..."],
     *,
     name: str = "module",
     level: Level = "head",

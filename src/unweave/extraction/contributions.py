@@ -24,7 +24,7 @@ from unweave.progress import OnProgress, silent
 from unweave.saving import ContributionsWriter
 from unweave.source import Listed, Origin
 
-Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[Tensor, 'image channel height width']"
+Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[Tensor, 'image ...']"
 """Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed already."""
 
 
@@ -86,7 +86,9 @@ def decompose(
     loader = batches(known, pictures, batch_of({planned.level: planned}, width, known.device.type), on_error)
     origin = _origin(known, planned, level, select)
     if isinstance(pictures, ImageSet):
-        origin = replace(origin, images=(Listed(pictures.origin, None, pictures.fingerprint),))
+        reading = pictures.reading
+        listed = Listed(pictures.origin, pictures.split, pictures.fingerprint, reading.white, reading.max_pixels)
+        origin = replace(origin, images=(listed,))
     parts = _runs(planned, known, loader, on_progress)
     return (
         _joined(parts, loader, pictures, origin)
@@ -124,7 +126,7 @@ def _joined(
         ids=ids,
         representation=torch.cat([part.representation.cpu() for part in made]),
         error=torch.cat([part.error.cpu() for part in made]),
-        origin=replace(origin, skipped=tuple(loader.skipped)),
+        origin=replace(origin, skipped=tuple(loader.skipped), notes=_notes(pictures)),
         fields=_fields(pictures, ids),
     )
 
@@ -146,7 +148,7 @@ def _written(
             writer.append(part)
         if not writer.written:
             raise _unread(loader)
-        writer.finish(replace(origin, skipped=tuple(loader.skipped)))
+        writer.finish(replace(origin, skipped=tuple(loader.skipped), notes=_notes(pictures)))
     contributions = Contributions.load(output)
     return replace(contributions, fields=_fields(pictures, contributions.ids))
 
@@ -159,12 +161,18 @@ def _fields(pictures: ImageSet | Sequence[Source], ids: tuple[str, ...]) -> dict
     return {name: [pictures.table[name][rows[key]].as_py() for key in ids] for name in pictures.fields}
 
 
+def _notes(pictures: ImageSet | Sequence[Source]) -> tuple[str, ...]:
+    """What was said while they were read."""
+    reading = getattr(pictures if isinstance(pictures, ImageSet) else pictures[0], "reading", None)
+    return tuple(reading.notes.said.values()) if reading is not None else ()
+
+
 def _unread(loader: Batches) -> DataError:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in loader.skipped[:3])
     return DataError(
         f"None of the {loader.total} images could be read ({reasons}).",
         where=loader.skipped[0][0] if loader.skipped else None,
-        cure="name images that can be read",
+        cure=(loader.failure.cure if loader.failure else None) or "name images that can be read",
     )
 
 

@@ -141,7 +141,9 @@ class Extractor:
     def _opened(self, which: int) -> tuple[ImageSet, dict[str, int]]:
         if which not in self._images:
             listing = self.manifest.listings[which]
-            self._images[which] = open_images(listing.data, split=listing.split)
+            self._images[which] = open_images(
+                listing.data, split=listing.split, white=listing.white, max_pixels=listing.max_pixels
+            )
         if which not in self._places:
             self._places[which] = {name: place for place, name in enumerate(self._images[which].ids)}
         return self._images[which], self._places[which]
@@ -167,9 +169,12 @@ class Extractor:
                 parts.append(self.computed(ids, tensors))
                 on_images(len(ids))
                 ids, tensors = [], []
-        if tensors or not parts:
+        if tensors:
             parts.append(self.computed(ids, tensors))
             on_images(len(ids))
+        elif not parts:  # the shapes of no images; models reshape none of them in ways of their own
+            one = self.computed(["none"], list(self.model.example(1)))
+            parts.append({name: _none(values) for name, values in one.items()})
         return Block(
             number,
             {level: np.concatenate([part["values"][level] for part in parts]) for level in self._plans},
@@ -183,8 +188,7 @@ class Extractor:
     def computed(self, ids: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
         """One batch in the store's numbers."""
         example = self.model.example(1)
-        images = stacked(ids, tensors) if tensors else torch.empty((0, *example.shape[1:]))
-        images = images.to(example.device, example.dtype)
+        images = stacked(ids, tensors).to(example.device, example.dtype)
         found: dict[str, Any] = {"values": {}}
         errors, roundings = [], []
         for level, plan in self._plans.items():
@@ -242,6 +246,11 @@ class Extractor:
                 cure="store float32 (`--store-dtype float32`)",
             )
         return stored
+
+
+def _none(values: Any) -> Any:
+    """Arrays, or a dictionary of arrays, without a row."""
+    return {name: _none(own) for name, own in values.items()} if isinstance(values, dict) else values[:0]
 
 
 def _moved(contributions: Contributions, stored: Tensor) -> Tensor:

@@ -127,7 +127,10 @@ def prepare(
     """
     source = _Source(model, images, settings)
     place, manifest, images = Place(store), source.manifest(), source.images
-    listing = Listing(images.origin, images.split, len(images), images.fingerprint, 0, 0)
+    reading = images.reading
+    listing = Listing(
+        images.origin, images.split, len(images), images.fingerprint, 0, 0, reading.white, reading.max_pixels
+    )
     _refuse_other_files(place)
     # Those who only go on wait for whoever makes the store; who adds images waits for all who work on it.
     wait = settings.wait if append else max(600.0, settings.wait)
@@ -227,6 +230,8 @@ def _gone_on(
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
     gone = len(known - set(images.ids))
     changed = "" if len(fresh) or gone else ", but the fields or files of some have changed"
+    if changed and all(own.white != listing.white for own in manifest.listings):
+        changed = f", but `white` was {manifest.listings[0].white} and is {listing.white}"
     raise StoreError(
         f"The images are not those of the store: {len(fresh)} are new and {gone} are gone{changed}.",
         where=f"{place}, field `fingerprint`",

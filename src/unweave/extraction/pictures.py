@@ -22,7 +22,11 @@ def pictures(view: View, images: Sequence[ImageSet] = ()) -> list[Picture]:
     """
     wanted, pictured = set(view.ids), dict[str, Picture]()
     listed = view.origin.images if view.origin is not None else ()
-    for images_there in chain(images, (open_images(listing.data, split=listing.split) for listing in listed)):
+    opened = (
+        open_images(listing.data, split=listing.split, white=listing.white, max_pixels=listing.max_pixels)
+        for listing in listed
+    )
+    for images_there in chain(images, opened):
         pictured |= {name: images_there[row] for row, name in enumerate(images_there.ids) if name in wanted}
         if len(pictured) == len(wanted):
             break

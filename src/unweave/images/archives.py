@@ -13,14 +13,16 @@ from PIL import Image
 
 from unweave.errors import DataError, UnweaveError
 from unweave.hub import fetching
+from unweave.images.decoding import picture_of
 from unweave.images.imageset import Field, ImageSet, columns
-from unweave.images.read import SUFFIXES, read_image
+from unweave.images.read import SUFFIXES
+from unweave.images.reading import Reading
 from unweave.notation import LARGEST, parse_json
 
 _WHOLE = "use tars that are whole and not compressed"
 
 
-def webdataset(path: str) -> ImageSet:
+def webdataset(path: str, reading: Reading) -> ImageSet:
     """Tars of samples, as WebDataset keeps them: files of one name and several endings are one sample.
 
     An image's id is the tar's name and the sample's. Text beside it (`.cls`, `.txt`) and the fields of a `.json` file
@@ -29,6 +31,7 @@ def webdataset(path: str) -> ImageSet:
 
     Args:
         path: A tar, a folder of tars, or a pattern such as `train-*.tar`.
+        reading: How its images are read.
 
     Raises:
         DataError: There is no such tar, or one is damaged or compressed.
@@ -50,9 +53,9 @@ def webdataset(path: str) -> ImageSet:
         own, file, offset, size, _ = samples[row]
         with Path(file).open("rb") as tar:
             tar.seek(offset)
-            return read_image(io.BytesIO(tar.read(size)), name=own)
+            return picture_of(io.BytesIO(tar.read(size)), own, reading)
 
-    return ImageSet(path, columns(rows, where=path), read)
+    return ImageSet(path, columns(rows, where=path), read, reading=reading)
 
 
 def _samples(file: str, shard: str) -> list[tuple[str, str, int, int, dict[str, Field]]]:
@@ -106,7 +109,7 @@ def _said(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, file: str)
     }
 
 
-def huggingface(name: str, split: str | None = None) -> ImageSet:
+def huggingface(name: str, split: str | None, reading: Reading) -> ImageSet:
     """A dataset of Hugging Face with a column of images, from a folder or from the hub.
 
     A column of classes becomes `label` in words; other plain columns keep their names. The id is a column `id` or
@@ -115,6 +118,7 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
     Args:
         name: The folder that `save_to_disk` wrote, or the name on the hub (`ORG/NAME`).
         split: Which split; needed where there are several.
+        reading: How its files are read.
 
     Raises:
         DataError: The library is not installed, there is no such dataset or split, or it has no images.
@@ -163,9 +167,9 @@ def huggingface(name: str, split: str | None = None) -> ImageSet:
         with lock:  # a dataset is not made for several threads
             cell: dict[str, Any] = found[row][image]
         content = cell["bytes"]
-        return read_image(io.BytesIO(content) if content is not None else cell["path"], name=str(rows["id"][row]))
+        return picture_of(io.BytesIO(content) if content is not None else cell["path"], str(rows["id"][row]), reading)
 
-    return ImageSet(name, columns(rows, where=name), read, mark=found._fingerprint)
+    return ImageSet(name, columns(rows, where=name), read, mark=found._fingerprint, reading=reading)
 
 
 def _row_ids(found: Any, split: str | None) -> list[Field]:

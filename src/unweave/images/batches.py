@@ -13,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from unweave.errors import DataError
+from unweave.images.reading import Note, keeping
 
 _NARROW = 200
 """How many times longer than its short side an image may be."""
@@ -40,7 +41,11 @@ class Preprocessor(Protocol):
     """Whatever turns a picture into a model's input; every `Model` does."""
 
     def preprocess(self, image: Image, /) -> Tensor:
-        """`[3, height, width]`."""
+        """What the model takes of one image, such as `[channel, height, width]`."""
+
+
+_Read: TypeAlias = tuple[Tensor | DataError, list[Note]]
+"""An image's tensor, or why there is none; and what there is to say of it."""
 
 
 class Skipped(NamedTuple):
@@ -53,12 +58,14 @@ class Skipped(NamedTuple):
 class Batches:
     """Batches of preprocessed images, in the order of the images.
 
-    Iterating yields `(ids, tensor [image, 3, height, width])`. Every batch but the last is full: the place of a
-    broken image is taken by the next one. While the caller works on a batch, threads decode the images of the
-    following one, so at most two batches are held. Each iteration starts from the first image.
+    Iterating yields `(ids, tensor [image, channel, height, width])`, or what else the model takes of each image. Every
+    batch but the last is full: the place of a broken image is taken by the next one. While the caller works on a batch,
+    threads decode the images of the following one, so at most two batches are held. Each iteration starts from the
+    first image.
 
     Attributes:
         skipped: The images left out so far in the current iteration, with their reasons.
+        failure: Why the first of them was.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Batches:
             raise DataError(f"A batch of {batch_size} images is not possible.", cure="use a batch size of 1 or more")
         self._model, self._images, self._batch_size, self._on_error = model, images, batch_size, on_error
         self.skipped: list[Skipped] = []
+        self.failure: DataError | None = None
 
     @property
     def total(self) -> int:
@@ -94,6 +102,7 @@ class Batches:
             if isinstance(found, DataError):
                 if self._on_error == "raise":
                     raise found
+                self.failure = found if not self.skipped else self.failure
                 self.skipped.append(Skipped(image.id, found.what))
                 continue
             tensors.append(found)
@@ -116,7 +125,7 @@ def decoded(
         ahead: How many images are read before they are asked for.
     """
     coming = iter(images)
-    waiting: deque[tuple[AnySource, Future[Tensor | DataError]]] = deque()
+    waiting: deque[tuple[AnySource, Future[_Read]]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="unweave-images")
     try:
         while True:
@@ -125,24 +134,55 @@ def decoded(
             if not waiting:
                 return
             image, future = waiting.popleft()
-            yield image, future.result()
+            found, kept = future.result()
+            for note in kept:
+                note.say()
+            yield image, found
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tensor(model: Preprocessor, image: Source) -> Tensor | DataError:
+def _tensor(model: Preprocessor, image: Source) -> _Read:
+    with keeping() as kept:
+        try:
+            return input_of(model, image.read(), image.id), kept
+        except DataError as error:
+            return error, kept
+
+
+def input_of(model: Preprocessor, picture: Image, name: str) -> Tensor:
+    """A picture as the model's own input, without the axis of images.
+
+    Args:
+        model: Its `preprocess` turns a picture into a tensor.
+        picture: What was read.
+        name: Of the image, for messages.
+
+    Raises:
+        DataError: The picture is too narrow, merely stands for what the model does not take (more bands, a clip), or
+            the preprocessing fails.
+    """
+    # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow along without bound.
+    if max(picture.size) > _NARROW * min(picture.size):
+        raise DataError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=name)
     try:
-        picture = image.read()
-        # Preprocessings enlarge the short side to hundreds of pixels, and the long side would grow along without bound.
-        if max(picture.size) > _NARROW * min(picture.size):
-            return DataError("The image is too narrow: {} x {} pixels.".format(*picture.size), where=image.id)
+        tensor = model.preprocess(picture)
     except DataError as error:
-        return error
-    try:
-        return model.preprocess(picture)
+        raise DataError(error.what, where=name, cure=error.cure) from None
     # A preprocessing is anybody's code, and one odd picture must not end the run.
     except Exception as error:
-        return DataError(f"The preprocessing failed: {error}", where=image.id)
+        raise DataError(f"The preprocessing failed: {error}", where=name) from error
+    beside: list[_Beside] = [picture.info[kind] for kind in ("bands", "frames") if kind in picture.info]
+    for one in beside:
+        one.check(getattr(model, "input_size", (None,))[0])
+    return tensor
+
+
+class _Beside(Protocol):
+    """What a picture stands for: the numbers of a file, or the frames of a clip."""
+
+    def check(self, channels: int | None) -> None:
+        """Refuse a preprocessing that needed it and saw the picture alone."""
 
 
 def batches(model: Preprocessor, images: Sequence[Source], batch_size: int, on_error: OnError = "skip") -> Batches:

@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from unweave.errors import DataError
+from unweave.images.decoding import picture_of
 from unweave.images.imageset import Field, ImageSet, columns
-from unweave.images.read import ImageFile, find_images, read_image
+from unweave.images.read import ImageFile, find_images
+from unweave.images.reading import Reading
 from unweave.images.tables import check_names, plain, read_csv
 from unweave.notation import parse_xml
 
@@ -23,7 +25,7 @@ KINDS = ("land", "water")
 """Of birds, and of what is behind them, in the order of Waterbirds' numbers."""
 
 
-def folder(path: str) -> ImageSet:
+def folder(path: str, reading: Reading) -> ImageSet:
     """All images below a folder, or one image, sorted by path.
 
     A first folder that is called like a split gives `split`; the next one that all images of the set have gives
@@ -32,7 +34,7 @@ def folder(path: str) -> ImageSet:
     Raises:
         DataError: See `find_images`.
     """
-    images = find_images(path)
+    images = find_images(path, reading)
     parts = [image.id.split("/")[:-1] for image in images]
     rows: dict[str, Sequence[Field]] = {}
     if all(own and own[0].lower() in SPLITS for own in parts):
@@ -40,15 +42,17 @@ def folder(path: str) -> ImageSet:
         parts = [own[1:] for own in parts]
     if all(parts):
         rows["label"] = [own[0] for own in parts]
-    return from_files(path, images, rows)
+    return from_files(path, images, rows, reading)
 
 
-def from_files(origin: str, images: Sequence[ImageFile], rows: dict[str, Sequence[Field]]) -> ImageSet:
+def from_files(
+    origin: str, images: Sequence[ImageFile], rows: dict[str, Sequence[Field]], reading: Reading
+) -> ImageSet:
     """An image set of files, to whose fields their sizes are added."""
     paths = [image.path for image in images]
     sizes = [_size(path) for path in paths]
     table = columns({"id": [image.id for image in images], **rows, "bytes": sizes}, where=origin)
-    return ImageSet(origin, table, lambda row: read_image(paths[row]))
+    return ImageSet(origin, table, lambda row: picture_of(paths[row], None, reading), reading=reading)
 
 
 def _size(path: Path) -> int | None:
@@ -58,7 +62,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def imagenet(path: str) -> ImageSet:
+def imagenet(path: str, reading: Reading) -> ImageSet:
     """ImageNet as it is usually kept, with a `label` (the synset) and a `split`.
 
     Layouts: `train/n01440764/x.JPEG`, with or without the split's folder or `ILSVRC/Data/CLS-LOC` before it; and
@@ -70,7 +74,7 @@ def imagenet(path: str) -> ImageSet:
     """
     root = Path(path)
     data = next((one for one in (root / "ILSVRC/Data/CLS-LOC", root / "Data/CLS-LOC") if one.is_dir()), root)
-    images = find_images(data)
+    images = find_images(data, reading)
     known = _solutions(root, data)
     splits: list[Field] = []
     labels: list[Field] = []
@@ -85,7 +89,7 @@ def imagenet(path: str) -> ImageSet:
             where=images[labels.index(None)].id,
             cure="sort the images into folders of their classes, or put LOC_val_solution.csv beside them",
         )
-    return from_files(path, images, {"split": splits, "label": labels})
+    return from_files(path, images, {"split": splits, "label": labels}, reading)
 
 
 def _solutions(root: Path, data: Path) -> dict[str, str]:
@@ -115,7 +119,7 @@ def _solutions(root: Path, data: Path) -> dict[str, str]:
     return known
 
 
-def waterbirds(path: str) -> ImageSet:
+def waterbirds(path: str, reading: Reading) -> ImageSet:
     """Waterbirds as published (`metadata.csv`), or cleaned (class folders, the background in the file's name).
 
     Fields: `label` (`land` or `water`: the bird), `place` (the background), `group` (2 x label + place, as published),
@@ -125,16 +129,16 @@ def waterbirds(path: str) -> ImageSet:
         DataError: There is no such folder, or the table or a file's name is not of this shape.
     """
     root = Path(path)
-    return _published(root) if (root / "metadata.csv").is_file() else _cleaned(root)
+    return _published(root, reading) if (root / "metadata.csv").is_file() else _cleaned(root, reading)
 
 
-def _published(root: Path) -> ImageSet:
+def _published(root: Path, reading: Reading) -> ImageSet:
     table = root / "metadata.csv"
     rows = read_csv(table, ("img_filename", "y", "place", "split"))
     images = [ImageFile(name, root / name) for name in rows["img_filename"]]
     birds, places = (_numbers(rows[name], 2, name, table) for name in ("y", "place"))
     splits = [("train", "val", "test")[number] for number in _numbers(rows["split"], 3, "split", table)]
-    return from_files(str(root), images, _grouped(birds, places) | {"split": splits})
+    return from_files(str(root), images, _grouped(birds, places) | {"split": splits}, reading)
 
 
 def _numbers(cells: Sequence[str], count: int, column: str, table: Path) -> list[int]:
@@ -149,8 +153,8 @@ def _numbers(cells: Sequence[str], count: int, column: str, table: Path) -> list
     return [known[cell] for cell in cells]
 
 
-def _cleaned(root: Path) -> ImageSet:
-    images = find_images(root)
+def _cleaned(root: Path, reading: Reading) -> ImageSet:
+    images = find_images(root, reading)
     birds, places, splits = [], [], []
     for image in images:
         *folders, name = image.id.lower().split("/")
@@ -166,7 +170,7 @@ def _cleaned(root: Path) -> ImageSet:
         places.append(behind[0])
         splits.append(next((SPLITS[one] for one in folders if one in SPLITS), None))
     rows = _grouped(birds, places)
-    return from_files(str(root), images, rows if None in splits else rows | {"split": splits})
+    return from_files(str(root), images, rows if None in splits else rows | {"split": splits}, reading)
 
 
 def _words(text: str) -> list[str]:
@@ -178,11 +182,11 @@ def _grouped(birds: list[int], places: list[int]) -> dict[str, Sequence[Field]]:
     return {"label": [KINDS[bird] for bird in birds], "place": [KINDS[one] for one in places], "group": groups}
 
 
-def manifest(path: str) -> ImageSet:
+def manifest(path: str, reading: Reading) -> ImageSet:
     """A table of images (CSV or Parquet): `path`, and whatever fields there are; the `id` is the path if not given.
 
-    Paths are relative to the table's folder, or absolute. In a CSV file a column is one of numbers where these are
-    written as numbers are: `7` is one, `007` is text.
+    Paths are relative to the table's folder, or absolute. In a CSV file a column is one of numbers where each is
+    written as that number is written: `7` and `1.5` are, `007` and `1.50` are text.
 
     Raises:
         DataError: The table cannot be read, has no column `path` or one twice, or what is in it are no paths.
@@ -201,7 +205,7 @@ def manifest(path: str) -> ImageSet:
     fields: dict[str, Sequence[Field]] = {
         name: [_field(cell) for cell in cells] for name, cells in rows.items() if name != "bytes"
     }
-    return from_files(path, images, fields)
+    return from_files(path, images, fields, reading)
 
 
 def _csv(path: str) -> dict[str, Sequence[Field]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from unweave.errors import DataError
+from unweave.images.reading import Reading
 
 Field = str | int | float | bool | None
 
@@ -59,6 +60,7 @@ class ImageSet(Sequence[Picture]):
         read_mask: Where the object is in it; None where that is not known.
         split: The split that it was opened with.
         mark: What else tells this set from another with the same table.
+        reading: How its files are read, and what was said of them.
     """
 
     origin: str
@@ -67,6 +69,7 @@ class ImageSet(Sequence[Picture]):
     read_mask: Callable[[int], Bool[np.ndarray, "height width"]] | None = None
     split: str | None = None
     mark: str = ""
+    reading: Reading = field(default_factory=Reading)
     _rows: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -108,11 +111,17 @@ class ImageSet(Sequence[Picture]):
         some = "" if self._rows is None else f".take({list(self._rows)})"
         if self._rows == range(len(self)):
             some = f"[:{len(self)}]"
-        return f"unweave.open_images({self.origin!r}){some}"
+        options = "".join(f", {name}={value!r}" for name, value in self.reading.options.items())
+        return f"unweave.open_images({self.origin!r}{options}){some}"
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that open it again, as far as that is known."""
-        return [self.origin, *([] if self._rows is None else ["--limit", str(len(self))])]
+        options = [
+            word
+            for name, value in self.reading.options.items()
+            for word in (f"--{name.replace('_', '-')}", f"{value:g}")
+        ]
+        return [self.origin, *([] if self._rows is None else ["--limit", str(len(self))]), *options]
 
     def take(self, places: Sequence[int]) -> ImageSet:
         """Only the images at these places, in this order."""
@@ -125,7 +134,7 @@ class ImageSet(Sequence[Picture]):
         return self.take([place for place, own in enumerate(self.ids) if own not in known])
 
     def where(self, field: str, value: Field) -> ImageSet:
-        """Only the images of which a field has a value.
+        """Only the images of which a field has a value, or one of the same text.
 
         Raises:
             DataError: There is no such field, or no image has this value; the message lists those that there are.
@@ -137,7 +146,7 @@ class ImageSet(Sequence[Picture]):
                 cure=f"their fields are {', '.join(self.fields)}" if self.fields else "leave it out",
             )
         values = self.table[field].to_pylist()
-        places = [place for place, own in enumerate(values) if own == value]
+        places = [place for place, own in enumerate(values) if own == value or str(own) == str(value)]
         if not places:
             known = sorted({str(own) for own in values})[:10]
             raise DataError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
@@ -145,8 +154,9 @@ class ImageSet(Sequence[Picture]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of ids and fields in their order: the same wherever the same images lie."""
-        return fingerprint(self.table, self.mark)
+        """The SHA-256 of ids and fields in their order, and of what is white: the same wherever the same images lie."""
+        white = f"white={self.reading.white:g}" if self.reading.white is not None else ""
+        return fingerprint(self.table, self.mark + white)
 
 
 def fingerprint(table: pa.Table, mark: str = "") -> str:

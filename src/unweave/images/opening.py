@@ -10,9 +10,11 @@ from pathlib import Path
 
 from unweave.errors import ArgumentError, DataError
 from unweave.images.archives import huggingface, webdataset
+from unweave.images.clips import clips
 from unweave.images.folders import folder, imagenet, manifest, waterbirds
 from unweave.images.imageset import ImageSet
 from unweave.images.masks import masked, segmentation
+from unweave.images.reading import Reading
 
 
 def _pocket(name: str) -> ImageSet:
@@ -21,11 +23,12 @@ def _pocket(name: str) -> ImageSet:
     return pocket(name)
 
 
-KINDS: dict[str, Callable[[str], ImageSet]] = {
+KINDS: dict[str, Callable[[str, Reading], ImageSet]] = {
     "folder": folder,
     "manifest": manifest,
     "imagenet": imagenet,
     "waterbirds": waterbirds,
+    "clips": clips,
     "masks": masked,
     "segmentation": segmentation,
     "webdataset": webdataset,
@@ -33,19 +36,28 @@ KINDS: dict[str, Callable[[str], ImageSet]] = {
 """Kinds of image sets that lie at a path; `KIND:PATH` says which one it is."""
 
 
-def open_images(data: str | os.PathLike[str], *, split: str | None = None, limit: int | None = None) -> ImageSet:
+def open_images(
+    data: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    white: float | int | None = None,
+    max_pixels: int | None = None,
+) -> ImageSet:
     """An image set, in an order that is always the same.
 
     Args:
         data: A folder, a table (`.csv`, `.parquet`), tars (`.tar`), `gtsegs_ijcv.mat`, the folder of a dataset as
             published (ImageNet, Waterbirds, a dataset of Hugging Face); the same with a kind before it
-            (`waterbirds:FOLDER`, one of `KINDS`) where it cannot be told; `hf/ORG/NAME` for a dataset on Hugging Face's
-            hub; `pocket/evaluation`, `pocket/world/SEED/COUNT` or `pocket/birds/SEED/SPLIT/COUNT`.
+            (`waterbirds:FOLDER`, one of `KINDS`) where it cannot be told; `clips:FOLDER`, where each folder of frames
+            is an image; `hf/ORG/NAME` for a dataset on Hugging Face's hub; `pocket/evaluation`,
+            `pocket/world/SEED/COUNT` or `pocket/birds/SEED/SPLIT/COUNT`.
         split: Only the images of this split.
         limit: Only the first so many.
+        white, max_pixels: How files are read (see `unweave.images.read_image`).
 
     Raises:
-        ArgumentError: `data` is no name, or the limit is no number of images.
+        ArgumentError: `data` is no name, or a number is out of range.
         DataError: There are no such images.
     """
     if not isinstance(data, (str, os.PathLike)):
@@ -57,7 +69,7 @@ def open_images(data: str | os.PathLike[str], *, split: str | None = None, limit
         raise ArgumentError(f"There cannot be {limit} images.", cure="use a limit of 1 or more, or none")
     data = os.fspath(data)
     try:
-        found = replace(_opened(data, split), origin=lasting(data), split=split)
+        found = replace(_opened(data, split, Reading(white, max_pixels)), origin=lasting(data), split=split)
     except OSError as error:
         raise DataError(
             f"The images cannot be read: {error.strerror or error}.", where=data, cure="check the path to the images"
@@ -75,18 +87,18 @@ def lasting(data: str) -> str:
     return f"{prefix}{Path(path).resolve()}" if there else data
 
 
-def _opened(data: str, split: str | None) -> ImageSet:
+def _opened(data: str, split: str | None, reading: Reading) -> ImageSet:
     kind, colon, rest = data.partition(":")
     if colon and kind == "hf":
-        return huggingface(rest, split)
+        return huggingface(rest, split, reading)
     if colon and kind in KINDS:
-        return KINDS[kind](rest)
+        return KINDS[kind](rest, reading)
     path = Path(data)
     if not _exists(path):
         if data.startswith("pocket/"):
             return _pocket(data.removeprefix("pocket/"))
         if data.startswith("hf/"):
-            return huggingface(data.removeprefix("hf/"), split)
+            return huggingface(data.removeprefix("hf/"), split, reading)
         if not (data.endswith(".tar") and any(sign in data for sign in "*?[")):
             raise DataError(
                 "There are no such images.",
@@ -94,7 +106,8 @@ def _opened(data: str, split: str | None) -> ImageSet:
                 cure="name a folder, a table (.csv, .parquet), tars, `hf/ORG/NAME` or `pocket/evaluation`; "
                 f"or put a kind before a path: {', '.join(KINDS)}",
             )
-    return KINDS[_kind(path)](data) if _kind(path) != "hf" else huggingface(data, split)
+    kind = _kind(path)
+    return huggingface(data, split, reading) if kind == "hf" else KINDS[kind](data, reading)
 
 
 def _exists(path: Path) -> bool:

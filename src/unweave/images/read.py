@@ -1,24 +1,19 @@
-"""Finding image files and reading them as upright 8-bit RGB.
-
-Files come in more shapes than models take: 16-bit greyscale scans, CMYK prints, palettes with a transparent entry,
-animations, photographs held sideways. `read_image` maps each to the RGB picture that a viewer would show, and refuses
-what it would have to guess, such as floating-point values without a known range.
-"""
+"""Finding image files, and reading them as upright 8-bit RGB."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from io import BufferedIOBase
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from unweave.errors import DataError
+from unweave.images.decoding import picture_of
+from unweave.images.reading import Reading
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -28,6 +23,9 @@ SUFFIXES = frozenset((
 # fmt: on
 """What counts as an image inside a folder, in either case. A file that is named itself is read whatever its suffix."""
 
+ARRAYS = frozenset((".npy",))
+"""What counts as one as well, in a folder that has no others: beside photographs arrays are something else."""
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -36,17 +34,22 @@ class ImageFile:
     Attributes:
         id: The path below the folder it was found in, with forward slashes; the file's name where it was given itself.
         path: Where it lies.
+        reading: How it is read.
     """
 
     id: str
     path: Path
+    reading: Reading = field(default_factory=Reading, compare=False, repr=False)
 
     def read(self) -> Image.Image:
         """The upright RGB picture (see `read_image`)."""
-        return read_image(self.path)
+        return picture_of(self.path, None, self.reading)
 
 
-def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[ImageFile]:
+def find_images(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    reading: Reading | None = None,
+) -> list[ImageFile]:
     """All images named by files and folders, folders searched to the bottom.
 
     The order is that of the given paths, and within a folder that of the ids; hidden files and folders are passed
@@ -55,6 +58,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
     Args:
         paths: One path or several.
+        reading: How they are read.
 
     Raises:
         DataError: A path does not exist or cannot be listed, or a folder holds no images.
@@ -68,8 +72,9 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         raise DataError("No images were named.", cure="give image files or folders")
     counts = Counter(image.id for _, image in found.values())
     clashing = {root for root, image in found.values() if counts[image.id] > 1}
+    reading = reading or Reading()
     return [
-        replace(image, id=_printable(image.path.as_posix())) if root in clashing else image
+        replace(image, id=_printable(image.path.as_posix()) if root in clashing else image.id, reading=reading)
         for root, image in found.values()
     ]
 
@@ -79,7 +84,7 @@ def _below(root: Path) -> list[ImageFile]:
         return [ImageFile(_printable(root.name), root)]
     if not root.is_dir():
         raise DataError("There is no such file or folder.", where=str(root), cure="check the path to the images")
-    images, others, visited = [], Counter[str](), set()
+    images, arrays, others, visited = list[ImageFile](), list[ImageFile](), Counter[str](), set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unlistable):
         real = os.path.realpath(folder)
         folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
@@ -90,10 +95,12 @@ def _below(root: Path) -> list[ImageFile]:
             path = Path(folder, name)
             if name.startswith(".") or not path.is_file():
                 continue
-            if path.suffix.lower() in SUFFIXES:
-                images.append(ImageFile(_printable(path.relative_to(root).as_posix()), path))
+            if path.suffix.lower() in SUFFIXES | ARRAYS:
+                kind = images if path.suffix.lower() in SUFFIXES else arrays
+                kind.append(ImageFile(_printable(path.relative_to(root).as_posix()), path))
             else:
                 others[path.suffix.lower() or "no suffix"] += 1
+    images = images or arrays
     if not images:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(3))
         holds = f"It holds no images, only other files ({kinds})." if others else "The folder is empty."
@@ -110,72 +117,31 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_image(source: str | os.PathLike[str] | BufferedIOBase, *, name: str | None = None) -> Image.Image:
+def read_image(
+    source: str | os.PathLike[str] | BufferedIOBase,
+    *,
+    name: str | None = None,
+    white: float | int | None = None,
+    max_pixels: int | None = None,
+) -> Image.Image:
     """One image file as upright 8-bit RGB.
 
-    The EXIF rotation is applied, transparency is laid on white, 16-bit greyscale is scaled (65535 becomes 255), and
-    of an animation the first frame is taken.
+    The EXIF rotation is applied, transparency is laid on white, numbers of more than 8 bits are scaled (white becomes
+    255), and of an animation or of several pages the first is taken. What is taken for granted so is said, as a
+    `DataWarning`. Numbers that the picture does not hold (more bits, more than three bands) lie beside it as
+    `picture.info["bands"]`, for `unweave.models.preprocessing.bands`.
 
     Args:
-        source: Where the file lies, or the file itself.
+        source: Where the file lies, or the file itself: whatever Pillow reads, `.npy`, and, with `unweave[tiff]`, any
+            TIFF.
         name: What to call it in messages; the path if not given.
+        white: The value that is white, in files of more than 8 bits: 4095 for 12 bits. Where it is not given it is
+            what the file's tags say, else the largest that fits (65535; 1 for floating-point numbers).
+        max_pixels: The most pixels that an image may have, where Pillow's limit (about 179 million) is too low.
 
     Raises:
+        ArgumentError: One of the numbers is not positive.
         DataError: The file is missing, empty, truncated, not an image, too large to decode safely, or holds numbers
             whose range is unknown.
     """
-    where = name or str(source)
-    try:
-        if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
-            raise DataError("The file is empty.", where=where)
-        with Image.open(source, formats=formats()) as image:  # type: ignore[arg-type]  # it asks for less than IO
-            image.load()
-            return rgb(_upright(image))
-    except DataError as error:
-        raise DataError(error.what, where=where, cure=error.cure) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"The image is too large to decode safely: {error}", where=where) from error
-    except UnidentifiedImageError as error:
-        raise DataError("This is not an image in a known format.", where=where) from error
-    # Decoders of damaged files raise whatever their parsing trips over, so no narrower list is complete.
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"The image cannot be decoded: {reason.strip(' .')}.", where=where) from error
-
-
-@cache
-def formats() -> list[str]:
-    """Whatever Pillow reads by itself: for PostScript it would start another program, whatever the file is called."""
-    Image.init()
-    return [name for name in Image.OPEN if name != "EPS"]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    # The pixels are whole; a damaged tag beside them only means that no rotation is known.
-    except Exception:
-        return image
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """A decoded picture of any mode as 8-bit RGB."""
-    if image.mode.startswith("I"):
-        return _scaled(image, 65535, "32-bit integers")
-    if image.mode == "F":
-        return _scaled(image, 1, "floating-point numbers")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scaled(image: Image.Image, white: int, kind: str) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= white):
-        raise DataError(
-            f"The image holds {kind} from {low:g} to {high:g}, and which of them is white is unknown.",
-            cure=f"scale the values to 0 ... {white:g}, or save the image with 8 bits",
-        )
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+    return picture_of(source, name, Reading(white, max_pixels))

@@ -18,6 +18,11 @@ def squares(images: Iterable[Image.Image]) -> UInt8[np.ndarray, "image side side
     for image in images:
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        middle = image.crop((left, top, left + edge, top + edge))
-        middles.append(np.asarray(middle.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)))
+        box = (
+            left,
+            top,
+            left + edge,
+            top + edge,
+        )  # cutting it out first would hold very large images to Pillow's limit
+        middles.append(np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, box=box)))
     return np.array(middles, np.uint8).reshape(-1, _SIDE, _SIDE, 3)

@@ -68,16 +68,16 @@ def check_names(names: Sequence[str], needed: Sequence[str], *, where: str) -> N
 
 _KINDS: tuple[tuple[Callable[[str], Field], re.Pattern[str]], ...] = (
     (int, re.compile(r"0|-?[1-9][0-9]{0,17}")),
-    (float, re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")),
-    (lambda text: text.lower() == "true", re.compile("true|false|True|False|TRUE|FALSE")),
+    (float, re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+|-?[1-9](\.[0-9]+)?e[-+][0-9]{2,3}")),
+    (lambda text: text == "True", re.compile("True|False")),
 )
 """What cells may be besides text, and how each is written."""
 
 
 def plain(cells: Sequence[str]) -> list[Field]:
-    """Cells as numbers or truth values, where these are written so that nothing is lost; else as text.
+    """Cells as numbers or truth values, where each is written as that value is: its text is the cell's; else as text.
 
-    `7` is a number and `007` is not: beside each other they are two values, and as numbers they would be one.
+    `7` and `1.0` are numbers; `007`, `1.50` and `true` are text, and so is a column of `1` and `1.0`.
 
     Args:
         cells: Of one column; an empty one is a value that is missing, where the others are numbers or truth values.
@@ -85,6 +85,6 @@ def plain(cells: Sequence[str]) -> list[Field]:
     texts = set(cells) - {""}
     for kind, form in _KINDS:
         values = {text: kind(text) for text in texts} if all(map(form.fullmatch, texts)) else {}
-        if len(set(values.values())) == len(texts):
+        if values and all(str(value) == text for text, value in values.items()):
             return [values.get(cell) for cell in cells]
     return list(cells)

@@ -142,8 +142,8 @@ def _source(module: nn.Module, config: Any, processor: Any) -> Source:
     def process(image: Image.Image) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    channels, height, width = process(Image.new("RGB", (640, 480))).shape
-    return Source(module, process, _described(settings), (channels, height, width))
+    _, height, width = process(Image.new("RGB", (640, 480))).shape
+    return Source(module, process, _described(settings), (input_size[0], height, width))
 
 
 def _described(settings: dict[str, Any]) -> dict[str, Any]:

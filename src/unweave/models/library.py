@@ -22,7 +22,7 @@ from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.loading import Loading
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
-from unweave.models.preprocessing import Preprocess
+from unweave.models.preprocessing import Preprocess, Size, fitted
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 from unweave.pocket.networks import NETWORKS
@@ -137,7 +137,7 @@ class Source:
     module: nn.Module
     preprocess: Preprocess
     preprocessing: dict[str, Any]
-    input_size: tuple[int, int, int]
+    input_size: Size
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
     returns: Returns = "features"
     missing: frozenset[str] = frozenset()
@@ -209,13 +209,14 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             where=id,
             cure="use the configuration that the weights were saved with, or `random_weights`",
         )
+    preprocess, preprocessing = fitted(source.preprocess, source.preprocessing, source.input_size[-3])
     return Model(
         id=id,
         module=module,
         readout=parts.body,
         classifier=parts.classifier,
-        preprocess=source.preprocess,
-        preprocessing=source.preprocessing,
+        preprocess=preprocess,
+        preprocessing=preprocessing,
         input_size=source.input_size,
         loading=loading,
     )

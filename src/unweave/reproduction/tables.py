@@ -16,7 +16,7 @@ from unweave.alignment import Aligner, aligned
 from unweave.attribution import score
 from unweave.errors import ArgumentError, DataError
 from unweave.figures import MapRow, maps_figure, save_figure
-from unweave.images import ImageSet, open_images
+from unweave.images import ImageSet, input_of, open_images
 from unweave.models import Model
 from unweave.reproduction.setting import Setting, Subject
 from unweave.store import Store
@@ -213,7 +213,7 @@ def heatmaps(setting: Setting, subject: Subject) -> list[Row]:
     setting.say(f"{subject.name}: mapping {len(images)} images")
     rows, seconds, plain, inside = list[MapRow](), list[float](), list[float](), list[float]()
     for number, picture in enumerate(images):
-        pixels = model.preprocess(picture.read())[None].to(model.device, model.dtype)
+        pixels = input_of(model, picture.read(), picture.id)[None].to(model.device, model.dtype)
         own = target.take([target.place(str(picture.fields["label"]))])
         if number == 0:  # what is made once for each model is not timed
             mapper(pixels, own)

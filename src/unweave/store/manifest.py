@@ -45,7 +45,7 @@ class Listing:
     """Images that were listed at one time, and where their rows are.
 
     Attributes:
-        data, split: What they were opened as (see `unweave.images.open_images`).
+        data, split, white, max_pixels: What they were opened as (see `unweave.images.open_images`).
         images: How many there are.
         fingerprint: Of their ids and fields.
         first, blocks: The first of the blocks that hold them, and how many those are.
@@ -57,6 +57,8 @@ class Listing:
     fingerprint: str
     first: int
     blocks: int
+    white: float | int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)

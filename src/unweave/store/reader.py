@@ -322,7 +322,10 @@ class Store:
             known.loading,
             known.attention,
             known.nonlinear,
-            tuple(Listed(listing.data, listing.split, listing.fingerprint) for listing in known.listings),
+            tuple(
+                Listed(listing.data, listing.split, listing.fingerprint, listing.white, listing.max_pixels)
+                for listing in known.listings
+            ),
         )
 
     def agree(self, **other: Any) -> None:

@@ -449,7 +449,8 @@ def heatmap(
         on_progress("mapping images", len(parts) + len(loader.skipped), len(pictured))
     if not parts:
         name, reason = loader.skipped[0]
-        raise DataError(f"None of the images could be read ({reason}).", where=name)
+        cure = loader.failure.cure if loader.failure else None
+        raise DataError(f"None of the images could be read ({reason}).", where=name, cure=cure)
     read = {picture.id: picture for picture in pictured[:]}
     pixels = [as_pixels(viewed(loaded.preprocess, read[part.ids[0]].read())) for part in parts[:_ROWS]]
     skipped = [{"id": name, "reason": reason} for name, reason in loader.skipped]
@@ -458,11 +459,12 @@ def heatmap(
 
 def viewed(preprocess: Callable[[Image.Image], Tensor], picture: Image.Image) -> Float[np.ndarray, "height width 3"]:
     """A picture as the model sees it, cut and scaled, 0 ... 1: the preprocessing without its normalisation, which is
-    told from what it makes of black and of white.
+    told from what it makes of black and of white. Of many bands, and of clips, the picture that stands for them.
     """
+    preprocess = getattr(preprocess, "pictured", preprocess)
     black, white = (preprocess(Image.new("RGB", picture.size, shade)) for shade in ("black", "white"))
     seen, span = preprocess(picture) - black, white - black
-    found = torch.where(span.abs() > 1e-6, seen / span, 0.0)
+    found = torch.where(span.abs() > 1e-6, seen / span, 0.0).expand(3, -1, -1)
     return found.permute(1, 2, 0).float().cpu().numpy().clip(0, 1)
 
 

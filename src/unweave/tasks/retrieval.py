@@ -30,7 +30,7 @@ from unweave.decomposition import plan
 from unweave.errors import ArgumentError, DataError
 from unweave.extraction import pictures
 from unweave.figures import RetrievedRow, retrieval_figure
-from unweave.images import ImageFile, batches, read_image, squares
+from unweave.images import ImageFile, Reading, batches, read_image, squares
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
 from unweave.store import Readable, view_of
@@ -274,7 +274,8 @@ def probe_of(view: View, image: str | os.PathLike[str] | Contributions) -> View:
         )
     model, origin = model_of(view), view.origin
     assert origin is not None
-    ((ids, tensors),) = batches(model, [ImageFile(str(image), Path(image))], 1, "raise")
+    as_there = Reading(origin.images[0].white, origin.images[0].max_pixels) if origin.images else Reading()
+    ((ids, tensors),) = batches(model, [ImageFile(str(image), Path(image), as_there)], 1, "raise")
     planned = plan(
         model,
         level=origin.level,

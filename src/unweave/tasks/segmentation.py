@@ -34,7 +34,7 @@ from unweave.components import Selection
 from unweave.decomposition import plan as plan_for
 from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.figures import MapRow, maps_figure
-from unweave.images import ImageSet, Picture, open_images
+from unweave.images import ImageSet, Picture, input_of, open_images
 from unweave.models import Model, opened
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
@@ -353,11 +353,16 @@ def _read(model: Model, picture: Picture, skipped: list[tuple[str, str]]) -> tup
             where=picture.id,
             cure="give a mask of the image's own size",
         )
+    try:
+        tensor = input_of(model, image, picture.id)
+    except DataError as error:
+        skipped.append((picture.id, error.what))
+        return None
     seen = viewed(model.preprocess, Image.fromarray(mask).convert("RGB")).mean(-1) > 0.5
     if not seen.any():
         skipped.append((picture.id, "its mask is empty"))
         return None
-    return model.preprocess(image), seen
+    return tensor, seen
 
 
 def _makers(
