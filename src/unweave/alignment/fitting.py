@@ -100,7 +100,7 @@ def align(
         return replace(aligner, measured=measured | _measured(aligner, other, space, judged))
     keep = Keep(kept, _key(identity, view.ids, recipe))
     solution = SOLVERS[recipe.solver](train, other, recipe, on_point, keep)
-    aligner = Aligner(solution.maps, solution.bias, view.components, identity)
+    aligner = Aligner(solution.maps, solution.bias, view.components, identity, space=_given(space))
     best = min(solution.path, key=lambda point: point.total)
     measured = {
         "recipe": asdict(recipe),
@@ -123,7 +123,13 @@ def is_own(view: View, space: TextSpace) -> bool:
 def identical(view: View, space: TextSpace) -> Aligner:
     """The aligner of the space's own image encoder, which changes nothing and needs no images."""
     maps = torch.eye(view.dim).expand(len(view.components), -1, -1).clone()
-    return Aligner(maps, torch.zeros(view.dim), view.components, _identity(view, space), {"identity": True})
+    bias, identity = torch.zeros(view.dim), _identity(view, space)
+    return Aligner(maps, bias, view.components, identity, {"identity": True}, space=_given(space))
+
+
+def _given(space: TextSpace) -> TextSpace | None:
+    """The space itself, where nothing can load it again."""
+    return space if space.of_functions else None
 
 
 def _identity(view: View, space: TextSpace) -> dict[str, Any]:

@@ -56,10 +56,10 @@ def embeddings(
 
     for start in range(0, len(view), _PART):
         ids = list(view.ids[start : start + _PART])
-        if listed:
+        if listed and not space.of_functions:
             key = hashlib.sha256(json.dumps([*about, ids], default=str).encode()).hexdigest()
             embedded.append(cache.kept(key, partial(part, ids)))
-        else:  # nothing says what these ids are the names of
+        else:  # nothing says what these ids are the names of, or what functions will do tomorrow
             embedded.append(part(ids))
         on_progress(f"embedding images in {space.id}", start + len(ids), len(view))
     return torch.cat(embedded)
