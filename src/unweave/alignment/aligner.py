@@ -153,8 +153,9 @@ class Aligner(Result):
         return f"unweave.Aligner.load({folder!r}{given})" if folder else "aligner"
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that name it."""
-        return ["--space", str(getattr(self, "_folder", "ALIGNER"))]
+        """The words of a command line that name it; a word to fill in where its text space has to be given."""
+        given = recorded(self.identity["space_loading"])
+        return ["--space", "SPACE" if given else str(getattr(self, "_folder", "ALIGNER"))]
 
     def about(self) -> dict[str, Any]:
         """The card, what the maps belong to, and how good they are."""

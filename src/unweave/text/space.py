@@ -137,22 +137,11 @@ class TextSpace:
             probes: Texts that the functions are known again by, when an aligner is loaded: at least two.
 
         Raises:
-            ArgumentError: One of the three is no function, or there are fewer than two probes.
+            ArgumentError: There are fewer than two probes.
             ModelError: A function fails, makes no vectors, other ones when it is called again, or vectors that depend
                 on what else is in the batch; or the two make vectors of different widths.
             NonFiniteError: A number is NaN or infinite.
         """
-        for name, function in {
-            "encode_texts": encode_texts,
-            "encode_images": encode_images,
-            "preprocess": preprocess,
-        }.items():
-            if not callable(function):
-                raise ArgumentError(
-                    f"`{name}` is a {type(function).__name__}, and no function.",
-                    where=f"the text space {id!r}",
-                    cure="give functions; a model of a library is loaded by its id: `unweave.text_space(id)`",
-                )
         texts = TextFunction(encode_texts, f"`encode_texts` of the text space {id!r}")
         pixels = pixels_of(preprocess, id)
         images = image_model(encode_images, preprocess, pixels, id)
