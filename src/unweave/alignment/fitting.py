@@ -26,7 +26,7 @@ from unweave.alignment.ranges import Ranges
 from unweave.alignment.solvers import SOLVERS, Recipe, ranged, ranges_of
 from unweave.alignment.state import Keep, OnPoint
 from unweave.alignment.targets import embeddings
-from unweave.errors import AlignmentError, ArgumentError, DataError, UnweaveError
+from unweave.errors import AlignmentError, DataError, UnweaveError
 from unweave.extraction import Settings, extract, pictures
 from unweave.images import ImageSet
 from unweave.images.imageset import columns
@@ -178,7 +178,7 @@ def _zero_shot(aligned: Float[Tensor, "image dim"], other: Pairs, space: TextSpa
         return {"left out": f"{len(values)} different texts are no classes"}
     try:
         directions = space.encode([spoken(value) for value in values])
-    except ArgumentError as error:
+    except UnweaveError as error:
         return {"left out": str(error)}
     place = {value: number for number, value in enumerate(values)}
     true = torch.tensor([place.get(value, -1) for value in named])
