@@ -211,7 +211,10 @@ def test_a_space_of_transformers(tmp_path, kind):
         assert torch.allclose(space.images.readout(image), expected, atol=1e-5)
     with pytest.raises(ArgumentError, match="encoder reads 10"):
         space.encode(["elephants everywhere"])
-    assert unweave.text_space(f"hf/{tmp_path}", random_weights=True).weights_hash != space.weights_hash
+    drawn = unweave.text_space(f"hf/{tmp_path}", random_weights=True)
+    assert drawn.weights_hash != space.weights_hash
+    model = unweave.load_model(f"hf/{tmp_path}", random_weights=True)
+    assert drawn.images.weights_hash == model.weights_hash
 
 
 def test_a_model_of_images_alone_has_no_texts(tmp_path):

@@ -19,7 +19,7 @@ from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import Model
 from unweave.models.checkpoint import load_checkpoint
-from unweave.models.hf import reading
+from unweave.models.hf import is_folder, reading
 from unweave.models.weights import fingerprint, randomise
 from unweave.text.behaviour import apart, pictured
 from unweave.text.phrases import TEMPLATES
@@ -113,7 +113,10 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     if not hasattr(module, "get_text_features"):
         raise ModelError("The model has no text tower.", where=id, cure=_CURE)
     if random:  # the two were drawn apart
-        module.load_state_dict(images.readout.state_dict(), strict=False)
+        drawn = images.readout.state_dict()
+        part = next((part for part in module.modules() if drawn.keys() <= part.state_dict().keys()), None)
+        if part is not None:
+            part.load_state_dict(drawn, strict=False)
     tower = _tower(id, name, module)
     return TextSpace(id, _images(id, images, module), tower, fingerprint(module), TEMPLATES, _match(module))
 
@@ -146,45 +149,37 @@ def _tower(id: str, name: str, module: Any) -> Tower:
     where = f"the tokenizer of {id}"
     cure = "save it to the same folder (`tokenizer.save_pretrained`), or go online once so that it is cached"
     try:
-        with fetching(where, cure=cure), reading(id):
+        with fetching(where, allowed=not is_folder(name), cure=cure), reading(id):
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            length = _filled(name, tokenizer)
     except ModelError as error:
         raise ModelError(f"The tokenizer cannot be loaded. {error.what}", where=where, cure=cure) from error
-    texts = ["a photo of a dog", "red stripes"]
-    first, second = (tokenizer(text)["input_ids"] for text in texts)
-    if first == second or not first:  # transformers makes an empty tokenizer where there are no files of one
+    first, second = (tokenizer(text)["input_ids"] for text in ("a photo of a dog", "red stripes"))
+    if set(first) == set(second):  # transformers makes an empty tokenizer where there are no files of one
         raise ModelError("The tokenizer tells no texts apart: its vocabulary is missing.", where=where, cure=cure)
-    size = module.get_input_embeddings().num_embeddings if _embeds(module) else max(first) + 1
-    if max(first) >= size:
+    config = module.config.text_config
+    size = getattr(config, "vocab_size", None)
+    if size is not None and max(*first, *second) >= size:
         raise ModelError(
-            f"The tokenizer has the token {max(first)}, and the text tower knows {size}.",
+            f"The tokenizer has the token {max(*first, *second)}, and the text tower knows {size}.",
             where=where,
             cure="use the tokenizer that the model was trained with",
         )
-    length = _filled(name, texts[1], len(second))
-    most = getattr(module.config.text_config, "max_position_embeddings", None)
     if length is None and (hasattr(module, "logit_bias") or "attention_mask" not in tokenizer.model_input_names):
-        length = most
+        length = getattr(config, "max_position_embeddings", None)
     return Tower(module, tokenizer, length)
 
 
-def _embeds(module: Any) -> bool:
-    try:
-        return isinstance(module.get_input_embeddings(), nn.Embedding)
-    except (AttributeError, NotImplementedError):
-        return False
-
-
-def _filled(name: str, text: str, count: int) -> int | None:
+def _filled(name: str, tokenizer: Any) -> int | None:
     """The length that the model's processor fills a short text up to by itself, if it does."""
     import transformers
 
     try:
         processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        found = len(processor(text=[text])["input_ids"][0])
+        found = len(processor(text=["red"])["input_ids"][0])
     except Exception:
         return None  # there is none, or it takes no texts alone: then the tokenizer's convention holds
-    return found if found > count else None
+    return found if found > len(tokenizer("red")["input_ids"]) else None
 
 
 def _images(id: str, images: Model, module: Any) -> Model:

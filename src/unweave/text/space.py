@@ -310,7 +310,8 @@ def text_space(
     """Load a model of images and texts.
 
     Args:
-        id: `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `hf/FOLDER` (CLIP, SigLIP and their like), `pocket/clip`.
+        id: `open_clip/ARCH/TAG`, `open_clip/hf-hub:ORG/NAME`, `open_clip/local-dir:FOLDER`; `hf/ORG/NAME`, `hf/FOLDER`
+            (CLIP, SigLIP and their like); `pocket/clip`. For anything else see `TextSpace.from_functions`.
         checkpoint: A file of weights for both towers.
         random_weights: Seeded random weights; nothing is fetched but the tokenizer, where that is not part of the
             library.
@@ -325,7 +326,10 @@ def text_space(
     library = id.partition("/")[0]
     if library not in ("open_clip", "hf", "pocket"):
         raise ModelError(
-            "The model has no text encoder.", where=id, cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`"
+            "The model has no text encoder.",
+            where=id,
+            cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`; or give two functions to "
+            "`TextSpace.from_functions`",
         )
     images = load_model(id, checkpoint=checkpoint, random_weights=random_weights, seed=seed, device=device)
     towers = import_module(f"unweave.text.{library}")
