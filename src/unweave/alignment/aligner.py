@@ -125,16 +125,16 @@ class Aligner(Result):
         Raises:
             AlignmentError: It is another.
         """
-        named, known = self.identity["space"], self.identity["space_loading"]
-        if recorded(known):
-            difference = space.difference(record(Behaviour, known))
+        named = self.identity.get("space")
+        if self.of_functions:
+            difference = space.difference(record(Behaviour, self.identity["space_loading"]))
             if difference is not None:
                 raise AlignmentError(
                     f"The aligner leads to {named}, and the text space {space.id} is another: {difference}.",
                     where="field `space_loading` of the aligner",
                     cure="give the functions and the preprocessing that it was fitted with, or align again",
                 )
-        elif space.weights_hash != self.identity["space_hash"]:
+        elif space.weights_hash != self.identity.get("space_hash", space.weights_hash):
             raise AlignmentError(
                 f"The aligner leads to {named}, but the text space {space.id} has other weights.",
                 where="field `space_hash` of the aligner",
@@ -149,13 +149,12 @@ class Aligner(Result):
     def as_code(self) -> str:
         """The Python that loads it again, where it came from a folder."""
         folder = getattr(self, "_folder", None)
-        given = ", space=space" if recorded(self.identity["space_loading"]) else ""
+        given = ", space=space" if self.of_functions else ""
         return f"unweave.Aligner.load({folder!r}{given})" if folder else "aligner"
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that name it; a word to fill in where its text space has to be given."""
-        given = recorded(self.identity["space_loading"])
-        return ["--space", "SPACE" if given else str(getattr(self, "_folder", "ALIGNER"))]
+        return ["--space", "SPACE" if self.of_functions else str(getattr(self, "_folder", "ALIGNER"))]
 
     def about(self) -> dict[str, Any]:
         """The card, what the maps belong to, and how good they are."""
@@ -190,9 +189,14 @@ class Aligner(Result):
         ]
 
     @property
+    def of_functions(self) -> bool:
+        """Whether the text space was made of functions, so that nothing can load it again."""
+        return recorded(self.identity.get("space_loading", {}))
+
+    @property
     def incomplete(self) -> bool:
         """Whether the text space was made of functions and has not been given, so that there are no words."""
-        return self.space is None and recorded(self.identity["space_loading"])
+        return self.space is None and self.of_functions
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], space: TextSpace | None = None) -> Aligner:
@@ -218,7 +222,7 @@ class Aligner(Result):
             if maps.dim() != 3 or len(maps) != count or bias.shape != maps.shape[2:]:
                 raise ValueError(f"{count} maps and a bias have shapes {maps.shape}, {bias.shape}")
             typed(dict[str, Any], dict(aligner.measured), "measured")
-            if recorded(aligner.identity["space_loading"]):
+            if aligner.of_functions:
                 record(Behaviour, aligner.identity["space_loading"], "space_loading.")
         if space is not None:
             aligner.check(space)

@@ -13,7 +13,6 @@ from unweave.alignment.fitting import identical, is_own
 from unweave.errors import AlignmentError, ArgumentError
 from unweave.store import Readable, view_of
 from unweave.text import TextSpace, text_space
-from unweave.text.behaviour import recorded
 from unweave.view import View
 
 Space: TypeAlias = "Aligner | TextSpace | str | os.PathLike[str] | None"
@@ -78,7 +77,7 @@ def space_of(aligner: Aligner, *, templates: Sequence[str] | None = None, device
     identity = aligner.identity
     if aligner.space is not None:
         return aligner.space if templates is None else replace(aligner.space, templates=tuple(templates))
-    if recorded(identity["space_loading"]):
+    if aligner.of_functions:
         raise AlignmentError(
             f"The aligner leads to {identity['space']}, a text space made of functions, which are not saved with it.",
             where="`space` of the aligner",
