@@ -125,18 +125,18 @@ class Aligner(Result):
         Raises:
             AlignmentError: It is another.
         """
-        named = self.identity.get("space")
+        another = f"The aligner leads to another text space ({self.identity.get('space', 'unnamed')})"
         if self.of_functions:
             difference = space.difference(record(Behaviour, self.identity["space_loading"]))
             if difference is not None:
                 raise AlignmentError(
-                    f"The aligner leads to {named}, and the text space {space.id} is another: {difference}.",
+                    f"{another} than {space.id}: {difference}.",
                     where="field `space_loading` of the aligner",
                     cure="give the functions and the preprocessing that it was fitted with, or align again",
                 )
         elif space.weights_hash != self.identity.get("space_hash", space.weights_hash):
             raise AlignmentError(
-                f"The aligner leads to {named}, but the text space {space.id} has other weights.",
+                f"{another}: {space.id} has other weights.",
                 where="field `space_hash` of the aligner",
                 cure="use the space that it was fitted to, or align again",
             )
