@@ -140,7 +140,8 @@ class Result(Shown):
     def _write(self, folder: Path) -> dict[str, str]:
         """The two files that `load` reads."""
         tensors = dict[str, Tensor]()
-        content = {part.name: packed(getattr(self, part.name), tensors, part.name) for part in fields(self)}
+        saved = [part.name for part in fields(self) if part.metadata.get("saved", True)]
+        content = {name: packed(getattr(self, name), tensors, name) for name in saved}
         pair = write_pair(*self._files(folder), self._kind(), tensors, content)
         return {"tensors": str(pair), "card": str(pair.with_suffix(".json"))}
 

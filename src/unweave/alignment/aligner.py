@@ -23,15 +23,19 @@ from unweave.components import Component
 from unweave.contributions import Contributions
 from unweave.errors import AlignmentError
 from unweave.figures import Curve, curves_figure
-from unweave.files.fields import typed
+from unweave.files.fields import record, typed
 from unweave.files.pair import Kind
 from unweave.results import Result, rich_table
 from unweave.source import Origin
+from unweave.text import TextSpace
+from unweave.text.behaviour import Behaviour, recorded
 
 IDENTITY = ("model", "weights_hash", "preprocessing", "level", "space", "space_hash", "space_loading")
 """What the card says of what an aligner belongs to, at least."""
 
 CARD = "aligner.json"
+
+_GIVEN = "Aligner.load(FOLDER, space=TextSpace.from_functions(...))"
 
 _CURVES = {"held-out images": "held_out", "images that were fitted": "train"}
 
@@ -50,6 +54,8 @@ class Aligner(Result):
         components: Whose maps these are.
         identity: The model and space that they are of (`IDENTITY`), and fingerprints of the images (`data`).
         measured: How good they are, ready for JSON.
+        space: The text space that they lead to, where it was made of functions: it is not saved with the maps, and has
+            to be given when they are loaded.
     """
 
     name = "aligner"
@@ -59,6 +65,7 @@ class Aligner(Result):
     components: tuple[Component, ...]
     identity: Mapping[str, Any]
     measured: Mapping[str, Any] = field(default_factory=dict)
+    space: TextSpace | None = field(default=None, kw_only=True, metadata={"saved": False})
 
     def __call__(self, contributions: Contributions) -> Float[Tensor, "image component dim"]:
         """Contributions in the text space; their sum and `bias` are the aligned representation.
@@ -109,6 +116,31 @@ class Aligner(Result):
             )
         return [place[component] for component in components]
 
+    def check(self, space: TextSpace) -> None:
+        """Refuse a text space that is not the one that the maps lead to.
+
+        A space of a library is known by its weights, one of functions by the vectors that it makes of the texts and
+        images that it was asked for when the maps were fitted.
+
+        Raises:
+            AlignmentError: It is another.
+        """
+        another = f"The aligner leads to another text space ({self.identity.get('space', 'unnamed')})"
+        if self.of_functions:
+            difference = space.difference(record(Behaviour, self.identity["space_loading"]))
+            if difference is not None:
+                raise AlignmentError(
+                    f"{another} than {space.id}: {difference}.",
+                    where="field `space_loading` of the aligner",
+                    cure="give the functions and the preprocessing that it was fitted with, or align again",
+                )
+        elif space.weights_hash != self.identity.get("space_hash", space.weights_hash):
+            raise AlignmentError(
+                f"{another}: {space.id} has other weights.",
+                where="field `space_hash` of the aligner",
+                cure="use the space that it was fitted to, or align again",
+            )
+
     def defects(self) -> Float[Tensor, " component"]:
         """How far each map is from an isometry: the Frobenius norm of its defect, over that of the identity."""
         found = torch.stack([torch.linalg.matrix_norm(defect(own[None])[0]) for own in self.maps])
@@ -117,11 +149,12 @@ class Aligner(Result):
     def as_code(self) -> str:
         """The Python that loads it again, where it came from a folder."""
         folder = getattr(self, "_folder", None)
-        return f"unweave.Aligner.load({folder!r})" if folder else "aligner"
+        given = ", space=space" if self.of_functions else ""
+        return f"unweave.Aligner.load({folder!r}{given})" if folder else "aligner"
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that name it."""
-        return ["--space", str(getattr(self, "_folder", "ALIGNER"))]
+        """The words of a command line that name it; a word to fill in where its text space has to be given."""
+        return ["--space", "SPACE" if self.of_functions else str(getattr(self, "_folder", "ALIGNER"))]
 
     def about(self) -> dict[str, Any]:
         """The card, what the maps belong to, and how good they are."""
@@ -152,14 +185,31 @@ class Aligner(Result):
         return [
             rich_table(f"{self.identity['model']} in {self.identity['space']}", {"": "left", " ": "right"}, rows),
             Text(f"\n{len(self.components):,} maps"),
+            *([Text(f"the text space is made of functions, and has to be given: {_GIVEN}")] if self.incomplete else []),
         ]
 
+    @property
+    def of_functions(self) -> bool:
+        """Whether the text space was made of functions, so that nothing can load it again."""
+        return recorded(self.identity.get("space_loading", {}))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the text space was made of functions and has not been given, so that there are no words."""
+        return self.space is None and self.of_functions
+
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Aligner:
+    def load(cls, folder: str | os.PathLike[str], space: TextSpace | None = None) -> Aligner:
         """Read what `save` wrote.
 
+        Args:
+            folder: Where it was saved.
+            space: The text space that the maps lead to. It has to be given if it was made of functions
+                (`TextSpace.from_functions`) and words are asked for; any other is loaded by its id.
+
         Raises:
-            AlignmentError: A file is missing, damaged, of a newer version, or does not belong to the other.
+            AlignmentError: A file is missing, damaged, of a newer version, or does not belong to the other; or the text
+                space is another than the one that the maps were fitted to.
         """
         aligner = super().load(folder)
         object.__setattr__(aligner, "_folder", os.fspath(folder))
@@ -172,6 +222,11 @@ class Aligner(Result):
             if maps.dim() != 3 or len(maps) != count or bias.shape != maps.shape[2:]:
                 raise ValueError(f"{count} maps and a bias have shapes {maps.shape}, {bias.shape}")
             typed(dict[str, Any], dict(aligner.measured), "measured")
+            if aligner.of_functions:
+                record(Behaviour, aligner.identity["space_loading"], "space_loading.")
+        if space is not None:
+            aligner.check(space)
+            object.__setattr__(aligner, "space", space)
         return aligner
 
     @classmethod

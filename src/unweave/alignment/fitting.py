@@ -26,7 +26,7 @@ from unweave.alignment.ranges import Ranges
 from unweave.alignment.solvers import SOLVERS, Recipe, ranged, ranges_of
 from unweave.alignment.state import Keep, OnPoint
 from unweave.alignment.targets import embeddings
-from unweave.errors import AlignmentError, ArgumentError, DataError, UnweaveError
+from unweave.errors import AlignmentError, DataError, UnweaveError
 from unweave.extraction import Settings, extract, pictures
 from unweave.images import ImageSet
 from unweave.images.imageset import columns
@@ -101,7 +101,7 @@ def align(
         return replace(aligner, measured=measured | _measured(aligner, other, space, judged))
     keep = Keep(kept, _key(identity, view.ids, recipe))
     solution = SOLVERS[recipe.solver](train, other, recipe, on_point, keep)
-    aligner = Aligner(solution.maps, solution.bias, view.components, identity)
+    aligner = Aligner(solution.maps, solution.bias, view.components, identity, space=_given(space))
     best = min(solution.path, key=lambda point: point.total)
     measured = {
         "recipe": asdict(recipe),
@@ -124,7 +124,13 @@ def is_own(view: View, space: TextSpace) -> bool:
 def identical(view: View, space: TextSpace) -> Aligner:
     """The aligner of the space's own image encoder, which changes nothing and needs no images."""
     maps = torch.eye(view.dim).expand(len(view.components), -1, -1).clone()
-    return Aligner(maps, torch.zeros(view.dim), view.components, _identity(view, space), {"identity": True})
+    bias, identity = torch.zeros(view.dim), _identity(view, space)
+    return Aligner(maps, bias, view.components, identity, {"identity": True}, space=_given(space))
+
+
+def _given(space: TextSpace) -> TextSpace | None:
+    """The space itself, where nothing can load it again."""
+    return space if space.of_functions else None
 
 
 def _identity(view: View, space: TextSpace) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _zero_shot(aligned: Float[Tensor, "image dim"], other: Pairs, space: TextSpa
         return {"left out": f"{len(values)} different texts are no classes"}
     try:
         directions = space.encode([spoken(value) for value in values])
-    except ArgumentError as error:
+    except UnweaveError as error:
         return {"left out": str(error)}
     place = {value: number for number, value in enumerate(values)}
     true = torch.tensor([place.get(value, -1) for value in named])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from unweave.alignment.aligner import CARD, Aligner
 from unweave.alignment.fitting import identical, is_own
 from unweave.errors import AlignmentError, ArgumentError
-from unweave.source import Maps
 from unweave.store import Readable, view_of
 from unweave.text import TextSpace, text_space
 from unweave.view import View
@@ -38,15 +38,10 @@ def aligned(
         AlignmentError: The aligner, the space and the model do not belong together.
     """
     view = view_of(source)
-    maps: Maps | None = aligner_of(space) or view.aligner
+    maps = aligner_of(space) or (view.aligner if isinstance(view.aligner, Aligner) else None)
     if maps is not None:
         words = space if isinstance(space, TextSpace) else space_of(maps, templates=templates, device=device)
-        if words.weights_hash != maps.identity["space_hash"]:
-            raise AlignmentError(
-                f"The aligner leads to {maps.identity['space']}, but the text space {words.id} has other weights.",
-                where="field `space_hash` of the aligner",
-                cure="use the space that it was fitted to, or align again",
-            )
+        maps.check(words)
         return view.level(maps.identity["level"]).through(maps), words
     if space is None:
         raise ArgumentError(
@@ -73,9 +68,21 @@ def aligner_of(space: Space) -> Aligner | None:
     return None
 
 
-def space_of(aligner: Maps, *, templates: Sequence[str] | None = None, device: str = "cpu") -> TextSpace:
-    """The text space that an aligner leads to, loaded again."""
+def space_of(aligner: Aligner, *, templates: Sequence[str] | None = None, device: str = "cpu") -> TextSpace:
+    """The text space that an aligner leads to: as it was given, or loaded again.
+
+    Raises:
+        AlignmentError: It was made of functions, and has not been given.
+    """
     identity = aligner.identity
+    if aligner.space is not None:
+        return aligner.space if templates is None else replace(aligner.space, templates=tuple(templates))
+    if aligner.of_functions:
+        raise AlignmentError(
+            f"The aligner leads to {identity['space']}, a text space made of functions, which are not saved with it.",
+            where="`space` of the aligner",
+            cure="give the text space, in Python: `Aligner.load(FOLDER, space=TextSpace.from_functions(...))`",
+        )
     return text_space(identity["space"], templates=templates, device=device, **identity["space_loading"])
 
 

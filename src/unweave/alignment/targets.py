@@ -17,6 +17,7 @@ from unweave.images import ImageSet, Picture
 from unweave.images.batches import decoded
 from unweave.progress import OnProgress, silent
 from unweave.text import TextSpace, cache
+from unweave.text.behaviour import vectors
 from unweave.view import View
 
 _AT_ONCE = 32
@@ -56,10 +57,10 @@ def embeddings(
 
     for start in range(0, len(view), _PART):
         ids = list(view.ids[start : start + _PART])
-        if listed:
+        if listed and not space.of_functions:
             key = hashlib.sha256(json.dumps([*about, ids], default=str).encode()).hexdigest()
             embedded.append(cache.kept(key, partial(part, ids)))
-        else:  # nothing says what these ids are the names of
+        else:  # nothing says what these ids are the names of, or what functions will do tomorrow
             embedded.append(part(ids))
         on_progress(f"embedding images in {space.id}", start + len(ids), len(view))
     return torch.cat(embedded)
@@ -68,11 +69,14 @@ def embeddings(
 def _embedded(space: TextSpace, chosen: Sequence[Picture]) -> Iterator[Tensor]:
     example = space.images.example(1)
     waiting: list[Tensor] = []
+    names: list[str] = []
     for count, (picture, tensor) in enumerate(decoded(space.images, chosen, ahead=2 * _AT_ONCE), 1):
         if not isinstance(tensor, Tensor):
             raise DataError(f"An image can no longer be read: {tensor.what}", where=picture.id)
         waiting.append(tensor)
+        names.append(picture.id)
         if len(waiting) == _AT_ONCE or count == len(chosen):
             with torch.inference_mode():
-                yield space.images.readout(torch.stack(waiting).to(example.device, example.dtype)).float().cpu()
-            waiting = []
+                made = space.images.readout(torch.stack(waiting).to(example.device, example.dtype))
+            yield vectors(made, len(names), f"{space.id}, images {names[0]} to {names[-1]}")
+            waiting, names = [], []

@@ -160,8 +160,7 @@ def toward_texts(
         return Target(tuple(named), directions, torch.zeros(len(named)), space.id)
     origin = Origin(model.id, model.weights_hash, model.preprocessing, "head")
     places = aligner.places(aligner.components, origin)
-    if space.weights_hash != aligner.identity.get("space_hash", space.weights_hash):
-        raise AlignmentError("The aligner leads to another text space.", where=space.id, cure="use its own space")
+    aligner.check(space)
     rows = dict(zip(aligner.components, places, strict=True))
     return Target(tuple(named), directions, directions @ aligner.bias.float(), space.id, rows, aligner)
 

@@ -1,6 +1,7 @@
 """A text space: images and texts as directions that can be compared.
 
 space = unweave.text_space("open_clip/ViT-B-16/laion2b_s34b_b88k")
+space = unweave.TextSpace.from_functions(encode_texts, encode_images, preprocess)    # or of functions of your own
 space.encode(["striped pattern"])        # [text, dim], of length one
 space.images                             # the image encoder, a Model with its own preprocessing
 """
@@ -23,12 +24,26 @@ from torch.nn.functional import normalize
 
 from unweave.errors import ArgumentError, ModelError
 from unweave.models import Model, load_model
+from unweave.models.preprocessing import Preprocess
 from unweave.text import cache
+from unweave.text.behaviour import (
+    PROBES,
+    Behaviour,
+    TextFunction,
+    answered,
+    behaviour_of,
+    image_model,
+    pictured,
+    pixels_of,
+    recorded,
+)
 from unweave.text.phrases import Features, chosen, features, read_phrases, shipped
 from unweave.text.vocabulary import vocabulary
 
 GENERAL = shipped(features="features.toml", birds="waterbirds.toml")
 """The features of the paper, by set."""
+
+_FITTING = "use the tokenizer that belongs to the model"
 
 _AT_ONCE = 256
 """Texts that the encoder reads at a time."""
@@ -39,8 +54,8 @@ class Encoder(Protocol):
     """The text tower of a model, with its tokenizer."""
 
     @property
-    def context(self) -> int:
-        """The most tokens that a text may have."""
+    def context(self) -> int | None:
+        """The most tokens that a text may have; None where nothing says so."""
 
     def tokens(self, text: str) -> int:
         """How many tokens a text has, those that begin and end it included."""
@@ -75,7 +90,8 @@ class TextSpace:
         weights_hash: Of both towers.
         templates: The sentences that a phrase is set into.
         match: How the model was taught to compare.
-        loading: How it is loaded again: keywords of `text_space`.
+        loading: How it is loaded again: keywords of `text_space`. Of functions, which nothing can load: what they made
+            of a few texts and images, by which they are known again (`unweave.text.behaviour.Behaviour`).
         features: Gives the features that are shipped for it, or another set of them (`birds`).
         vocabulary: Gives the phrases that are shipped for it.
     """
@@ -89,11 +105,71 @@ class TextSpace:
     loading: Mapping[str, Any] = field(default_factory=dict)
     features: Callable[..., Mapping[str, tuple[str, ...]]] = field(default=GENERAL, repr=False)
     vocabulary: Callable[[], tuple[str, ...]] = field(default=vocabulary, repr=False)
+    _remembered: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def from_functions(
+        cls,
+        encode_texts: Callable[[list[str]], Any],
+        encode_images: Callable[[Tensor], Any],
+        preprocess: Preprocess,
+        *,
+        id: str = "functions",
+        templates: Sequence[str] = ("{}",),
+        match: Match = Match(),
+        probes: Sequence[str] = PROBES,
+    ) -> TextSpace:
+        """Take any two functions that make vectors of texts and of images where both can be compared.
+
+        They are called under `torch.no_grad()`, for the `probes` and for three drawn images, and held to what is
+        written here. Vectors may have any length and lie on any device.
+
+        Args:
+            encode_texts: A list of texts to `[text, dim]`. What is longer than it reads, or has words that it does not
+                know, it should refuse with an error of its own.
+            encode_images: Pixels `[image, channel, height, width]` to `[image, dim]`. A module is given them on its own
+                device, and is decomposed in this very space without an aligner; any other function is given them on
+                the CPU, in single precision.
+            preprocess: One RGB PIL image to `[channel, height, width]`, of one size for all images.
+            id: What to call it.
+            templates: Sentences with `{}` that a phrase is set into.
+            match: How the model was taught to compare.
+            probes: Texts that the functions are known again by, when an aligner is loaded: at least two.
+
+        Raises:
+            ArgumentError: There are fewer than two probes.
+            ModelError: A function fails, makes no vectors, other ones when it is called again, or vectors that depend
+                on what else is in the batch; or the two make vectors of different widths.
+            NonFiniteError: A number is NaN or infinite.
+        """
+        texts = TextFunction(encode_texts, f"`encode_texts` of the text space {id!r}")
+        pixels = pixels_of(preprocess, id)
+        images = image_model(encode_images, preprocess, pixels, id)
+        behaviour = behaviour_of(texts.embed, images, pixels, probes)
+        return cls(id, images, texts, behaviour.fingerprint, tuple(templates), match, behaviour.as_json())
+
+    @property
+    def of_functions(self) -> bool:
+        """Whether it was made of functions, so that nothing can load it again."""
+        return recorded(self.loading)
+
+    def difference(self, behaviour: Behaviour) -> str | None:
+        """What it does otherwise than a space of which this is known; None if it is the same one.
+
+        Raises:
+            UnweaveError: A text that the other was asked for cannot be encoded here.
+        """
+        if self.loading == behaviour.as_json():
+            return None
+        embedded = answered(self.encoder.embed, list(behaviour.texts), self.id)
+        own = pictured(self.images, pixels_of(self.images.preprocess, self.id))
+        return behaviour.difference(Behaviour.of(behaviour.texts, embedded, own))
 
     def encode(self, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "phrase dim"]:
         """The directions of phrases: the mean of their embeddings in all templates, each of length one, made so again.
 
-        Results are kept on disk by their content (`unweave.text.cache`), so asking twice costs nothing.
+        Results are kept on disk by their content (`unweave.text.cache`), so asking twice costs nothing; those of
+        functions in memory, as nothing says that they will be the same tomorrow.
 
         Args:
             phrases: What is looked for; a phrase may come twice.
@@ -111,7 +187,12 @@ class TextSpace:
         for phrase in unique:
             self._check(phrase, own)
         key = hashlib.sha256(json.dumps([self.weights_hash, own, unique]).encode()).hexdigest()
-        directions = cache.kept(key, lambda: self._directions(unique, own))
+        if not self.of_functions:
+            directions = cache.kept(key, lambda: self._directions(unique, own))
+        elif (known := self._remembered.get(key)) is None:
+            directions = self._remembered[key] = self._directions(unique, own)
+        else:
+            directions = known
         place = {phrase: row for row, phrase in enumerate(unique)}
         return directions[[place[phrase] for phrase in phrases]]
 
@@ -119,30 +200,32 @@ class TextSpace:
         some, found = max(1, _AT_ONCE // len(templates)), []
         for start in range(0, len(phrases), some):
             texts = [_set(template, phrase) for phrase in phrases[start : start + some] for template in templates]
-            embedded = normalize(self.encoder.embed(texts).float().cpu(), dim=-1)
+            embedded = normalize(answered(self.encoder.embed, texts, self.id, _FITTING), dim=-1)
             found.append(normalize(embedded.view(-1, len(templates), embedded.shape[-1]).mean(1), dim=-1))
         return torch.cat(found)
 
     def _check(self, phrase: str, templates: Sequence[str]) -> None:
         if not phrase.strip():
             raise ArgumentError("A phrase is empty.", where=self.id, cure="leave it out")
+        most = self.encoder.context
         for text in (_set(template, phrase) for template in templates):
-            count = self.encoder.tokens(text)
-            if count > self.encoder.context:
+            if most is not None and (count := self.encoder.tokens(text)) > most:
                 raise ArgumentError(
-                    f"The text has {count} tokens, and the encoder reads {self.encoder.context}.",
+                    f"The text has {count} tokens, and the encoder reads {most}.",
                     where=repr(text),
                     cure="say it in fewer words",
                 )
 
     def as_code(self) -> str:
-        """The Python that loads it again."""
+        """The Python that loads it again; a name to fill in for a space of functions."""
+        if self.of_functions:
+            return "space"
         options = "".join(f", {name}={value!r}" for name, value in self.loading.items() if value)
         return f"unweave.text_space({self.id!r}{options})"
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that name it."""
-        return ["--space", self.id]
+        """The words of a command line that name it; a word to fill in for a space of functions."""
+        return ["--space", "SPACE" if self.of_functions else self.id]
 
     def features_of(self, asked: Features = None) -> dict[str, tuple[str, ...]]:
         """Features by name, each with its phrases.
@@ -207,7 +290,8 @@ class TextSpace:
 
     def __repr__(self) -> str:
         """One line."""
-        return f"TextSpace({self.id!r}, {len(self.templates)} templates, context {self.encoder.context})"
+        read = "functions" if self.of_functions else f"context {self.encoder.context}"
+        return f"TextSpace({self.id!r}, {len(self.templates)} templates, {read})"
 
 
 def _set(template: str, phrase: str) -> str:
@@ -226,7 +310,8 @@ def text_space(
     """Load a model of images and texts.
 
     Args:
-        id: `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `hf/FOLDER` (CLIP, SigLIP and their like), `pocket/clip`.
+        id: `open_clip/ARCH/TAG`, `open_clip/hf-hub:ORG/NAME`, `open_clip/local-dir:FOLDER`; `hf/ORG/NAME`, `hf/FOLDER`
+            (CLIP, SigLIP and their like); `pocket/clip`. For anything else see `TextSpace.from_functions`.
         checkpoint: A file of weights for both towers.
         random_weights: Seeded random weights; nothing is fetched but the tokenizer, where that is not part of the
             library.
@@ -241,7 +326,10 @@ def text_space(
     library = id.partition("/")[0]
     if library not in ("open_clip", "hf", "pocket"):
         raise ModelError(
-            "The model has no text encoder.", where=id, cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`"
+            "The model has no text encoder.",
+            where=id,
+            cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`; or give two functions to "
+            "`TextSpace.from_functions`",
         )
     images = load_model(id, checkpoint=checkpoint, random_weights=random_weights, seed=seed, device=device)
     towers = import_module(f"unweave.text.{library}")
