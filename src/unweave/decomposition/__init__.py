@@ -23,7 +23,7 @@ __all__ = ["Explanation", "Plan", "explain", "plan"]
 
 def plan(
     model: Model | nn.Module | str,
-    example: Float[Tensor, "image channel height width"] | None = None,
+    example: Float[Tensor, "image *size"] | None = None,
     *,
     level: Level = "head",
     select: Selection = None,

@@ -67,7 +67,7 @@ class Plan(Shown):
 
     def run(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image *size"],
         ids: Sequence[str] | None = None,
         *,
         tolerance: float | None = None,
@@ -97,7 +97,7 @@ class Plan(Shown):
 
     def project(
         self,
-        images: Float[Tensor, "image channel height width"],
+        images: Float[Tensor, "image *size"],
         directions: Float[Tensor, "direction dim"] | Float[Tensor, "whole direction dim"],
         ids: Sequence[str] | None = None,
         *,
@@ -363,7 +363,7 @@ class Plan(Shown):
 
 def make_plan(
     module: nn.Module,
-    example: Float[Tensor, "image channel height width"],
+    example: Float[Tensor, "image *size"],
     *,
     name: str = "module",
     level: Level = "head",

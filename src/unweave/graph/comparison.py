@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from unweave.errors import CaptureError
+from unweave.errors import CaptureError, NonFiniteError
 from unweave.graph.finite import check_buffers
 from unweave.graph.graph import Graph, extents_of
 from unweave.graph.interpret import interpret
@@ -30,7 +30,7 @@ def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
 
     Raises:
         CaptureError: The module does not run.
-        NonFiniteError: The representation is not finite, for a buffer is not.
+        NonFiniteError: The representation is not finite.
     """
     with exact(images.device):
         try:
@@ -47,7 +47,14 @@ def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
     computed, expected = computed.to(wide), expected.to(wide)
     equal = torch.isclose(computed, expected, 0, 0, equal_nan=True)
     apart = (computed - expected).masked_fill(equal, 0).norm(dim=-1)
-    return float((apart / expected.norm(dim=-1).clamp_min(torch.finfo(wide).tiny)).nan_to_num(inf, inf).max())
+    relative = float((apart / expected.norm(dim=-1).clamp_min(torch.finfo(wide).tiny)).nan_to_num(inf, inf).max())
+    if relative == inf and not bool(torch.isfinite(expected).all()):
+        raise NonFiniteError(
+            "The representation is NaN or infinite, though the weights are finite: they are too large.",
+            where=type(module).__name__,
+            cure="check the weights (were they loaded, or initialised?), or compute in a wider type",
+        )
+    return relative
 
 
 def output_of(module: nn.Module, images: Tensor) -> Any:

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from unweave.graph.randomness import refuse_random
 from unweave.graph.tidy import WRAPPED, tidied, without_mutation
 from unweave.graph.watch import Watch, told
 
+_HERE = str(Path(__file__).parents[1])
 _ANY = ({0: torch.export.Dim.AUTO},)
 EXPORTING = threading.RLock()
 """While torch.export traces one module it changes how every module is called, so nothing else is run meanwhile."""
@@ -141,7 +143,7 @@ def _exported(module: nn.Module, images: Tensor) -> Graph:
                 if isinstance(error, kind) and text in str(error):
                     what, cure = cause
             what = f"torch.export could not capture {type(module).__name__}: {what}"
-            raise CaptureError(what, where=_user_line(error), cure=cure) from error
+            raise CaptureError(what, where=user_line(error), cure=cure) from error
     return tidied(program, _prefix(module), conditions)
 
 
@@ -206,12 +208,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _user_line(error: BaseException) -> str | None:
-    """The innermost line of the traceback that is neither torch's nor this file's."""
+def user_line(error: BaseException) -> str | None:
+    """The innermost line of the traceback that is neither torch's nor of this package."""
     frames: list[traceback.FrameSummary] = []
     current: BaseException | None = error
     while current is not None:
         frames += traceback.extract_tb(current.__traceback__)
         current = current.__cause__
-    theirs = [f for f in frames if not f.filename.startswith((TORCH, "<")) and f.filename != __file__]
+    theirs = [f for f in frames if not f.filename.startswith((TORCH, _HERE, "<"))]
     return f"{theirs[-1].filename}:{theirs[-1].lineno} in {theirs[-1].name}: {theirs[-1].line}" if theirs else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -94,8 +94,8 @@ def reading(
         raise ArgumentError(f"There is no pooling {pool!r}.", cure="choose 'mean' or 'class'")
     field, notes = (representation, ()) if representation is not None else _field(output, pool)
     value = picked(output, field)
-    name = "the module's output" if field is None else f"the output `{field}`"
-    what = f"T{name[1:]} is {list(value.shape)}"
+    name = "what the model returns" if field is None else f"the output `{field}`"
+    what = f"{name[0].upper()}{name[1:]} is {list(value.shape)}"
     if value.ndim < 2 or not value.is_floating_point():
         raise ModelError(
             f"{what}, not a representation [image, dim].",
@@ -108,9 +108,9 @@ def reading(
                 cure="leave `pool` out, or name an output that has some (`representation=`)",
             )
         return Reading(field, notes=notes)
-    if pool is None and all(size == 1 for size in value.shape[2:]):  # a map of one cell
-        return Reading(field, tuple(range(2, value.ndim)), notes=notes)
     if value.ndim > 3 and pool is None:
+        if all(size == 1 for size in value.shape[2:]):
+            return Reading(field, tuple(range(2, value.ndim)), notes=notes)
         raise ModelError(
             f"{what}, a map, and not a representation [image, dim].",
             cure="take the mean over its places (`pool='mean'`), or name another output (`representation=`)",
@@ -120,20 +120,28 @@ def reading(
 
     layout = Layout(value.shape)
     layout.look(run, example)
+    own = _pooled(name, value, pool, layout)
+    return replace(own, field=field, notes=(*notes, *own.notes))
+
+
+def _pooled(name: str, value: Tensor, pool: Pool | None, layout: Layout) -> Reading:
+    """How tokens or a map become one vector, and what is said of it."""
     if pool == "class" and layout.known and not layout.prefix:
         raise ModelError(f"No token of {name} is a class token: each comes from the image.", cure="use `pool='mean'`")
     if pool == "class" or (pool is None and layout.prefix):
         token = next(iter(layout.prefix), 0)
         said = f"The representation is the class token of {name}: token {token} of {value.shape[1]}."
-        return Reading(field, (1,), token, notes=(*notes, said))
-    count = math.prod(value.shape[axis] for axis in layout.places)
+        return Reading(taken=(1,), token=token, notes=(said,))
+    places = layout.places
+    count = math.prod(value.shape[axis] for axis in places)
     kept = tuple(place for place in range(count) if place not in layout.prefix)
-    said = f"The representation is the mean over the {len(kept)} {'tokens' if value.ndim == 3 else 'places'} of {name}"
+    size = f"{count} tokens" if value.ndim == 3 else f"{' x '.join(str(value.shape[axis]) for axis in places)} places"
+    said = f"The representation is the mean over the {size if len(kept) == count else f'{len(kept)} tokens'} of {name}"
     if len(kept) < count:
         said += f" that come from the image (of {count})"
     elif pool is None:
         said += ", for there is no class token among them" if layout.known else ", for none is known as class token"
-    return Reading(field, layout.places, kept=kept if len(kept) < count else None, notes=(*notes, f"{said}."))
+    return Reading(taken=places, kept=kept if len(kept) < count else None, notes=(f"{said}.",))
 
 
 # --- the tensors of an output
@@ -173,10 +181,10 @@ def picked(output: object, field: Field) -> Tensor:
         value = _at(output, field)
     if isinstance(value, Tensor):
         return value
-    held = ", ".join(name for name, _ in leaves(output)) or "no tensor"
+    inside = [name for name, _ in leaves(output) if name]
     raise ModelError(
-        f"The module's output ({type(output).__name__}) has no tensor {'in it' if field is None else repr(field)}; it "
-        f"holds {held}.",
+        f"The model's output ({type(output).__name__}) holds no tensor{'' if field is None else f' {field!r}'}"
+        + (f"; it holds {_listed(inside)}." if inside else "."),
         cure="name the output that is the representation (`representation=`)",
     )
 
@@ -205,15 +213,19 @@ def _field(output: object, pool: Pool | None) -> tuple[Field, tuple[str, ...]]:
     vectors = [name for name, value in inside.items() if value.ndim == 2] if pool is None else []
     candidates = vectors or [name for name, value in inside.items() if value.ndim > 2]
     if not candidates:
-        picked(output, None)
+        picked(output, None)  # which refuses it
     if len(candidates) > 1 and not vectors:
         raise ModelError(
-            f"The module returns several tensors that could be the representation: {', '.join(candidates)}.",
+            f"The module returns several tensors that could be the representation: {_listed(candidates)}.",
             cure=f"name one of them, such as `representation={candidates[-1]!r}`",
         )
     others = [name for name in inside if name != candidates[0]]
-    said = f"Of what the module returns `{candidates[0]}` is taken; it returns {', '.join(others)} as well."
+    said = f"Of what the module returns `{candidates[0]}` is taken; it returns {_listed(others)} as well."
     return candidates[0], ((said,) if others else ())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 # --- which axes are places
@@ -223,17 +235,39 @@ class Layout(TorchDispatchMode):
     """Looks, in one forward pass over three images, at whatever has the shape of an output.
 
     Attributes:
-        places: The axes of the output that are places. Where nothing is seen, tokens lie along the first axis after the
-            images, and in maps channels do.
-        known: Whether they were seen.
+        shape: Of the output.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        self.places = (1,) if len(shape) == 3 else tuple(range(2, len(shape)))
-        self.known = False
+        self._seen: tuple[int, ...] | None = None
+        self._behind = False
         self._apart: tuple[int, ...] | None = None
+        self._image = (1, 1)
+
+    @property
+    def known(self) -> bool:
+        """Whether it was seen which axes are places."""
+        return self._seen is not None or self._behind
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The axes of the output that are places.
+
+        Where none were seen, tokens lie along the first axis after the images, and maps are `[image, channel, height,
+        width]`; `[image, height, width, channel]` if only then they have the proportions of the image.
+        """
+        axes = range(1, len(self.shape))
+        if self._seen is not None:
+            return self._seen
+        if len(self.shape) == 3:
+            return (2,) if self._behind else (1,)
+        last = self._proportionate(*self.shape[-2:]) or not self._proportionate(*self.shape[-3:-1])
+        return tuple(axes[1:] if last else axes[:-1])
+
+    def _proportionate(self, height: int, width: int) -> bool:
+        return abs(height * self._image[1] - width * self._image[0]) < max(self._image)
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -243,7 +277,8 @@ class Layout(TorchDispatchMode):
     def look(self, run: Callable[[Tensor], object], example: Tensor) -> None:
         """Runs the module; leaves all as assumed where it does not take three images."""
         images = torch.randn((3, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
-        height, width = (max(1, length // 8) for length in images.shape[-2:])
+        self._image = tuple(images.shape[-2:])
+        height, width = (max(1, length // 8) for length in self._image)
         corner = images[2, ..., :height, :width].clone()
         images[2] = images[0]
         images[2, ..., :height, :width] = corner
@@ -255,11 +290,12 @@ class Layout(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.is_floating_point() and result.ndim == len(self.shape):
             same = tuple(result.shape[1:]) == self.shape[1:]
-            if len(result) == 3 and (same or (result.ndim == 3 and result.shape[1] == self.shape[1])):
+            if len(result) == 3 and (same or (result.ndim == 3 and result.shape[1] in self.shape[1:])):
                 self._note(result, same)
         return result
 
     def _note(self, value: Tensor, same: bool) -> None:
+        """Which axes of a value are places, if it can be seen."""
         wide = value.detach().float()
         allowed = float(wide.abs().amax()) * (1e-4 if value.dtype in (torch.float32, torch.float64) else 1e-2)
         by_image, by_corner = (wide[1] - wide[0]).abs() > allowed, (wide[2] - wide[0]).abs() > allowed
@@ -270,10 +306,13 @@ class Layout(TorchDispatchMode):
         if value.ndim == 3:
             apart = tuple((~changed[1][0]).nonzero().flatten().tolist())
             if 1 in places or (apart and bool(changed[2][0].all())):
+                if value.shape[1] != self.shape[1]:  # as many tokens as the output's last axis is long
+                    self._behind = True
+                    return
                 places = (1,)
                 self._apart = apart if self._apart is None else self._apart
         if len(places) == value.ndim - 2 and (same or places == (1,)):
-            self.places, self.known = places, True
+            self._seen = places
 
 
 def _along(changed: Tensor, axis: int) -> Tensor:

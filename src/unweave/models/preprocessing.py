@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
+
+from unweave.errors import ModelError
 
 Preprocess = Callable[[Image.Image], Tensor]
 """One RGB image to `[channel, height, width]`."""
@@ -15,13 +18,16 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def default(input_size: tuple[int, int, int]) -> tuple[Preprocess, dict[str, Any]]:
+def default(input_size: tuple[int, ...]) -> tuple[Preprocess, dict[str, Any]]:
     """The default preprocessing for images of `(channel, height, width)`, and its description for JSON.
 
-    The shorter side is resized (bicubic, antialiased) so that the centre crop covers as much as it can.
+    The shorter side is resized (bicubic, antialiased) so that the centre crop covers as much as it can. Of a clip there
+    is none: its frames may lie along any axis.
     """
     from torchvision import transforms
 
+    if len(input_size) != 3:
+        return partial(_no_image, input_size), {"custom": "none"}
     channels, height, width = input_size
     mean, std = (MEAN, STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
     short = max(height, width)
@@ -35,6 +41,13 @@ def default(input_size: tuple[int, int, int]) -> tuple[Preprocess, dict[str, Any
         ]
     )
     return preprocess, describe(short, (height, width), mean, std, "bicubic")
+
+
+def _no_image(input_size: tuple[int, ...], image: Image.Image) -> Tensor:
+    raise ModelError(
+        f"The model takes {' x '.join(map(str, input_size))}, which cannot be made of one image.",
+        cure="give `Model.from_module` a `preprocess`, or run a plan on tensors (`unweave.plan(model).run(clips)`)",
+    )
 
 
 def describe(

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from unweave.errors import ModelError, UnweaveError
-from unweave.graph.comparison import output_of
+from unweave.graph.comparison import output_of, varied
+from unweave.graph.export import user_line
 from unweave.graph.finite import check_buffers
 from unweave.graph.original import Original
 from unweave.models.forward import check_supported, image_argument, unwrapped
@@ -198,12 +199,12 @@ def whole(module: nn.Module, example: Tensor) -> Readout:
     check_supported(module)
     if image_argument(module) is None:
         try:
-            output = output_of(module, example[:2])
+            output = output_of(module, varied(example))
         except Exception:  # which capture explains, with the line
             return Readout(module, None)
         if isinstance(output, Tensor) and output.ndim == 2:
             return Readout(module, None)
-    return split(module, example[:1], heads=None)
+    return split(module, varied(example), heads=None)
 
 
 def _again(module: nn.Module, size: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
@@ -242,7 +243,7 @@ def _running(module: nn.Module, example: Tensor) -> Iterator[None]:
         size = " x ".join(str(length) for length in example.shape[1:])
         raise ModelError(
             f"The model does not run on images of {size}: {first_line(error)}",
-            where=type(module).__qualname__,
+            where=", ".join(filter(None, (type(module).__qualname__, user_line(error)))),
             cure="give the size it was made for (`image_size`, `input_size`), or a module that takes images alone",
         ) from error
 
