@@ -23,6 +23,8 @@ SLIPS = {
     "unweave.plan(model, select=5)": "`kind:KIND`",
     "unweave.decompose(model, 5)": "unweave.open_images",
     "unweave.decompose(model.module, 'pocket/world/0/2')": "Model.from_module",
+    "unweave.Model.from_module(5)": "unweave.load_model",
+    "unweave.Model.from_module(model.module, input_size=model.input_size, pool='max')": "'mean' or 'class'",
     "unweave.load_model(model.module)": "Model.from_module",
     "unweave.load_model('pocket/deit', seed=2**70)": "4,294,967,295",
     "unweave.load_model('timm/test_vit', random_weights=True, image_size=10**9)": "4,096",

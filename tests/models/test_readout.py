@@ -224,7 +224,7 @@ def test_an_output_is_chosen_by_field_or_index():
         (tiny_vit, {"input_size": (3, 32, 32), "classifier": "haed"}, "no submodule 'haed'.*head"),
         (tiny_vit, {"input_size": (3, 32, 32), "representation": "pooled"}, "holds no tensor 'pooled'"),
         (lambda: nn.Conv2d(3, 4, 3), {"input_size": (3, 8, 8)}, r"returns is \[1, 4, 6, 6\].*representation="),
-        (lambda: Network(nn.Identity(), lambda features, head: {"x": features}), {}, "image_embeds or logits.*'x'"),
+        (lambda: Network(nn.Identity(), lambda features, head: {"x": features[0]}), {}, "holds no tensor.*`x`"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_a_way_on(module, options, says):

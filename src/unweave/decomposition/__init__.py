@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -88,6 +87,9 @@ def plan(
         ModelError: There is no model of this id.
     """
     from unweave.models import Model, load_model
+    from unweave.models.forward import check_supported, unwrapped
+    from unweave.models.model import example_for
+    from unweave.models.readout import whole
 
     if isinstance(model, str):
         model = load_model(model)
@@ -105,11 +107,13 @@ def plan(
     }
     make = make_region_plan if regions else make_plan
     if isinstance(model, Model):
-        return make(model.readout, model.example() if example is None else example, name=model.id, **options)
-    if example is None:
-        first = next(model.parameters(), torch.zeros(()))
-        example = torch.zeros(2, 3, 224, 224, dtype=first.dtype, device=first.device)
-    return make(model, example, name=type(model).__name__, **options)
+        example = model.example() if example is None else example
+        return make(model.readout, example, name=model.id, notes=model.notes, **options)
+    inner = unwrapped(model)
+    check_supported(inner)
+    example = example_for(inner, (3, 224, 224), 2) if example is None else example
+    read = whole(inner, example)
+    return make(read.body, example, name=type(inner).__name__, notes=read.notes, **options)
 
 
 @verb

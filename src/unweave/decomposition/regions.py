@@ -289,6 +289,7 @@ def make_region_plan(
     passing: bool = True,
     freeze: bool = False,
     strict: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> RegionPlan:
     """Captures a module, and looks for the tokens that it makes its representation of.
 
@@ -303,7 +304,7 @@ def make_region_plan(
             found = walk(graph, passing=passing, freeze=freeze)
             if strict:
                 refuse_lumps(found)
-            return planned(name, found, level, select)
+            return replace(planned(name, found, level, select), notes=notes)
 
         height, width = example.shape[-2:]
         return RegionPlan(name, level, tokens_of(graph), (height, width), graph, planning, selection)

@@ -44,7 +44,7 @@ def _cure(node: fx.Node) -> str:
     if "dropout" in operation(node) or any(name in given for name in _SWITCHES):
         return "call `.eval()` on the module; if it is called there whatever the mode, set p=0"
     return (
-        "switch the masking or noise off (`mask_ratio=0`), draw it once, in `__init__`, and keep it as a buffer, or "
-        "wrap the module so that it is given a fixed tensor (`noise=torch.zeros(...)` for transformers' masked "
-        "autoencoders)"
+        "switch the masking or noise off (`mask_ratio=0`); where tokens are shuffled even so, put in place of the "
+        "method that draws one that returns them all in order. Or draw once, in `__init__`, and keep it as a buffer; "
+        "or wrap the module so that it is given a fixed tensor (`noise=torch.zeros(...)` for transformers' masked autoencoders)"
     )

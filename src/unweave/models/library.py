@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from unweave.errors import ArgumentError, DeviceError, ModelError
+from unweave.graph.finite import check_weights
 from unweave.loading import Loading
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess, Size, fitted
 from unweave.models.readout import Returns, split
-from unweave.models.weights import check_finite, randomise
+from unweave.models.weights import randomise
 from unweave.pocket.networks import NETWORKS
 
 
@@ -200,7 +201,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             cure="use 'cpu', or 'cuda' where there is a GPU with room for it",
         ) from error
     tower = source.tower(module)
-    check_finite(tower)
+    check_weights(tower)
     parts = split(tower, example_for(tower, source.input_size, 1), returns=source.returns)
     drawn = [name for name, _ in parts.body.named_parameters() if name in source.missing]
     if drawn:
@@ -219,6 +220,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         preprocessing=preprocessing,
         input_size=source.input_size,
         loading=loading,
+        notes=parts.notes,
     )
 
 

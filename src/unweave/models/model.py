@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unweave.graph.finite import check_weights
 from unweave.graph.original import Original
 from unweave.loading import Loading
 from unweave.models import preprocessing as preprocessings
+from unweave.models.forward import check_supported, device_and_dtype, image_argument, unwrapped
+from unweave.models.output import Pool
 from unweave.models.preprocessing import Preprocess, Size
 from unweave.models.readout import split
-from unweave.models.weights import check_finite, fingerprint
+from unweave.models.weights import fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +34,9 @@ class Model:
             (distilled DeiT classifies its two tokens apart, so their mean does not determine the logits).
         preprocess: One RGB image to `[channel, height, width]`.
         preprocessing: The same in words, ready for JSON.
-        input_size: What it takes of one image: channels, height, width; of a clip frames as well.
+        input_size: Channels, height, width; of a clip as the module takes it, such as frames, channels, height, width.
         loading: How it was loaded; None where it was made of a module.
+        notes: What was assumed, chosen or left out while it was made, in sentences.
     """
 
     id: str
@@ -43,6 +47,7 @@ class Model:
     preprocessing: dict[str, Any]
     input_size: Size
     loading: Loading | None = None
+    notes: tuple[str, ...] = ()
 
     def as_code(self) -> str:
         """The Python that loads it again; a name to fill in for a model that was made of a module."""
@@ -58,8 +63,10 @@ class Model:
         module: nn.Module,
         *,
         preprocess: Preprocess | None = None,
-        input_size: Size = (3, 224, 224),
+        input_size: Sequence[int] = (3, 224, 224),
         representation: str | int | None = None,
+        pool: Pool | None = None,
+        images: str | None = None,
         classifier: str | Sequence[str] | None = None,
         id: str = "module",
     ) -> Model:
@@ -67,13 +74,20 @@ class Model:
 
         Args:
             module: Returns a tensor; or an output object or mapping that holds `image_embeds`, `logits`,
-                `pooler_output` or `last_hidden_state` (transformers); or anything else, with `representation` given.
+                `pooler_output` or `last_hidden_state` (transformers); or any other mapping, sequence or record of
+                tensors, of which the first `[image, dim]` is taken. What `torch.compile` and `DataParallel` wrap is
+                taken out of them.
             preprocess: `PIL image -> tensor of input_size`, as `bands` and `clip` of `unweave.models.preprocessing`
                 make one. None: the shorter side is resized to `input_size` (bicubic), the centre is cropped, and the
                 channels are normalised with ImageNet's mean and deviation (see `default` there).
             input_size: What the module takes of one image: channels, height, width; of a clip frames as well, before or
                 after the channels.
-            representation: Field or index of the output that is the representation, where it is not found as above.
+            representation: Field or index of the output that is the representation, where it is not found as above;
+                with dots between, a place further in (`encoder.0`).
+            pool: How tokens `[image, token, dim]` or a map `[image, dim, height, width]` become one vector: `mean` over
+                all that come from the image, or the `class` token. None: of tokens the class token, or the mean where
+                there is none; a map is refused. `notes` says what was taken.
+            images: The argument of its forward that takes the images, where its signature does not tell.
             classifier: Path of the submodule (or of several) that makes logits of the representation, such as `head`.
                 None: modules with `get_classifier` (timm's) and those that return `logits` are split by themselves; of
                 any other module the output is the representation.
@@ -84,14 +98,22 @@ class Model:
                 `[image, dim]`.
             NonFiniteError: A weight is NaN or infinite.
         """
-        check_finite(module)
-        heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
-        parts = split(module, example_for(module, input_size, 1), heads=heads, representation=representation)
+        inner, size = unwrapped(module), tuple(input_size)
+        check_supported(inner)
+        check_weights(inner)
+        parts = split(
+            inner,
+            example_for(inner, size, 1, images),
+            heads=[classifier] if isinstance(classifier, str) else list(classifier or ()),
+            representation=representation,
+            pool=pool,
+            images=images,
+        )
         if preprocess is None:
-            preprocess, described = preprocessings.default(input_size)
+            preprocess, described = preprocessings.default(size)
         else:
             described = preprocessings.in_words(preprocess)
-        return cls(id, module, parts.body, parts.classifier, preprocess, described, input_size)
+        return cls(id, module, parts.body, parts.classifier, preprocess, described, size, notes=parts.notes)
 
     def __post_init__(self) -> None:
         original = Original.of(self.readout)
@@ -109,12 +131,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return _kind(self.readout)[0]
+        return device_and_dtype(self.readout)[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return _kind(self.readout)[1]
+        """The type of the images: that of the weights that meet them."""
+        return device_and_dtype(self.readout, self.input_size)[1]
 
     def example(self, batch: int = 2) -> Tensor:
         """Random images of the right size, device and dtype, always the same: `[batch, channel, height, width]`."""
@@ -126,13 +148,14 @@ class Model:
         return f"Model({self.id!r}, {type(self.module).__name__}, {size}, {head})"
 
 
-def example_for(module: nn.Module, input_size: Size, batch: int) -> Tensor:
-    """Standard normal images for a module, always the same: `[batch, channel, height, width]`."""
-    device, dtype = _kind(module)
+def example_for(module: nn.Module, input_size: Sequence[int], batch: int, images: str | None = None) -> Tensor:
+    """Standard normal images for a module, always the same: `[batch, channel, height, width]`.
+
+    Args:
+        module: On its device, and of the type of the layer that meets them.
+        input_size: Of one image.
+        batch: How many.
+        images: The argument of its forward that takes them, where its signature does not tell.
+    """
+    device, dtype = device_and_dtype(module, input_size, image_argument(module, images))
     return torch.randn((batch, *input_size), generator=torch.Generator().manual_seed(0)).to(device, dtype)
-
-
-def _kind(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    tensors = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
-    first = next(tensors, torch.empty(0))
-    return first.device, first.dtype
