@@ -53,9 +53,12 @@ def extract(
         typer.Option(min=1, max=4096, help="Images in a block, which is kept or done again.", rich_help_panel=_STORED),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
     partition: Annotated[
@@ -103,7 +106,7 @@ def extract(
         from unweave.extraction import Part, Settings, estimate, prepare
 
         part = Part.parse(partition) if partition else Part()
-        loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
+        loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
         images = unweave.open_images(data, split=split, limit=limit)
         settings = Settings(
             levels=tuple(level or ("head",)),

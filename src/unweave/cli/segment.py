@@ -30,9 +30,12 @@ def segment(
         typer.Option(help="Only this one: `components`, `evidence`, `raw attention`, `rollout`, ..."),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     limit: options.Limit = None,
     device: options.Device = "auto",
     shown: Annotated[int, typer.Option(min=1, max=1000, help="How many images to draw.")] = 5,
@@ -41,7 +44,7 @@ def segment(
 ) -> None:
     """Threshold each image's map for its own class at the mean, and compare it with the object's mask."""
     chosen = chosen_of(select, scores, feature, components)
-    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
+    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
         pictures = unweave.open_images(images, limit=limit)

@@ -33,6 +33,7 @@ class Model:
         preprocessing: The same in words, ready for JSON.
         input_size: Channels, height, width.
         loading: How it was loaded; None where it was made of a module.
+        notes: What was taken off, resampled, left out or assumed on the way, each in a few words.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Model:
     preprocessing: dict[str, Any]
     input_size: tuple[int, int, int]
     loading: Loading | None = None
+    notes: tuple[str, ...] = ()
 
     def as_code(self) -> str:
         """The Python that loads it again; a name to fill in for a model that was made of a module."""
@@ -120,7 +122,7 @@ class Model:
     def __repr__(self) -> str:
         size = " x ".join(str(length) for length in self.input_size)
         head = "no classifier" if self.classifier is None else f"classifier {type(self.classifier).__name__}"
-        return f"Model({self.id!r}, {type(self.module).__name__}, {size}, {head})"
+        return f"Model({', '.join([repr(self.id), type(self.module).__name__, size, head, *self.notes])})"
 
 
 def example_for(module: nn.Module, input_size: tuple[int, int, int], batch: int) -> Tensor:
