@@ -14,6 +14,7 @@ lies above it may differ. Everything that was done is said.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ def _converted(given: State, module: nn.Module, convert: Convert, tower: str) ->
         return sum(name in state and state[name].shape == shape for name, shape in wanted.items())
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             state = convert(dict(given), module)
     except Exception:  # it was written for files of its own library, and trips over any other
         return given

@@ -206,9 +206,7 @@ def load_model(
     """
     if isinstance(id, Loading):
         return _loaded(id, device, torch.float32)
-    loading = Loading(
-        id, checkpoint, random_weights, seed, image_size, representation=representation, pool=pool
-    )
+    loading = Loading(id, checkpoint, random_weights, seed, image_size, None, representation, pool)
     return _loaded(loading, device, torch.float32)
 
 
@@ -227,9 +225,11 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
     if loading.checkpoint is not None:
         loaded = _from_checkpoint(source, loading)
         notes, absent = notes + loaded.notes, loaded.missing
+        if isinstance(loading.image_size, tuple) and not any("resampled" in note for note in notes):
+            notes += (f"the file's positions are taken for those of {' x '.join(map(str, loading.image_size))} pixels",)
         path = _path(source)
         if any(not name.startswith(path) for name in absent):
-            module, path = source.tower(module), ""  # the rest has no weights
+            module = source.tower(module)  # the rest has no weights
             notes += ("the image tower alone is kept",)
         absent = frozenset(name.removeprefix(path) for name in absent if name.startswith(path))
     try:

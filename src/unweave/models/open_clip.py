@@ -23,7 +23,9 @@ from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import Preprocess, describe
 from unweave.models.readout import first_line
 
-_NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 0}
+_CURE = "go online once, or give a folder that holds the model's open_clip_config.json: `open_clip/local-dir:FOLDER`"
+
+_NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 """The least text tower that OpenCLIP builds; it is thrown away."""
 
 
@@ -35,7 +37,7 @@ def load(request: Request) -> Source:
             model, or the model cannot have this image size.
     """
     name, tag = _check(request)
-    with fetching(request.id, allowed=name.startswith("hf-hub:")), _reading(request):
+    with fetching(request.id, allowed=name.startswith("hf-hub:"), cure=_CURE), _reading(request):
         import open_clip
 
         text = open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
@@ -56,7 +58,8 @@ def load(request: Request) -> Source:
                 load_checkpoint(module, _weights(name, tag), convert=convert)
             notes = (f"the image tower alone: its text tower needs {text} from the hub",)
     visual = _visual(module)
-    _check_grid(request, visual)
+    if request.pretrained and isinstance(request.image_size, tuple):
+        _check_grid(request, visual)
     config: Any = visual.preprocess_cfg
     size = config["size"]
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
@@ -194,9 +197,9 @@ def _visual(module: nn.Module) -> nn.Module:
 
 
 def _check_grid(request: Request, visual: Any) -> None:
-    """Positions of a square grid would be taken for those of another with as many patches."""
+    """OpenCLIP would take positions on a square for those on another grid with as many patches."""
     rows, columns = getattr(visual, "grid_size", None) or (1, 1)
-    if isinstance(request.image_size, tuple) and rows != columns and math.isqrt(rows * columns) ** 2 == rows * columns:
+    if math.isqrt(rows * columns) ** 2 == rows * columns:
         raise ModelError(
             f"OpenCLIP cannot tell positions on {rows} x {columns} patches from those on a square of as many.",
             where=request.id,

@@ -16,6 +16,9 @@ from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line
 
 
+_CURE = "go online once, or give a folder that holds the model's config.json and its weights: `timm/local-dir:FOLDER`"
+
+
 def load(request: Request) -> Source:
     """Build the model; see `unweave.models.library.Request`.
 
@@ -24,10 +27,14 @@ def load(request: Request) -> Source:
             model cannot have this image size.
     """
     import timm
+    from timm.layers import to_2tuple
 
     folder = _check(request)
-    with fetching(request.id, allowed=folder is None and (request.pretrained or ":" in request.name)):
+    hub = request.name.startswith(("hf-hub:", "hf_hub:"))
+    # With random weights it is only the configuration that is needed of the hub.
+    with fetching(request.id, allowed=hub or (request.pretrained and folder is None), **({"cure": _CURE} if hub else {})):
         try:
+            arguments = _arguments(request)
             module = _create(request)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             if folder is None:
@@ -38,9 +45,9 @@ def load(request: Request) -> Source:
                 cure="use a folder with the config.json and the weights that timm's `save_for_hf` writes",
             ) from error
     config: dict[str, Any] = timm.data.resolve_model_data_config(module)
-    if request.lengths is not None:
-        config["input_size"] = (config["input_size"][0], *request.lengths)
     channels, height, width = config["input_size"]
+    height, width = request.lengths or to_2tuple(arguments.get("img_size", (height, width)))
+    config["input_size"] = (channels, height, width)
     resize = tuple(math.floor(length / config["crop_pct"]) for length in (height, width))
     described = describe(
         resize[0] if height == width else resize,
@@ -79,7 +86,7 @@ def _check(request: Request) -> Path | None:
         raise ModelError(
             f"There is no timm model {request.name!r}: {first_line(error)}",
             where=request.id,
-            cure=f"a model on the hub is `timm/hf-hub:{request.name.rpartition(':')[2]}`, one in a folder "
+            cure=f"a model on the hub is `timm/hf-hub:{request.name.rpartition(':')[2] or 'ORG/NAME'}`, one in a folder "
             "`timm/local-dir:FOLDER`",
         ) from error
     if place == "local-dir":
@@ -94,6 +101,19 @@ def _check(request: Request) -> Path | None:
         if tag and tag not in tags:
             raise unknown(f"pretrained tag of {base}", tag, tags, where=request.id)
     return None
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    """What a model on the hub or in a folder is built with, where it differs from what its architecture says."""
+    import timm
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    place, name = timm.models.parse_model_name(request.name)
+    if place is None:
+        return {}
+    read = load_model_config_from_path if place == "local-dir" else load_model_config_from_hf
+    arguments: dict[str, Any] = read(name)[2] or {}
+    return arguments
 
 
 def _create(request: Request) -> nn.Module:

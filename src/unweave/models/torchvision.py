@@ -68,7 +68,8 @@ def _create(request: Request, weights: Any) -> nn.Module:
             return module
         except TypeError as error:
             if "image_size" in keywords and "unexpected" not in str(error):
-                raise request.no_such_size(error, "give one number for height and width") from error
+                square = ValueError("its images are square")
+                raise request.no_such_size(square, "give one number for height and width") from error
             if not keywords:
                 raise
         except (AssertionError, ValueError) as error:
