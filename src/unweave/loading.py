@@ -14,7 +14,7 @@ LARGEST_SEED, LARGEST_IMAGE = 2**32 - 1, 4096
 """Seeds are what torch, numpy and scikit-learn all take; images have at most so many pixels to the side."""
 
 Pool = Literal["mean", "class"]
-"""How tokens become one vector: their mean (or that of a map's positions), or the first of them."""
+"""How one vector is made of tokens or of a map: the mean over all places of the image, or the class token."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Loading:
         checkpoint_key: What the weights are called, where the checkpoint has them several times, such as
             `state_dict_ema` or `teacher`.
         representation: Field or index of the output that is the representation, where not the model's own.
-        pool: How tokens, or the positions of a map, become one vector: `mean`, or `class` for the first token; None for
-            the model's own way.
+        pool: How tokens or a map become one vector: the `mean` over all places of the image, or the `class` token;
+            None for the model's own way.
     """
 
     id: str

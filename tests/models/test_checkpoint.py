@@ -134,8 +134,8 @@ def test_of_several_the_plain_ones_are_taken_and_others_by_name(tmp_path, source
     path = saved(content, tmp_path / "weights.pth")
     model = load_model(ID, checkpoint=path)
     same(model, source)
-    (note,) = [note for note in model.notes if f"`{plain}.module.backbone`" in note]
-    assert f"also there: `{averaged}.module.backbone`" in note
+    (note,) = [note for note in model.notes if f"under `{plain}.module.backbone`" in note]
+    assert f"`{averaged}.module.backbone`" in note
     asked = load_model(Loading(ID, path, checkpoint_key=averaged))
     assert torch.equal(asked.module.pos_embed, other(state)["pos_embed"])
     assert any(f"`{averaged}.module.backbone`" in note for note in asked.notes)

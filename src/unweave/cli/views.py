@@ -31,7 +31,7 @@ def model_of(loading: Loading, device: str = "cpu", dtype: str = "float32") -> M
 
     model = opened(loading, device=unweave.device_of(device), dtype=dtype)
     for note in model.notes:
-        print_note(f"{model.id}: {note}.")
+        print_note(note)
     return model
 
 

@@ -54,6 +54,9 @@ def plan(
         ModelError: There is no model of this id.
     """
     from unweave.models import Model, load_model
+    from unweave.models.forward import check_supported, unwrapped
+    from unweave.models.model import example_for
+    from unweave.models.readout import whole
 
     if isinstance(model, str):
         model = load_model(model)
@@ -70,11 +73,13 @@ def plan(
         "strict": strict,
     }
     if isinstance(model, Model):
-        return make_plan(model.readout, model.example() if example is None else example, name=model.id, **options)
-    if example is None:
-        first = next(model.parameters(), torch.zeros(()))
-        example = torch.zeros(2, 3, 224, 224, dtype=first.dtype, device=first.device)
-    return make_plan(model, example, name=type(model).__name__, **options)
+        example = model.example() if example is None else example
+        return make_plan(model.readout, example, name=model.id, notes=model.notes, **options)
+    inner = unwrapped(model)
+    check_supported(inner)
+    example = example_for(inner, (3, 224, 224), 2) if example is None else example
+    read = whole(inner, example)
+    return make_plan(read.body, example, name=type(inner).__name__, notes=read.notes, **options)
 
 
 @verb

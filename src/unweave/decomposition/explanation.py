@@ -88,6 +88,7 @@ class Explanation(Result):
         columns = {"operation": "left", "rule": "left", "times": "right", "for example in": "left"}
         parts: list[RenderableType] = [
             Text.assemble((str(report["model"]), "bold"), heading),
+            *map(Text, report["notes"]),
             Text(),
             _components_table(self.components),
             Text(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,7 @@ class Plan(Shown):
         unplaced: For each other path, the operation at which it was lost where its tokens lie (token level).
         coverage: How far attention was resolved.
         lumps: Operations that could not be followed; what lies below them is one component.
+        notes: What was assumed or chosen of the model, in sentences.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Plan(Shown):
     lumps: tuple[Lump, ...]
     _walk: Walk = field(repr=False)
     _request: Request = field(repr=False)
+    notes: tuple[str, ...] = ()
     _programs: dict[tuple[int | None, bool], Program] = field(default_factory=dict, repr=False)
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class Plan(Shown):
         Raises:
             ArgumentError: There is no such level, or the selection matches nothing.
         """
-        return _planned(self.name, self._walk, level or self.level, select)
+        return replace(_planned(self.name, self._walk, level or self.level, select), notes=self.notes)
 
     def split(self, select: Selection = None) -> Plan:
         """The chosen components by token, and all others as they are, so that nothing has to be summed to a `rest`.
@@ -166,7 +168,7 @@ class Plan(Shown):
         Raises:
             ArgumentError: The selection matches nothing.
         """
-        return _split(self.name, self._walk, select)
+        return replace(_split(self.name, self._walk, select), notes=self.notes)
 
     @cached_property
     def wholes(self) -> tuple[Component, ...]:
@@ -322,6 +324,7 @@ class Plan(Shown):
             "memory_per_image": self.memory_per_image,
             "constant_bytes": self.constant_bytes,
             "unplaced": self.unplaced,
+            "notes": list(self.notes),
             "grids": {
                 path: {name: getattr(grid, name) for name in ("height", "width", "prefix")}
                 for path, grid in self.grids.items()
@@ -368,6 +371,7 @@ def make_plan(
     passing: bool = True,
     freeze: bool = False,
     strict: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> Plan:
     """Captures a module, walks back from its output, and decides what to compute.
 
@@ -387,7 +391,7 @@ def make_plan(
             if lump.rule
             else "decompose without `strict`; what lies below is one component",
         )
-    return _planned(name, found, level, selection)
+    return replace(_planned(name, found, level, selection), notes=notes)
 
 
 def _planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:

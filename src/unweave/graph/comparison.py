@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,6 +11,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from unweave.errors import CaptureError
+from unweave.graph.finite import check_buffers
 from unweave.graph.graph import Graph, extents_of
 from unweave.graph.interpret import interpret
 from unweave.graph.precision import exact
@@ -28,13 +30,16 @@ def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
 
     Raises:
         CaptureError: The module does not run.
+        NonFiniteError: The representation is not finite, for a buffer is not.
     """
     with exact(images.device):
         try:
-            expected = _called(module, images)
+            output = output_of(module, images)
         except Exception as error:
             what = f"exports, but does not run on {len(images)} images: {type(error).__name__}: {error}"
             raise CaptureError(f"{type(module).__name__} {what}") from error
+        expected = next(value for value in tree_leaves(output) if isinstance(value, Tensor))
+        check_buffers(module, expected)
         computed = interpret(graph.nodes, {**graph.tensors, graph.input: images})[graph.output]
     if computed.shape != expected.shape or computed.dim() != 2 or len(computed) != len(images):
         return inf
@@ -45,21 +50,19 @@ def difference(graph: Graph, module: nn.Module, images: Tensor) -> float:
     return float((apart / expected.norm(dim=-1).clamp_min(torch.finfo(wide).tiny)).nan_to_num(inf, inf).max())
 
 
-def _called(module: nn.Module, images: Tensor) -> Tensor:
-    """The module's output; random state, batch statistics and attributes are afterwards as they were."""
+def output_of(module: nn.Module, images: Tensor) -> Any:
+    """What a module returns of images; random state, batch statistics and attributes are afterwards as they were."""
     attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
     with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
         try:
             if any(part.training for part in module.modules()):
                 copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
-                output = functional_call(module, copies, images)
-            else:
-                output = module(images)
+                return functional_call(module, copies, images)
+            return module(images)
         finally:
             for now, before in attributes:
                 now.clear()
                 now.update(before)
-    return next(value for value in tree_leaves(output) if isinstance(value, Tensor))
 
 
 def twins(first: Graph, second: Graph) -> dict[fx.Node, fx.Node] | None:

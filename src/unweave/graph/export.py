@@ -8,19 +8,21 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from unweave.errors import CaptureError, NonFiniteError
+from unweave.errors import CaptureError
 from unweave.graph.comparison import TOLERANCE, difference, twins, varied
 from unweave.graph.counts import NOT_ONE, SIZES, TORCH, Differs, conditions_of, merged
+from unweave.graph.finite import check_weights
 from unweave.graph.graph import Graph, Origin, extents_of
 from unweave.graph.original import Original
 from unweave.graph.precision import exact
 from unweave.graph.randomness import refuse_random
-from unweave.graph.tidy import tidied, without_mutation
+from unweave.graph.tidy import WRAPPED, tidied, without_mutation
 from unweave.graph.watch import Watch, told
 
 _ANY = ({0: torch.export.Dim.AUTO},)
@@ -98,7 +100,7 @@ def versions_of(graph: Graph) -> list[tuple[int, int]]:
 
 
 def _captured(module: nn.Module, images: Tensor) -> Graph:
-    check_finite(module)
+    check_weights(module)
     graph = _exported(module, images)
     refuse_random(graph)
     if not extents_of(graph.input)[0].batch:
@@ -125,27 +127,11 @@ def _check_same(graph: Graph, module: nn.Module, images: Tensor) -> None:
         )
 
 
-def check_finite(module: nn.Module) -> None:
-    """Refuses weights that are NaN or infinite.
-
-    Raises:
-        NonFiniteError: Names the first.
-    """
-    parameters = dict(module.named_parameters())
-    for name, tensor in [*parameters.items(), *module.named_buffers()]:
-        if tensor.is_floating_point() and tensor.numel():
-            # an infinite buffer may be a bound that is never reached; an infinite weight is an accident
-            extremes = torch.stack(torch.aminmax(tensor.detach()))
-            bad = ~torch.isfinite(extremes) if name in parameters else torch.isnan(extremes)
-            if bool(bad.any()):
-                raise NonFiniteError(f"The weight {name} is not finite.", where=name, cure="check the checkpoint")
-
-
 def _exported(module: nn.Module, images: Tensor) -> Graph:
     """The graph of a module; its number of images is a symbol, unless the forward makes a Python number of it."""
     with _quiet():
         try:
-            program = torch.export.export(module, (images,), dynamic_shapes=_ANY, strict=False)
+            program = torch.export.export(_Wrapper(module), (images,), dynamic_shapes=_ANY, strict=False)
             conditions = conditions_of(program)
             if not without_mutation(program.graph):
                 program = program.run_decompositions({})  # costs as much again; only where memory is really shared
@@ -156,7 +142,7 @@ def _exported(module: nn.Module, images: Tensor) -> Graph:
                     what, cure = cause
             what = f"torch.export could not capture {type(module).__name__}: {what}"
             raise CaptureError(what, where=_user_line(error), cure=cure) from error
-    return tidied(program, _wrapper(module), conditions)
+    return tidied(program, _prefix(module), conditions)
 
 
 def _for_any_count(module: nn.Module, images: Tensor, graph: Graph) -> Graph:
@@ -173,6 +159,18 @@ def _for_any_count(module: nn.Module, images: Tensor, graph: Graph) -> Graph:
             where=line or None,
             cure=next(cure for text, cure in _SIZED if text in line.partition(": ")[2]),
         ) from error
+
+
+class _Wrapper(nn.Module):
+    """A module that takes images, whatever the signature of the one inside; `tidied` takes its name off again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.add_module(WRAPPED, module)
+
+    def forward(self, images: Tensor) -> Any:
+        """What the module inside returns."""
+        return self.get_submodule(WRAPPED)(images)
 
 
 @contextmanager
@@ -192,7 +190,7 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(serious)
 
 
-def _wrapper(module: nn.Module) -> str:
+def _prefix(module: nn.Module) -> str:
     """The path of the model inside wrappers that hold nothing else."""
     path: list[str] = []
     while len(children := list(module.named_children())) == 1 and not list(module.parameters(recurse=False)):

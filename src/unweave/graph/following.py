@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from unweave.errors import CaptureError, UnweaveError
 from unweave.graph.comparison import twins
-from unweave.graph.export import EXPORTING, capture, check_finite, versions_of
+from unweave.graph.export import EXPORTING, capture, versions_of
+from unweave.graph.finite import check_weights
 from unweave.graph.graph import Graph, Origin
 from unweave.graph.original import Original
 from unweave.graph.watch import Change, told
@@ -37,7 +38,7 @@ def graph_of(module: nn.Module, example: Tensor) -> Graph:
         except CaptureError:
             graph = None
         else:
-            check_finite(module)
+            check_weights(module)
     if graph is None:
         graph = original.graphs[key] = capture(module, example)
     return graph

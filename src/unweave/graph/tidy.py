@@ -19,12 +19,15 @@ from unweave.graph.graph import Condition, Extent, Graph, arguments, extents_of,
 
 aten = torch.ops.aten
 
+WRAPPED = "module"
+"""The name of the model in the wrapper that is exported."""
+
 
 def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple[Condition, ...] = ()) -> Graph:
     """An exported program as a graph.
 
     Args:
-        program: It is rewritten.
+        program: It is rewritten. Of a module in a wrapper, which calls it `WRAPPED`.
         prefix: The module path that all its operations share.
         conditions: What was decided by the number of images.
 
@@ -40,6 +43,8 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
     }
     graph = program.graph_module.graph
     _inline(program.graph_module)
+    for node in graph.nodes:
+        _within(node)
     tensors: dict[fx.Node, Tensor] = {}
     images: fx.Node | None = None
     for node in list(graph.nodes):
@@ -75,8 +80,16 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and node is not outputs[0]:
             graph.erase_node(node)
-    names = {node: named[node.name] for node in tensors if node.name in named}
+    names = {node: named[node.name].removeprefix(f"{WRAPPED}.") for node in tensors if node.name in named}
     return Graph(graph, images, outputs[0], tensors, names, prefix, conditions)
+
+
+def _within(node: fx.Node) -> None:
+    """Names the modules around an operation as the model does, without the wrapper."""
+    stack = node.meta.get("nn_module_stack") or {}
+    node.meta["nn_module_stack"] = {
+        key: (path.removeprefix(WRAPPED).removeprefix("."), kind) for key, (path, kind) in stack.items() if path
+    }
 
 
 def without_mutation(graph: fx.Graph) -> bool:

@@ -40,7 +40,7 @@ class Loaded:
     """What was done with a checkpoint.
 
     Attributes:
-        notes: In words: where in the file the weights were, what was taken off, resampled, left out.
+        notes: In sentences: where in the file the weights were, what was taken off, resampled, left out.
         missing: Tensors of the module that the file does not have.
     """
 
@@ -190,16 +190,19 @@ def _holds(words: Sequence[str], asked: Sequence[str]) -> bool:
 def _about_the_place(place: _Place, others: Sequence[_Place], table: Mapping[str, Tensor]) -> list[str]:
     notes = []
     if place.name:
-        notes.append(f"the weights are those under `{place.name}`")
+        notes.append(f"The weights are those under `{place.name}`.")
     names = list(dict.fromkeys(other.name or "the file itself" for other in others))
     if names:
-        notes[-1:] = [f"the weights are those under `{place.name}`; also there: {', '.join(f'`{n}`' for n in names)}"]
+        notes[-1:] = [
+            f"The weights are those under `{place.name}`; also there, to be named by `checkpoint_key`: "
+            f"{', '.join(f'`{name}`' for name in names)}."
+        ]
     beside = [name for name in table if not name.startswith(place.prefix)]
     beside = [name for name in beside if not any(name.startswith(other.prefix) for other in others if other.prefix)]
     if beside:
-        notes.append(f"left out of the file: {_grouped(beside)}")
+        notes.append(f"Left out of the file: {_grouped(beside)}.")
     if place.root:
-        notes.append(f"the file is of `{place.root.rstrip('.')}` alone")
+        notes.append(f"The file is of `{place.root.rstrip('.')}` alone.")
     return notes
 
 
@@ -242,9 +245,9 @@ def _about_conversion(given: State, state: State, wanted: Mapping[str, Tensor]) 
     renamed = [name for name in state if name in wanted and name not in given]
     notes = []
     if resampled:
-        notes.append(f"positions are resampled to the image size: {_few(resampled)}")
+        notes.append(f"Positions are resampled to the image size: {_few(resampled)}.")
     if renamed:
-        notes.append(f"{len(renamed)} names are converted by the library, such as {renamed[0]}")
+        notes.append(f"The library converted {len(renamed)} names, such as {renamed[0]}.")
     return notes
 
 
@@ -262,7 +265,7 @@ def _fit_head(module: nn.Module, state: State, required: frozenset[str], tower: 
             module.set_submodule(path, new.to(head.weight))
         else:
             continue
-        notes.append(f"the classifier has {len(weight):,} classes, as in the file")
+        notes.append(f"The classifier has {len(weight):,} classes, as in the file.")
     module.eval()
     return list(dict.fromkeys(notes))
 
@@ -354,13 +357,13 @@ def _check_tensors(state: State, wanted: Mapping[str, Tensor], where: str) -> No
 def _about_the_rest(state: State, wanted: Mapping[str, Tensor], required: frozenset[str]) -> list[str]:
     above = [name for name in wanted if name not in required]
     groups = {
-        "left out of the file": [name for name in state if name not in wanted],
-        "not in the file, and not used": [name for name in above if name not in state],
-        "of another shape in the file, and not used": [
+        "Left out of the file": [name for name in state if name not in wanted],
+        "Not in the file, and not used": [name for name in above if name not in state],
+        "Of another shape in the file, and not used": [
             name for name in above if name in state and state[name].shape != wanted[name].shape
         ],
     }
-    return [f"{what}: {_grouped(names)}" for what, names in groups.items() if names]
+    return [f"{what}: {_grouped(names)}." for what, names in groups.items() if names]
 
 
 def _is_ordinary(tensor: Tensor) -> bool:

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from unweave.errors import ArgumentError, DeviceError, ModelError
+from unweave.graph.finite import check_weights
 from unweave.loading import Loading, Pool
 from unweave.models.checkpoint import Convert, Loaded, load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.preprocessing import Preprocess
 from unweave.models.readout import Readout, Returns, first_line, split
-from unweave.models.weights import check_finite, randomise
+from unweave.models.weights import randomise
 from unweave.pocket.networks import NETWORKS
 
 
@@ -151,7 +152,7 @@ class Source:
         representation: Field or index of the output that is the representation, where it is not found by itself.
         convert: The library's own conversion of a checkpoint to the module, positions of another image size included.
         missing: Weights that the library did not find, and drew by chance.
-        notes: What was done or left out on the way.
+        notes: What was done or left out on the way, in sentences.
     """
 
     module: nn.Module
@@ -189,8 +190,8 @@ def load_model(
         seed: For the random weights. The caller's own random state is left as it is.
         image_size: Height and width in pixels, or one number for both, where not the model's own.
         representation: Field or index of the output that is the representation, where not the model's own.
-        pool: How tokens, or the positions of a map, become one vector: `mean`, or `class` for the first token; None for
-            the model's own way.
+        pool: How tokens or a map become one vector: the `mean` over all places of the image, or the `class` token;
+            None for the model's own way.
         device: Where the weights go.
 
     Returns:
@@ -226,11 +227,11 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         loaded = _from_checkpoint(source, loading)
         notes, absent = notes + loaded.notes, loaded.missing
         if isinstance(loading.image_size, tuple) and not any("resampled" in note for note in notes):
-            notes += (f"the file's positions are taken for those of {' x '.join(map(str, loading.image_size))} pixels",)
+            notes += (f"The file's positions are taken for those of {' x '.join(map(str, loading.image_size))} pixels.",)
         path = _path(source)
         if any(not name.startswith(path) for name in absent):
             module = source.tower(module)  # the rest has no weights
-            notes += ("the image tower alone is kept",)
+            notes += ("The image tower alone is kept.",)
         absent = frozenset(name.removeprefix(path) for name in absent if name.startswith(path))
     try:
         module.to(device, dtype)
@@ -241,7 +242,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             cure="use 'cpu', or 'cuda' where there is a GPU with room for it",
         ) from error
     tower = source.tower(source.module)
-    check_finite(tower)
+    check_weights(tower)
     parts = _split(source, loading)
     drawn = [name for name, _ in parts.body.named_parameters() if name in absent]
     if drawn:
@@ -252,7 +253,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         )
     headless = loading.checkpoint is not None and any(name in absent for name, _ in tower.named_parameters())
     if headless and parts.classifier is not None:
-        notes += ("the model has no classifier, for the file has none of this model's",)
+        notes += ("The model has no classifier, for the file has not all of it.",)
     return Model(
         id=id,
         module=module,
@@ -262,7 +263,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         preprocessing=source.preprocessing,
         input_size=source.input_size,
         loading=loading,
-        notes=notes,
+        notes=notes + parts.notes,
     )
 
 
@@ -270,7 +271,7 @@ def _split(source: Source, loading: Loading) -> Readout:
     tower = source.tower(source.module)
     representation = source.representation if loading.representation is None else loading.representation
     example = example_for(tower, source.input_size, 1)
-    return split(tower, example, returns=source.returns, representation=representation)
+    return split(tower, example, returns=source.returns, representation=representation, pool=loading.pool)
 
 
 def _from_checkpoint(source: Source, loading: Loading) -> Loaded:

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unweave.graph.finite import check_weights
 from unweave.graph.original import Original
 from unweave.loading import Loading
 from unweave.models import preprocessing as preprocessings
 from unweave.models.preprocessing import Preprocess
+from unweave.models.forward import check_supported, device_and_dtype, image_argument, unwrapped
+from unweave.models.output import Pool
 from unweave.models.readout import split
-from unweave.models.weights import check_finite, fingerprint
+from unweave.models.weights import fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +34,9 @@ class Model:
             (distilled DeiT classifies its two tokens apart, so their mean does not determine the logits).
         preprocess: One RGB image to `[channel, height, width]`.
         preprocessing: The same in words, ready for JSON.
-        input_size: Channels, height, width.
+        input_size: Channels, height, width; of a clip as the module takes it, such as frames, channels, height, width.
         loading: How it was loaded; None where it was made of a module.
-        notes: What was taken off, resampled, left out or assumed on the way, each in a few words.
+        notes: What was assumed, chosen or left out while it was made, in sentences.
     """
 
     id: str
@@ -42,7 +45,7 @@ class Model:
     classifier: nn.Module | None
     preprocess: Preprocess
     preprocessing: dict[str, Any]
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     loading: Loading | None = None
     notes: tuple[str, ...] = ()
 
@@ -60,8 +63,10 @@ class Model:
         module: nn.Module,
         *,
         preprocess: Preprocess | None = None,
-        input_size: tuple[int, int, int] = (3, 224, 224),
+        input_size: Sequence[int] = (3, 224, 224),
         representation: str | int | None = None,
+        pool: Pool | None = None,
+        images: str | None = None,
         classifier: str | Sequence[str] | None = None,
         id: str = "module",
     ) -> Model:
@@ -69,11 +74,18 @@ class Model:
 
         Args:
             module: Returns a tensor; or an output object or mapping that holds `image_embeds`, `logits`,
-                `pooler_output` or `last_hidden_state` (transformers); or anything else, with `representation` given.
+                `pooler_output` or `last_hidden_state` (transformers); or any other mapping, sequence or record of
+                tensors, of which the first `[image, dim]` is taken. What `torch.compile` and `DataParallel` wrap is
+                taken out of them.
             preprocess: `PIL image -> [channel, height, width]`. None: the shorter side is resized to `input_size`
                 (bicubic), the centre is cropped, and the channels are normalised with ImageNet's mean and deviation.
-            input_size: Channels, height, width.
-            representation: Field or index of the output that is the representation, where it is not found as above.
+            input_size: Of one image: channels, height, width; or of one clip, as the module takes it.
+            representation: Field or index of the output that is the representation, where it is not found as above;
+                with dots between, a place further in (`encoder.0`).
+            pool: How tokens `[image, token, dim]` or a map `[image, dim, height, width]` become one vector: `mean` over
+                all that come from the image, or the `class` token. None: of tokens the class token, or the mean where
+                there is none; a map is refused. `notes` says what was taken.
+            images: The argument of its forward that takes the images, where its signature does not tell.
             classifier: Path of the submodule (or of several) that makes logits of the representation, such as `head`.
                 None: modules with `get_classifier` (timm's) and those that return `logits` are split by themselves; of
                 any other module the output is the representation.
@@ -84,13 +96,21 @@ class Model:
                 `[image, dim]`.
             NonFiniteError: A weight is NaN or infinite.
         """
-        check_finite(module)
-        heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
-        parts = split(module, example_for(module, input_size, 1), heads=heads, representation=representation)
+        inner, size = unwrapped(module), tuple(input_size)
+        check_supported(inner)
+        check_weights(inner)
+        parts = split(
+            inner,
+            example_for(inner, size, 1, images),
+            heads=[classifier] if isinstance(classifier, str) else list(classifier or ()),
+            representation=representation,
+            pool=pool,
+            images=images,
+        )
         described: dict[str, Any] = {"custom": getattr(preprocess, "__qualname__", type(preprocess).__qualname__)}
         if preprocess is None:
-            preprocess, described = preprocessings.default(input_size)
-        return cls(id, module, parts.body, parts.classifier, preprocess, described, input_size)
+            preprocess, described = preprocessings.default(size)
+        return cls(id, module, parts.body, parts.classifier, preprocess, described, size, notes=parts.notes)
 
     def __post_init__(self) -> None:
         original = Original.of(self.readout)
@@ -108,12 +128,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return _kind(self.readout)[0]
+        return device_and_dtype(self.readout)[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return _kind(self.readout)[1]
+        """The type of the images: that of the weights that meet them."""
+        return device_and_dtype(self.readout, self.input_size)[1]
 
     def example(self, batch: int = 2) -> Tensor:
         """Random images of the right size, device and dtype, always the same: `[batch, channel, height, width]`."""
@@ -122,16 +142,17 @@ class Model:
     def __repr__(self) -> str:
         size = " x ".join(str(length) for length in self.input_size)
         head = "no classifier" if self.classifier is None else f"classifier {type(self.classifier).__name__}"
-        return f"Model({', '.join([repr(self.id), type(self.module).__name__, size, head, *self.notes])})"
+        return "\n  ".join([f"Model({self.id!r}, {type(self.module).__name__}, {size}, {head})", *self.notes])
 
 
-def example_for(module: nn.Module, input_size: tuple[int, int, int], batch: int) -> Tensor:
-    """Standard normal images for a module, always the same: `[batch, channel, height, width]`."""
-    device, dtype = _kind(module)
+def example_for(module: nn.Module, input_size: Sequence[int], batch: int, images: str | None = None) -> Tensor:
+    """Standard normal images for a module, always the same: `[batch, channel, height, width]`.
+
+    Args:
+        module: On its device, and of the type of the layer that meets them.
+        input_size: Of one image.
+        batch: How many.
+        images: The argument of its forward that takes them, where its signature does not tell.
+    """
+    device, dtype = device_and_dtype(module, input_size, image_argument(module, images))
     return torch.randn((batch, *input_size), generator=torch.Generator().manual_seed(0)).to(device, dtype)
-
-
-def _kind(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    tensors = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
-    first = next(tensors, torch.empty(0))
-    return first.device, first.dtype

@@ -56,7 +56,7 @@ def load(request: Request) -> Source:
             with fetching(request.id), _reading(request):
                 module, preprocess = _create(request, name, tag, whole=False)
                 load_checkpoint(module, _weights(name, tag), convert=convert)
-            notes = (f"the image tower alone: its text tower needs {text} from the hub",)
+            notes = (f"The image tower alone is built: the text tower needs {text} from the hub.",)
     visual = _visual(module)
     if request.pretrained and isinstance(request.image_size, tuple):
         _check_grid(request, visual)

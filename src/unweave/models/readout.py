@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from unweave.errors import ModelError, UnweaveError
+from unweave.graph.comparison import output_of
+from unweave.graph.finite import check_buffers
 from unweave.graph.original import Original
-
-FIELDS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")
-"""The fields of an output object that may hold the representation; the first that is there is taken."""
+from unweave.models.forward import check_supported, image_argument, unwrapped
+from unweave.models.output import FIELDS, Pool, Reading, reading
 
 Returns = Literal["representation", "features", "logits"]
 """What the tensor is that a module returns."""
@@ -50,10 +51,12 @@ class Readout:
     Attributes:
         body: Images to representation, `[image, dim]`; shares the tensors of the module it was made from.
         classifier: Representation to logits; None where there are none, or no module maps one exactly to the other.
+        notes: What was chosen of the module's output, in sentences.
     """
 
     body: nn.Module
     classifier: nn.Module | None
+    notes: tuple[str, ...] = ()
 
 
 class Mean(nn.Module):
@@ -91,8 +94,10 @@ def split(
     module: nn.Module,
     example: Tensor,
     *,
-    heads: Sequence[str] = (),
+    heads: Sequence[str] | None = (),
     representation: str | int | None = None,
+    pool: Pool | None = None,
+    images: str | None = None,
     returns: Returns = "representation",
 ) -> Readout:
     """Split a module at its representation.
@@ -101,34 +106,49 @@ def split(
         module: Maps images to a tensor, or to an output object, mapping or tuple that holds one. Not modified.
         example: Images, `[image, channel, height, width]`, on the module's device and of its dtype.
         heads: Names of the submodules that are the classifier. Empty: a module that names its own (`get_classifier`,
-            as timm's do) is asked.
-        representation: Field or index of the output that is the representation; None for the first of `FIELDS`.
+            as timm's do) is asked. None: nothing is taken off.
+        representation: Field or index of the output that is the representation; None for the first of `FIELDS`, or
+            else the first `[image, dim]`.
+        pool: How tokens or a map are made one vector (see `unweave.models.output`).
+        images: The argument of its forward that takes the images, where its signature does not tell.
         returns: What a tensor that the module returns is, where no head is named: the representation itself, features
             from which a nonlinear tail is taken off, or logits.
 
     Raises:
-        ModelError: The module does not run on the example, lacks the named head or output, or returns anything but
-            `[image, dim]`.
+        ModelError: The module does not run on the example, lacks the named head, output or argument, returns nothing
+            that `[image, dim]` can be made of, or is none that can be captured.
+        NonFiniteError: The representation is not finite, for a buffer is not.
     """
+    module = unwrapped(module)
+    check_supported(module)
+    argument = image_argument(module, images)
     body = twin(module)
-    options: dict[str, Any] = {"heads": heads, "representation": representation, "returns": returns}
+    options: dict[str, Any] = {
+        "heads": heads,
+        "representation": representation,
+        "pool": pool,
+        "images": images,
+        "returns": returns,
+    }
     Original(module, body, partial(_again, size=tuple(example.shape), options=options))
-    asked = [] if heads else _own_heads(body)
-    ends = asked or [_submodule(body, name) for name in heads]
+    if argument is not None:
+        _call_with(body, _reader(argument))
+    asked = _own_heads(body) if heads is not None and not heads else []
+    ends = asked or [_submodule(body, name) for name in heads or ()]
     with _running(module, example):
         calls, output = _observe(body, example, ends)
         if asked and any(call.input[0].numel() > call.input.shape[1] for call in calls if call.module in asked):
             # What is named pools as well as classifies: the classifier is only its tail.
             asked, ends, returns = [], [], "logits"
             calls, output = _observe(body, example, ends)
-    field = _field(output, representation)
-    value = _pick(output, field)
+    own = reading(output, representation, pool, body, example)
+    value = own(output)
 
     above = [call for call in calls if any(call.module is end for end in ends)]
     same_input = bool(above) and len(above) == len(ends) and all(call.input is above[0].input for call in above)
-    if representation is None and field is not None:
-        returns = "logits" if field == "logits" else "features"
-    elif representation is None and hasattr(body, "get_classifier") and returns == "representation":
+    if representation is None and own.field in FIELDS and heads is not None:
+        returns = "logits" if own.field == "logits" else "features"
+    elif representation is None and hasattr(body, "get_classifier") and returns == "representation" and heads is not None:
         returns = "features"
     if ends:
         tail = _chain(calls, above[0].input) if same_input and asked else []
@@ -143,7 +163,7 @@ def split(
     if parts and same_input and above[0].input.ndim == 4:
         parts = [nn.Unflatten(1, (-1, 1, 1)), *parts, nn.Flatten(1)]  # a convolution that sees one cell
     known = bool(parts) and (same_input if ends else returns == "logits")
-    reads: list[_Read | None] = [None if field is None else _field_reader(field)]
+    reads: list[_Read | None] = [None if own.plain else _reader(argument, own)]
     if asked and hasattr(body, "forward_head"):
         # For heads that do more than classify one representation, timm says what it is that they classify.
         reads.append(_pre_logits)
@@ -160,7 +180,30 @@ def split(
         classifier = _classifier(parts, found, value) if known else None
         if classifier is not None:
             break
-    return Readout(body, classifier)
+    check_buffers(body, found)
+    return Readout(body, classifier, own.notes)
+
+
+def whole(module: nn.Module, example: Tensor) -> Readout:
+    """A module as it stands, heads and all, so that it takes images alone and returns `[image, dim]`.
+
+    Args:
+        module: Where it does both as it is, it is returned itself; else a twin of it.
+        example: Images, `[image, channel, height, width]`.
+
+    Raises:
+        ModelError: As for `split`.
+    """
+    module = unwrapped(module)
+    check_supported(module)
+    if image_argument(module) is None:
+        try:
+            output = output_of(module, example[:2])
+        except Exception:  # which capture explains, with the line
+            return Readout(module, None)
+        if isinstance(output, Tensor) and output.ndim == 2:
+            return Readout(module, None)
+    return split(module, example[:1], heads=None)
 
 
 def _again(module: nn.Module, size: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
@@ -179,7 +222,7 @@ def _represent(body: nn.Module, module: nn.Module, example: Tensor) -> Tensor:
     raise ModelError(
         f"What the model returns is {shape}, not a representation [image, dim].",
         where=type(module).__qualname__,
-        cure="name the output that is the representation (`representation=`), or pool inside the module",
+        cure="name the output that is the representation (`representation=`), or say how it is pooled (`pool='mean'`)",
     )
 
 
@@ -324,10 +367,14 @@ def _classifier(parts: Sequence[nn.Module], representation: Tensor, logits: Tens
 # --- how to call the twin
 
 _Read = Callable[[nn.Module, Tensor], Tensor]
+_FORWARD = "unweave_forward"
 
 
 def _call_with(body: nn.Module, read: _Read) -> None:
     # A bound method, not a closure: a deep copy of the twin (to float64, say) then calls the copy.
+    kept = vars(body).pop("forward", None)
+    if kept is not None and _FORWARD not in vars(body):
+        vars(body)[_FORWARD] = kept  # what somebody put in the place of the class's own
     body.forward = types.MethodType(read, body)
 
 
@@ -335,41 +382,12 @@ def _pre_logits(self: Any, images: Tensor) -> Tensor:
     return self.forward_head(self.forward_features(images), pre_logits=True)
 
 
-def _field_reader(field: str | int) -> _Read:
+def _reader(argument: str | None, own: Reading = Reading()) -> _Read:  # noqa: B008
+    """A forward that takes images alone, and returns what is read of the module's own."""
+
     def read(self: nn.Module, images: Tensor) -> Tensor:
-        return _pick(type(self).forward(self, images), field)
+        forward = vars(self).get(_FORWARD) or types.MethodType(type(self).forward, self)
+        output = forward(images) if argument is None else forward(**{argument: images})
+        return output if own.plain else own(output)
 
     return read
-
-
-def _field(output: object, representation: str | int | None) -> str | int | None:
-    """The field of an output that is the representation; None where the output is a tensor and nothing is asked for."""
-    if representation is not None or isinstance(output, Tensor):
-        return representation
-    return next((name for name in FIELDS if isinstance(_get(output, name), Tensor)), None)
-
-
-def _get(output: object, field: str | int) -> object:
-    if isinstance(field, str) and not isinstance(output, Mapping):
-        return getattr(output, field, None)
-    try:
-        return output[field]  # type: ignore[index]
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _pick(output: object, field: str | int | None) -> Tensor:
-    """The representation in what a module returned: of a sequence its first token, of a map its only cell."""
-    value = output if field is None else _get(output, field)
-    if not isinstance(value, Tensor):
-        holds = list(output) if isinstance(output, Mapping) else type(output).__name__
-        wanted = " or ".join(FIELDS) if field is None else repr(field)
-        raise ModelError(
-            f"The model's output holds no tensor {wanted}; it is {holds}.",
-            cure="name the output that is the representation (`representation=`)",
-        )
-    if field is not None and value.ndim == 3:
-        return value[:, 0]
-    if field is not None and value.ndim == 4 and value.shape[2:] == (1, 1):
-        return value.flatten(1)
-    return value

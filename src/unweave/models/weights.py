@@ -1,4 +1,4 @@
-"""What may be asked of a module's weights: are they finite, which are they, and random ones that leave no path dead.
+"""What may be asked of a module's weights: which are they, and random ones that leave no path dead.
 
 Random weights serve offline use and tests, and there a library's own initialisation hides mistakes: LayerScale of
 1e-6, biases and relative positions of zero or norms of one make whole branches vanish from the sum. `randomise` keeps
@@ -13,8 +13,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-
-from unweave.errors import NonFiniteError
 
 _MULTIPLIERS = ("weight", "gamma", "gain", "scale", "ls", "lambda")
 """How the names of parameters that multiply begin or end; a vector of zeros under another name is added."""
@@ -70,29 +68,6 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             mean.copy_(0.1 * normal(mean))
             variance.copy_(uniform(variance, 0.5, 1.5))
     return module
-
-
-def check_finite(module: nn.Module) -> None:
-    """Refuse weights that are NaN or infinite (buffers may be infinite: attention masks are).
-
-    Raises:
-        NonFiniteError: Names the first such parameter or buffer.
-    """
-    for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            _refuse(name, parameter, "parameter")
-    for name, buffer in module.named_buffers():
-        if bool(torch.isnan(buffer).any()):
-            _refuse(name, buffer, "buffer")
-
-
-def _refuse(name: str, tensor: Tensor, kind: str) -> None:
-    count = int((~torch.isfinite(tensor)).sum())
-    raise NonFiniteError(
-        f"{count} of the {tensor.numel()} entries of the {kind} are NaN or infinite.",
-        where=name,
-        cure="load the weights again, or from another checkpoint",
-    )
 
 
 def fingerprint(module: nn.Module) -> str:
