@@ -92,8 +92,8 @@ class Loading:
 
 def _size(given: int | Sequence[int]) -> int | tuple[int, int]:
     """Height and width, or one number where they are the same."""
-    lengths = [given, given] if isinstance(given, int) else list(given) if isinstance(given, Sequence) else []
-    if len(lengths) != 2 or isinstance(given, str) or not all(type(length) is int for length in lengths):
+    lengths = [given, given] if isinstance(given, int) else list(given)
+    if len(lengths) != 2 or not all(type(length) is int for length in lengths):
         raise ArgumentError(
             f"{given!r} is no image size.", cure="give one number of pixels, or the height and the width: (224, 448)"
         )

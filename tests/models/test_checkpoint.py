@@ -91,13 +91,21 @@ def test_any_prefix_is_taken_off(tmp_path, source, state, prefix, beside):
 
 
 def test_what_torch_puts_into_the_middle_of_names_is_taken_out(tmp_path, source, state):
-    wrapped = {name.replace("blocks.0.", "blocks.0._orig_mod._fsdp_wrapped_module."): own for name, own in state.items()}
+    wrapped = {
+        name.replace("blocks.0.", "blocks.0._orig_mod._fsdp_wrapped_module."): own for name, own in state.items()
+    }
     same(load_model(ID, checkpoint=saved(wrapped, tmp_path / "weights.pth")), source)
 
 
 @pytest.mark.parametrize(
     ("table", "prefix"),
-    [("state_dict", "model."), ("model", ""), ("model_state_dict", "net."), ("weights", ""), ("network.state_dict", "")],
+    [
+        ("state_dict", "model."),
+        ("model", ""),
+        ("model_state_dict", "net."),
+        ("weights", ""),
+        ("run.state_dict", ""),
+    ],
 )
 def test_tables_are_found_in_tables(tmp_path, source, state, table, prefix):
     content = under(prefix, state)
@@ -148,7 +156,11 @@ def test_of_several_the_plain_ones_are_taken_and_others_by_name(tmp_path, source
 def test_the_head_of_self_supervised_training_is_left_out(tmp_path, source, state):
     head = {"mlp.0.weight": torch.ones(8, 64), "last_layer.weight_g": torch.ones(9, 1)}
     teacher = under("backbone.", backbone(state)) | under("head.", head)
-    content = {"student": under("module.", other(teacher)), "teacher": teacher, "dino_loss": {"center": torch.ones(1, 9)}}
+    content = {
+        "student": under("module.", other(teacher)),
+        "teacher": teacher,
+        "dino_loss": {"center": torch.ones(1, 9)},
+    }
     model = load_model(ID, checkpoint=saved(content, tmp_path / "checkpoint.pth"))
     same(model, source)
     assert model.classifier is None
@@ -202,7 +214,11 @@ def test_without_a_head_there_is_no_classifier(tmp_path, source, state):
 
 
 def test_a_decoder_and_a_mask_are_left_out(tmp_path, source, state):
-    extra = {"mask_token": torch.zeros(1, 1, 64), "decoder_embed.weight": torch.zeros(8, 64), "logit_scale": torch.ones(())}
+    extra = {
+        "mask_token": torch.zeros(1, 1, 64),
+        "decoder_embed.weight": torch.zeros(8, 64),
+        "logit_scale": torch.ones(()),
+    }
     model = load_model(ID, checkpoint=saved({"model": {**backbone(state), **extra}}, tmp_path / "weights.pth"))
     same(model, source)
     assert any("decoder_embed" in note for note in model.notes)
@@ -240,7 +256,7 @@ def test_what_differs_below_the_representation_is_an_error(tmp_path, state, chan
 
 def test_another_model_is_refused(tmp_path):
     path = saved(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="(?s)(missing|None of the file's tensors).*try: "):
+    with pytest.raises(ModelError, match=r"(?s)(missing|None of the file's tensors).*try: "):
         load_model(ID, checkpoint=path)
 
 
@@ -298,8 +314,13 @@ def test_positions_are_resampled_as_torchvision_does(tmp_path):
 def test_what_trainers_keep_beside_weights_is_read(tmp_path, source, state):
     settings = argparse.Namespace(lr=0.1, output=pathlib.Path("runs"), more=types.SimpleNamespace(amp=True))
     numbers = {
-        "metric": np.float64(3), "best": np.float32(2), "step": np.int64(4), "done": np.bool_(True),
-        "curve": np.arange(3.0), "names": np.array(["a"]), "numpy": np.random.get_state(),
+        "metric": np.float64(3),
+        "best": np.float32(2),
+        "step": np.int64(4),
+        "done": np.bool_(True),
+        "curve": np.arange(3.0),
+        "names": np.array(["a"]),
+        "numpy": np.random.get_state(),
     }
     content = {"state_dict": state, "args": settings, "arch": "test_vit", **numbers}
     same(load_model(ID, checkpoint=saved(content, tmp_path / "checkpoint-3.pth.tar")), source)
@@ -357,5 +378,5 @@ def test_a_module_without_a_tower_needs_all_its_tensors(tmp_path):
     state = module.state_dict()
     loaded = load_checkpoint(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), saved(state, tmp_path / "w.safetensors"))
     assert loaded.notes == () and not loaded.missing
-    with pytest.raises(ModelError, match="2 missing: 1.bias, 1.weight"):
+    with pytest.raises(ModelError, match=r"2 missing: 1\.bias, 1\.weight"):
         load_checkpoint(module, saved({k: v for k, v in state.items() if k[0] == "0"}, tmp_path / "w.safetensors"))

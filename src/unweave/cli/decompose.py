@@ -53,10 +53,16 @@ def decompose(
     """Write every component's contribution to the representation of each image."""
     with working(f"Reading {model}"):
         pictures = pictures_of(images, limit)
-        loaded = model_of(unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool), device, dtype)
+        loaded = model_of(
+            unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool),
+            device,
+            dtype,
+        )
         plan = unweave.plan(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
         )
+    for note in loaded.notes:
+        print_note(note)
     if not images:
         print_note("No images were given, so these are unweave's own drawn samples.")
     size = len(pictures) * len(plan.components) * plan.dim * (8 if dtype == "float64" else 4)

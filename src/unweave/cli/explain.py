@@ -27,7 +27,9 @@ def explain(
 ) -> None:
     """Show a model's components, the rules that apply, and what a decomposition costs."""
     with working(f"Reading {model}"):
-        loaded = unweave.load_model(unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool))
+        loaded = unweave.load_model(
+            unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
+        )
         explanation = unweave.explain(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
         )

@@ -106,7 +106,9 @@ def extract(
         from unweave.extraction import Part, Settings, estimate, prepare
 
         part = Part.parse(partition) if partition else Part()
-        loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
+        loading = unweave.Loading(
+            model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool
+        )
         images = unweave.open_images(data, split=split, limit=limit)
         settings = Settings(
             levels=tuple(level or ("head",)),
@@ -132,6 +134,8 @@ def extract(
     if dry_run:
         _tell(expected, json=json)
         return
+    for note in extraction.extractor.model.notes:
+        print_note(note)
     started = perf_counter()
     there = extraction.images(extraction.blocks(part))
     if there:

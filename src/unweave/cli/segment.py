@@ -8,7 +8,7 @@ import typer
 
 import unweave
 from unweave.cli import options
-from unweave.cli.console import print_warning, reporting, show, working
+from unweave.cli.console import print_note, print_warning, reporting, show, working
 from unweave.cli.views import chosen_of, model_of
 
 
@@ -48,6 +48,8 @@ def segment(
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
         pictures = unweave.open_images(images, limit=limit)
+    for note in loaded.notes:
+        print_note(note)
     with reporting() as on_progress:
         segmentation = unweave.segment(
             loaded,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unweave
-from unweave.cli.console import print_note
 from unweave.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -26,13 +25,10 @@ def in_words(view: View, space: str | None, templates: Path | None, device: str)
 
 
 def model_of(loading: Loading, device: str = "cpu", dtype: str = "float32") -> Model:
-    """A model, loaded on a device; what was done on the way is said."""
+    """A model, loaded on a device."""
     from unweave.models import opened
 
-    model = opened(loading, device=unweave.device_of(device), dtype=dtype)
-    for note in model.notes:
-        print_note(note)
-    return model
+    return opened(loading, device=unweave.device_of(device), dtype=dtype)
 
 
 def chosen_of(

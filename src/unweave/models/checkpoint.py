@@ -18,7 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from unweave.models.tables import Tables, read_tables
 State = dict[str, Tensor]
 
 Convert = Callable[[State, nn.Module], State]
-"""A library's own way to make a state dict fit a module of its own: names of another code, positions of another size."""
+"""A library's own way to make a state dict fit a module of its own: names of other code, positions of another size."""
 
 _AVERAGED = ("ema", "average", "avg", "swa", "shadow", "momentum", "student")
 """What names of a table or a prefix say where it is the second choice: a running average, or who learns from one."""
@@ -110,7 +110,9 @@ def load_checkpoint(
     place, others = _chosen(tables, module, tower, key, str(path))
     table = tables[place.table]
     given = {
-        place.root + name[len(place.prefix) :]: tensor for name, tensor in table.items() if name.startswith(place.prefix)
+        place.root + name[len(place.prefix) :]: tensor
+        for name, tensor in table.items()
+        if name.startswith(place.prefix)
     }
     notes = _about_the_place(place, others, table)
     state = given
@@ -134,9 +136,7 @@ def load_checkpoint(
 
 def _chosen(tables: Tables, module: nn.Module, tower: str, key: str | None, where: str) -> tuple[_Place, list[_Place]]:
     """The place that fits best, and the others that fit as well."""
-    places = sorted(
-        _places(tables, module, tower), key=lambda place: (-place.fitting, -place.named, place.averaged)
-    )
+    places = sorted(_places(tables, module, tower), key=lambda place: (-place.fitting, -place.named, place.averaged))
     if key is not None:
         asked = [word for word in key.split(".") if word]
         among = [place for place in places if _holds(place.words, asked)]
@@ -211,9 +211,7 @@ def _about_the_place(place: _Place, others: Sequence[_Place], table: Mapping[str
 
 def _fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tower: str) -> bool:
     return all(
-        name in state and state[name].shape == tensor.shape
-        for name, tensor in wanted.items()
-        if name.startswith(tower)
+        name in state and state[name].shape == tensor.shape for name, tensor in wanted.items() if name.startswith(tower)
     )
 
 
@@ -258,8 +256,9 @@ def _fit_head(module: nn.Module, state: State, required: frozenset[str], tower: 
         head, weight = module.get_submodule(path), state.get(f"{path}.weight")
         if weight is None or weight.ndim not in (2, 4) or weight.shape == getattr(head, "weight", weight[:0]).shape:
             continue
-        if hasattr(part, "reset_classifier"):
-            part.reset_classifier(len(weight))
+        reset: Any = getattr(part, "reset_classifier", None)
+        if callable(reset):
+            reset(len(weight))
         elif isinstance(head, nn.Linear):
             new = nn.Linear(head.in_features, len(weight), bias=head.bias is not None)
             module.set_submodule(path, new.to(head.weight))

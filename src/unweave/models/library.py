@@ -58,7 +58,7 @@ LIBRARIES = {
             "timm",
             "timm/NAME[.TAG], timm/hf-hub:ORG/NAME or timm/local-dir:FOLDER",
             "timm/vit_base_patch16_224.dino",
-            "a timm model and the tag of its pretrained weights; or one on the hub, or in a folder, as timm writes them",
+            "a timm model and the tag of its weights; or one on the hub or in a folder, as timm writes them",
             "timm",
             "timm",
             "pip install unweave",
@@ -67,7 +67,7 @@ LIBRARIES = {
             "open_clip",
             "open_clip/ARCH/TAG, open_clip/hf-hub:ORG/NAME or open_clip/local-dir:FOLDER",
             "open_clip/ViT-B-16/laion2b_s34b_b88k",
-            "the image tower of an OpenCLIP architecture and the tag of its weights; or of one on the hub or in a folder",
+            "the image tower of a model of OpenCLIP and the tag of its weights; or of one on the hub or in a folder",
             "open_clip",
             "open_clip_torch",
             "pip install 'unweave[open-clip]'",
@@ -227,7 +227,8 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         loaded = _from_checkpoint(source, loading)
         notes, absent = notes + loaded.notes, loaded.missing
         if isinstance(loading.image_size, tuple) and not any("resampled" in note for note in notes):
-            notes += (f"The file's positions are taken for those of {' x '.join(map(str, loading.image_size))} pixels.",)
+            size = " x ".join(map(str, loading.image_size))
+            notes += (f"The file's positions are taken for those of {size} pixels.",)
         path = _path(source)
         if any(not name.startswith(path) for name in absent):
             module = source.tower(module)  # the rest has no weights
@@ -324,7 +325,11 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelE
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
     """The names that are nearest to one: those that hold it, then by how many letters have to be changed."""
     wanted = name.casefold()
-    return sorted(set(known), key=lambda own: (wanted not in own.casefold(), _edits(wanted, own.casefold()), own))[:count]
+
+    def distance(own: str) -> tuple[bool, int, str]:
+        return wanted not in own.casefold(), _edits(wanted, own.casefold()), own
+
+    return sorted(set(known), key=distance)[:count]
 
 
 def _edits(first: str, second: str) -> int:
@@ -348,8 +353,11 @@ def _resolve(id: str) -> tuple[Library, str]:
         )
     prefix, _, name = id.partition("/")
     if prefix not in LIBRARIES:
-        near = next(iter(nearest(prefix, LIBRARIES, 1)))
-        hint = f"`{near}/{name}`" if name and _edits(prefix, near) <= 3 else f"`timm/{id}`" if not name else LIBRARIES["timm"].example
+        near, hint = nearest(prefix, LIBRARIES, 1)[0], LIBRARIES["timm"].example
+        if not name:
+            hint = f"`timm/{id}`"
+        elif _edits(prefix, near) <= 3:
+            hint = f"`{near}/{name}`"
         raise ModelError(
             f"The model id {id!r} does not begin with a library ({', '.join(LIBRARIES)}).", cure=f"an id such as {hint}"
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unweave.errors import ArgumentError, ModelError
+from unweave.loading import Pool as Pool
 
 FIELDS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")
 """The fields of an output object that may hold the representation; the first that is there is taken."""

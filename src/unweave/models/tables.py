@@ -75,7 +75,15 @@ def _harmless() -> list[Any]:
             *(f"nodes.{kind}Node" for kind in ("Any", "Boolean", "Float", "Integer", "Path", "String")),
         )
     ]
-    return [argparse.Namespace, types.SimpleNamespace, *numpy, *paths, *lightning, *omegaconf, (_Settings, "typing.Any")]
+    return [
+        argparse.Namespace,
+        types.SimpleNamespace,
+        *numpy,
+        *paths,
+        *lightning,
+        *omegaconf,
+        (_Settings, "typing.Any"),
+    ]
 
 
 def read_tables(path: str | os.PathLike[str]) -> Tables:

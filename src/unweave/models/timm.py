@@ -15,7 +15,6 @@ from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line
 
-
 _CURE = "go online once, or give a folder that holds the model's config.json and its weights: `timm/local-dir:FOLDER`"
 
 
@@ -32,7 +31,9 @@ def load(request: Request) -> Source:
     folder = _check(request)
     hub = request.name.startswith(("hf-hub:", "hf_hub:"))
     # With random weights it is only the configuration that is needed of the hub.
-    with fetching(request.id, allowed=hub or (request.pretrained and folder is None), **({"cure": _CURE} if hub else {})):
+    with fetching(
+        request.id, allowed=hub or (request.pretrained and folder is None), **({"cure": _CURE} if hub else {})
+    ):
         try:
             arguments = _arguments(request)
             module = _create(request)
@@ -62,7 +63,7 @@ def load(request: Request) -> Source:
 
 
 def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """timm's own conversion of a checkpoint to a model of timm: other codes' names, positions resampled."""
+    """A checkpoint as timm itself converts it to a model of its own: other codes' names, positions resampled."""
     import timm
 
     entrance = timm.model_entrypoint(module.pretrained_cfg["architecture"])  # type: ignore[index]
@@ -86,8 +87,8 @@ def _check(request: Request) -> Path | None:
         raise ModelError(
             f"There is no timm model {request.name!r}: {first_line(error)}",
             where=request.id,
-            cure=f"a model on the hub is `timm/hf-hub:{request.name.rpartition(':')[2] or 'ORG/NAME'}`, one in a folder "
-            "`timm/local-dir:FOLDER`",
+            cure=f"`timm/hf-hub:{request.name.rpartition(':')[2] or 'ORG/NAME'}` for a model on the hub, "
+            "`timm/local-dir:FOLDER` for one in a folder",
         ) from error
     if place == "local-dir":
         if not Path(name).is_dir():

@@ -42,7 +42,7 @@ def load(request: Request) -> Source:
 
 
 def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """torchvision's own resampling of positions, where a model has a table of them."""
+    """A checkpoint with its table of positions, where it has one, as torchvision itself resamples it."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     if "encoder.pos_embedding" not in state:
