@@ -371,8 +371,12 @@ def _is_ordinary(tensor: Tensor) -> bool:
 
 def _grouped(names: Iterable[str]) -> str:
     """Tensors by the part they belong to: `head (2 tensors), criterion (1 tensor)`."""
-    counts = Counter(name.partition(".")[0] for name in names)
-    return _few(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts.items())
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        words = name.split(".")
+        groups.setdefault(words[0], []).append("/".join(words[:-1] or words))
+    shared = {os.path.commonpath(paths).replace("/", "."): len(paths) for paths in groups.values()}
+    return _few(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in shared.items())
 
 
 def _few(names: Iterable[str], number: int = 4) -> str:

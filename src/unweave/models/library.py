@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
@@ -22,6 +23,7 @@ from unweave.graph.finite import check_weights
 from unweave.loading import Loading, Pool
 from unweave.models.checkpoint import Convert, Loaded, load_checkpoint
 from unweave.models.model import Model, example_for
+from unweave.models.positions import resampled
 from unweave.models.preprocessing import Preprocess
 from unweave.models.readout import Readout, Returns, first_line, split
 from unweave.models.weights import randomise
@@ -150,6 +152,7 @@ class Source:
         tower: Which part of the module maps images to what it makes of them.
         returns: What the tower returns, where it does not name its classifier.
         representation: Field or index of the output that is the representation, where it is not found by itself.
+        unpool: Makes the tower return tokens, or a map, in place of what it pools of them; gives their field or index.
         convert: The library's own conversion of a checkpoint to the module, positions of another image size included.
         missing: Weights that the library did not find, and drew by chance.
         notes: What was done or left out on the way, in sentences.
@@ -162,6 +165,7 @@ class Source:
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
     returns: Returns = "features"
     representation: str | int | None = None
+    unpool: Callable[[nn.Module], str | int | None] | None = None
     convert: Convert | None = None
     missing: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -244,7 +248,9 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         ) from error
     tower = source.tower(source.module)
     check_weights(tower)
-    parts = _split(source, loading)
+    if loading.pool is not None and loading.representation is None and source.unpool is not None:
+        source = replace(source, representation=source.unpool(tower))
+    parts = _split(source, loading, loading.pool)
     drawn = [name for name, _ in parts.body.named_parameters() if name in absent]
     if drawn:
         raise ModelError(
@@ -268,23 +274,27 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
     )
 
 
-def _split(source: Source, loading: Loading) -> Readout:
+def _split(source: Source, loading: Loading, pool: Pool | None) -> Readout:
     tower = source.tower(source.module)
     representation = source.representation if loading.representation is None else loading.representation
     example = example_for(tower, source.input_size, 1)
-    return split(tower, example, returns=source.returns, representation=representation, pool=loading.pool)
+    return split(tower, example, returns=source.returns, representation=representation, pool=pool)
 
 
 def _from_checkpoint(source: Source, loading: Loading) -> Loaded:
     assert loading.checkpoint is not None
-    path = _path(source)
+    path, pool = _path(source), loading.pool if source.unpool is None else None
+
+    def needed() -> frozenset[str]:
+        return frozenset(f"{path}{name}" for name in _split(source, loading, pool).body.state_dict())
+
     return load_checkpoint(
         source.module,
         loading.checkpoint,
         key=loading.checkpoint_key,
         tower=path,
-        needed=lambda: frozenset(f"{path}{name}" for name in _split(source, loading).body.state_dict()),
-        convert=source.convert,
+        needed=needed,
+        convert=source.convert or partial(resampled, size=source.input_size[1:]),
     )
 
 

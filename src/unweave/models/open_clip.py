@@ -78,6 +78,7 @@ def load(request: Request) -> Source:
         (3, height, width),
         tower=_visual,
         representation=0 if getattr(visual, "output_tokens", False) else None,  # with its tokens, it gives a tuple
+        unpool=_unpool,
         convert=convert,
         notes=notes,
     )
@@ -190,6 +191,14 @@ def _weights(name: str, tag: str) -> str:
     if found is None:
         raise FileNotFoundError(f"there are no weights in {own}")
     return str(found)
+
+
+def _unpool(visual: nn.Module) -> int | None:
+    """Makes a tower return its tokens beside what it pools of them, where it can."""
+    if not hasattr(visual, "output_tokens"):
+        return None
+    visual.output_tokens = True  # type: ignore[assignment]
+    return 1
 
 
 def _visual(module: nn.Module) -> nn.Module:

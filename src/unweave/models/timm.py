@@ -59,7 +59,7 @@ def load(request: Request) -> Source:
     )
     described["mode"] = config["crop_mode"]
     transform = timm.data.create_transform(**config, is_training=False)
-    return Source(module, transform, described, (channels, height, width), convert=convert)
+    return Source(module, transform, described, (channels, height, width), unpool=_unpool, convert=convert)
 
 
 def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -71,6 +71,13 @@ def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     filter_state = known.get("checkpoint_filter_fn") or known["_filter_fn"]
     converted: dict[str, Tensor] = filter_state(state, module)
     return converted
+
+
+def _unpool(module: nn.Module) -> None:
+    """Makes a model return its last tokens or map, as timm's own `global_pool=""` does; its classifier is gone then."""
+    reset: Any = getattr(module, "reset_classifier", None)
+    if callable(reset):
+        reset(0, "")
 
 
 def _check(request: Request) -> Path | None:
