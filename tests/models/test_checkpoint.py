@@ -308,6 +308,29 @@ def test_positions_are_resampled_as_torchvision_does(tmp_path):
     assert any("resampled" in note for note in model.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("ViTForImageClassification", "ViTConfig"), ("CLIPVisionModelWithProjection", "CLIPVisionConfig")],
+)
+def test_checkpoints_fit_models_of_transformers(tmp_path, name, config):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    build = getattr(transformers, name)
+    options = partial(getattr(transformers, config), **sizes, image_size=32, patch_size=8)
+    build(options()).save_pretrained(tmp_path / "folder")
+    module = randomise(build(options(num_labels=9))).eval()
+    path = saved({"state_dict": under("model.net.", module.state_dict())}, tmp_path / "last.ckpt")
+    for size in (32, 48):
+        model = load_model(f"hf/{tmp_path / 'folder'}", checkpoint=path, image_size=size)
+        images = model.example(2)
+        with torch.no_grad():
+            given = model.readout(images)
+            given = given if model.classifier is None else model.classifier(given)
+            output = module(images, interpolate_pos_encoding=True)
+            torch.testing.assert_close(given, output.logits if "logits" in output else output.image_embeds)
+        assert (size == 48) == any("resampled" in note for note in model.notes)
+
+
 # --- what lies beside the weights
 
 

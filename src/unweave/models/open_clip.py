@@ -111,6 +111,14 @@ def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("visual.") if visual is module else name: own for name, own in named.items()}
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """What OpenCLIP calls a model, and the tag of its weights; models on the hub and in folders have no tag."""
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name, ""
+    architecture, _, tag = name.partition("/")
+    return architecture, tag
+
+
 @contextmanager
 def _reading(request: Request) -> Iterator[None]:
     """While OpenCLIP builds: what it trips over is one `ModelError`, but for the hub, which `fetching` explains."""
@@ -135,12 +143,12 @@ def _check(request: Request) -> tuple[str, str]:
     """What OpenCLIP calls the model, and the tag of its weights."""
     import open_clip
 
-    if request.name.startswith(("hf-hub:", "local-dir:")):
-        place, _, name = request.name.partition(":")
-        if place == "local-dir" and not Path(name).is_dir():
-            raise ModelError(f"There is no folder {name!r}.", where=request.id, cure="give the path of a folder")
-        return request.name, ""
-    name, _, tag = request.name.partition("/")
+    name, tag = split_name(request.name)
+    if ":" in name:
+        folder = name.removeprefix("local-dir:")
+        if folder != name and not Path(folder).is_dir():
+            raise ModelError(f"There is no folder {folder!r}.", where=request.id, cure="give the path of a folder")
+        return name, ""
     if name not in open_clip.list_models():
         raise unknown("OpenCLIP architecture", name, open_clip.list_models(), where=request.id)
     tags = open_clip.list_pretrained_tags_by_model(name)

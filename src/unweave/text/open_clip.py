@@ -12,6 +12,7 @@ from torch import Tensor
 from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import Model
+from unweave.models.open_clip import split_name
 from unweave.models.weights import fingerprint
 from unweave.text.phrases import TEMPLATES
 from unweave.text.space import Match, TextSpace
@@ -55,7 +56,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     module: Any = images.module
     if not hasattr(module, "encode_text") or not hasattr(module, "context_length"):
         raise ModelError("The model has no text tower.", where=id, cure="use one of OpenCLIP's CLIP or SigLIP models")
-    name = id.split("/")[1]
+    name, _ = split_name(id.removeprefix("open_clip/"))
     with fetching(id):
         tokenizer = open_clip.get_tokenizer(name)
     bias = getattr(module, "logit_bias", None)
