@@ -23,6 +23,7 @@ import torch
 import unweave
 from unweave.components import KINDS
 from unweave.errors import UnweaveError
+from unweave.models import opened
 
 MODELS = {
     "beit": "beit_base_patch16_224",
@@ -293,7 +294,8 @@ def measured(family: str) -> dict[str, Any]:
 
 
 def decomposed(family: str, dtype: torch.dtype) -> dict[str, Any]:
-    model = unweave.load_model(f"timm/{MODELS[family]}", random_weights=True, dtype=dtype, image_size=SIZES.get(family))
+    loading = unweave.Loading(f"timm/{MODELS[family]}", random_weights=True, image_size=SIZES.get(family))
+    model = opened(loading, dtype=str(dtype).removeprefix("torch."))
     images = torch.randn((2, *model.input_size), generator=torch.Generator().manual_seed(1)).to(dtype)
     start = time.perf_counter()
     plan = unweave.plan(model)

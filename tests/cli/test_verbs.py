@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 import unweave
-from unweave import Contributions
+from unweave import Contributions, models
 from unweave.decomposition import Plan
 from unweave.errors import ModelError
 
@@ -73,25 +73,27 @@ def test_decompose_json_is_all_of_standard_output(run, photos):
 
 def test_options_arrive(run, photos, monkeypatch):
     given = {}
-    load, plan = unweave.load_model, unweave.plan
+    load, plan = models.opened, unweave.plan
 
     def loading(loading, **options):
         given.update(asdict(loading), **options)
-        return load(loading.id, image_size=loading.image_size, random_weights=True, **options)
+        return load(replace(loading, checkpoint=None, checkpoint_key=None, random_weights=True), **options)
 
     def planning(model, **options):
         given.update(options)
         return plan(model)
 
-    monkeypatch.setitem(unweave.__dict__, "load_model", loading)
+    monkeypatch.setattr(models, "opened", loading)
     monkeypatch.setitem(unweave.__dict__, "plan", planning)
     Path("w.safetensors").touch()
-    options = "--checkpoint w.safetensors --seed 3 --image-size 160 --attention stop --nonlinear freeze --strict"
+    options = "--checkpoint w.safetensors --checkpoint-key teacher --seed 3 --image-size 96x160 --representation 0 "
+    options += "--pool mean --attention stop --nonlinear freeze --strict"
     result = run("decompose", MODEL[0], photos, *options.split(), "--dtype", "float64", "--limit", 2, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert given.pop("id") == MODEL[0] and given.pop("checkpoint") == str(Path("w.safetensors").resolve())
     assert given == {
-        "random_weights": False, "seed": 3, "image_size": 160, "device": "cpu", "dtype": "float64",
+        "random_weights": False, "seed": 3, "image_size": (96, 160), "checkpoint_key": "teacher",
+        "representation": 0, "pool": "mean", "device": "cpu", "dtype": "float64",
         "level": "head", "select": None, "attention": "stop", "nonlinear": "freeze", "strict": True,
     }  # fmt: skip
     contributions = Contributions.load("unweave-out/timm_test_vit")

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import unweave
-from unweave import hub
+from unweave import Loading, hub
 from unweave.errors import ModelError
-from unweave.models import Model, available, load_model
+from unweave.models import Model, available, load_model, opened
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_what_is_known_of_a_model_is_ready_for_json():
 
 
 def test_dtype_and_device_are_what_was_asked_for():
-    model = load_model("timm/test_vit", random_weights=True, dtype=torch.float64)
+    model = opened(Loading("timm/test_vit", random_weights=True), dtype="float64")
     assert model.dtype == torch.float64
     assert model.device.type == "cpu"
     assert model.readout(model.example()).dtype == torch.float64
-    half = load_model("timm/test_vit", random_weights=True, dtype=torch.bfloat16)
+    half = opened(Loading("timm/test_vit", random_weights=True), dtype="bfloat16")
     assert half.classifier is not None
 
 

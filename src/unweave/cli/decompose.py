@@ -34,9 +34,12 @@ def decompose(
     level: options.Level = "head",
     select: options.Select = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
     strict: options.Strict = False,
@@ -52,10 +55,16 @@ def decompose(
     """Write every component's contribution to the representation of each image."""
     with working(f"Reading {model}"):
         pictures = pictures_of(images, limit, white, max_pixels)
-        loaded = model_of(unweave.Loading(model, checkpoint, random_weights, seed, image_size), device, dtype)
+        loaded = model_of(
+            unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool),
+            device,
+            dtype,
+        )
         plan = unweave.plan(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
         )
+    for note in loaded.notes:
+        print_note(note)
     if not images:
         print_note("No images were given, so these are unweave's own drawn samples.")
     size = len(pictures) * len(plan.components) * plan.dim * (8 if dtype == "float64" else 4)

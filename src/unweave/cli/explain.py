@@ -7,7 +7,6 @@ from rich.console import Console
 import unweave
 from unweave.cli import options
 from unweave.cli.console import print_json, working
-from unweave.cli.views import model_of
 
 
 def explain(
@@ -15,9 +14,12 @@ def explain(
     level: options.Level = "head",
     select: options.Select = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
     strict: options.Strict = False,
@@ -25,7 +27,9 @@ def explain(
 ) -> None:
     """Show a model's components, the rules that apply, and what a decomposition costs."""
     with working(f"Reading {model}"):
-        loaded = model_of(unweave.Loading(model, checkpoint, random_weights, seed, image_size))
+        loaded = unweave.load_model(
+            unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
+        )
         explanation = unweave.explain(
             loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
         )

@@ -55,9 +55,12 @@ def extract(
         typer.Option(min=1, max=4096, help="Images in a block, which is kept or done again.", rich_help_panel=_STORED),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
     partition: Annotated[
@@ -105,7 +108,9 @@ def extract(
         from unweave.extraction import Part, Settings, estimate, prepare
 
         part = Part.parse(partition) if partition else Part()
-        loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
+        loading = unweave.Loading(
+            model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool
+        )
         images = unweave.open_images(data, split=split, limit=limit, white=white, max_pixels=max_pixels)
         settings = Settings(
             levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # which there are, `Settings` says
@@ -131,6 +136,8 @@ def extract(
     if dry_run:
         _tell(expected, json=json)
         return
+    for note in extraction.extractor.model.notes:
+        print_note(note)
     started = perf_counter()
     there = extraction.images(extraction.blocks(part))
     if there:

@@ -8,7 +8,7 @@ import typer
 
 import unweave
 from unweave.cli import options
-from unweave.cli.console import print_warning, reporting, show, working
+from unweave.cli.console import print_note, print_warning, reporting, show, working
 from unweave.cli.views import chosen_of, model_of, pictures_of
 
 
@@ -37,9 +37,12 @@ def heatmap(
     feature: options.Feature = None,
     components: options.Components = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     limit: options.Limit = None,
     white: options.White = None,
     max_pixels: options.MaxPixels = None,
@@ -49,10 +52,12 @@ def heatmap(
 ) -> None:
     """Draw where the chosen components read what speaks for a text or a class; everything adds up to the score."""
     chosen = chosen_of(select, scores, feature, components)
-    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
+    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
         pictures = pictures_of(images, limit, white, max_pixels)
+    for note in loaded.notes:
+        print_note(note)
     with reporting() as on_progress:
         heatmaps = unweave.heatmap(
             loaded,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
+
+from unweave.loading import LARGEST_IMAGE
 
 MANY = 10**9
 """The largest number of images, rows or components that anybody asks for on purpose."""
@@ -28,6 +30,19 @@ def possible(path: Path | None) -> Path | None:
     if path is not None and any(len(os.fsencode(part)) > 200 for part in path.parts):
         raise typer.BadParameter("A name in this path is too long.")
     return path
+
+
+def pixels(text: str) -> int | tuple[int, int]:
+    """An image size: one number, or the height and the width."""
+    lengths = text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")
+    if len(lengths) > 2 or not all(length.isdecimal() and 1 <= int(length[:6]) <= LARGEST_IMAGE for length in lengths):
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 to {LARGEST_IMAGE:,} nor HEIGHTxWIDTH.")
+    return int(lengths[0]) if len(lengths) == 1 else (int(lengths[0]), int(lengths[1]))
+
+
+def field(text: str) -> str | int:
+    """A field of an output by its name, or by its place."""
+    return int(text) if text.removeprefix("-").isdecimal() and len(text) < 6 else text
 
 
 _WEIGHTS = "Weights"
@@ -55,9 +70,36 @@ Seed: TypeAlias = Annotated[
     int, typer.Option(min=0, max=SEEDS, help="The seed of the random weights.", rich_help_panel=_WEIGHTS)
 ]
 ImageSize: TypeAlias = Annotated[
-    int | None,
+    Any,
     typer.Option(
-        min=1, max=4096, help="Height and width in pixels; the model's own if not given.", rich_help_panel=_WEIGHTS
+        parser=pixels,
+        metavar="N|HxW",
+        help="Height and width in pixels (`224`, `224x448`); the model's own if not given.",
+        rich_help_panel=_WEIGHTS,
+    ),
+]
+CheckpointKey: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What the weights are called, where the checkpoint has them several times: `state_dict_ema`, `teacher`.",
+        rich_help_panel=_WEIGHTS,
+    ),
+]
+Representation: TypeAlias = Annotated[
+    Any,
+    typer.Option(
+        parser=field,
+        metavar="NAME|N",
+        help="The field or index of the model's output that is the representation; found by itself if not given.",
+        rich_help_panel=_HOW,
+    ),
+]
+Pool: TypeAlias = Annotated[
+    Literal["mean", "class"] | None,
+    typer.Option(
+        help="How tokens become one vector: their mean, or the first of them; the model's own way if not given.",
+        rich_help_panel=_HOW,
     ),
 ]
 Level: TypeAlias = Annotated[

@@ -8,7 +8,7 @@ import typer
 
 import unweave
 from unweave.cli import options
-from unweave.cli.console import print_warning, reporting, show, working
+from unweave.cli.console import print_note, print_warning, reporting, show, working
 from unweave.cli.views import chosen_of, model_of
 
 
@@ -30,9 +30,12 @@ def segment(
         typer.Option(help="Only this one: `components`, `evidence`, `raw attention`, `rollout`, ..."),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
+    representation: options.Representation = None,
+    pool: options.Pool = None,
     limit: options.Limit = None,
     white: options.White = None,
     max_pixels: options.MaxPixels = None,
@@ -43,10 +46,12 @@ def segment(
 ) -> None:
     """Threshold each image's map for its own class at the mean, and compare it with the object's mask."""
     chosen = chosen_of(select, scores, feature, components)
-    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size)
+    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
         pictures = unweave.open_images(images, limit=limit, white=white, max_pixels=max_pixels)
+    for note in loaded.notes:
+        print_note(note)
     with reporting() as on_progress:
         segmentation = unweave.segment(
             loaded,

@@ -26,7 +26,9 @@ def in_words(view: View, space: str | None, templates: Path | None, device: str)
 
 def model_of(loading: Loading, device: str = "cpu", dtype: str = "float32") -> Model:
     """A model, loaded on a device."""
-    return unweave.load_model(loading, device=unweave.device_of(device), dtype=dtype)
+    from unweave.models import opened
+
+    return opened(loading, device=unweave.device_of(device), dtype=dtype)
 
 
 def chosen_of(

@@ -63,7 +63,7 @@ def typed(kind: Any, known: object, name: str) -> Any:
     if kind in (Any, object) or (kind is NoneType and known is None) or hasattr(known, "dtype"):
         return known  # a tensor stands for itself
     if origin in (UnionType, Union):
-        return None if known is None and NoneType in inner else typed(inner[0], known, name)
+        return None if known is None and NoneType in inner else _first_of(inner, known, name)
     if origin is Literal:
         if known in inner:
             return known
@@ -73,7 +73,7 @@ def typed(kind: Any, known: object, name: str) -> Any:
             pairs = enumerate(zip(kinds, known, strict=True))
             return tuple(typed(own, item, f"{name}[{place}]") for place, (own, item) in pairs)
     elif origin is not None:  # a mapping, of names or as pairs
-        if isinstance(known, dict):
+        if isinstance(known, dict) and len(inner) == 2:
             return {key: typed(inner[1], item, f"{name}.{key}") for key, item in known.items()}
         if isinstance(known, list) and inner[0] is not str:
             return {typed(inner[0], key, name): typed(inner[1], item, name) for key, item in known}
@@ -87,3 +87,14 @@ def typed(kind: Any, known: object, name: str) -> Any:
     elif type(known) is kind:
         return known
     raise ValueError(f"the field `{name}` cannot be {json.dumps(known)[:60]}")
+
+
+def _first_of(kinds: tuple[Any, ...], known: object, name: str) -> Any:
+    """A value as the first of several types that it can have."""
+    errors = []
+    for kind in kinds:
+        try:
+            return typed(kind, known, name)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]

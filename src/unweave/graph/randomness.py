@@ -46,5 +46,6 @@ def _cure(node: fx.Node) -> str:
     return (
         "switch the masking or noise off (`mask_ratio=0`); where tokens are shuffled even so, put in place of the "
         "method that draws one that returns them all in order. Or draw once, in `__init__`, and keep it as a buffer; "
-        "or wrap the module so that it is given a fixed tensor (`noise=torch.zeros(...)` for transformers' masked autoencoders)"
+        "or wrap the module so that it is given a fixed tensor (`noise=torch.zeros(...)` for transformers' masked "
+        "autoencoders)"
     )

@@ -191,9 +191,9 @@ def image_argument(module: nn.Module, named: str | None = None) -> str | None:
 
 def _chosen(parameters: list[inspect.Parameter], names: list[str]) -> str | None:
     first = parameters[0] if parameters else None
-    by_position = first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD)
-    if by_position and (first.kind is first.VAR_POSITIONAL or first.name in IMAGES or first.default is first.empty):
-        return None
+    if first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD):  # noqa: SIM102, two questions
+        if first.kind is first.VAR_POSITIONAL or first.name in IMAGES or first.default is first.empty:
+            return None
     known = next((name for name in IMAGES if name in names), None)
     if known is not None:
         return known

@@ -7,10 +7,10 @@ where the representation is) happens once, in `load_model`.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
@@ -20,11 +20,12 @@ from torch import nn
 
 from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.graph.finite import check_weights
-from unweave.loading import Loading
-from unweave.models.checkpoint import load_checkpoint
+from unweave.loading import Loading, Pool
+from unweave.models.checkpoint import Convert, Loaded, load_checkpoint
 from unweave.models.model import Model, example_for
+from unweave.models.positions import resampled
 from unweave.models.preprocessing import Preprocess, Size, fitted
-from unweave.models.readout import Returns, split
+from unweave.models.readout import Readout, Returns, first_line, split
 from unweave.models.weights import randomise
 from unweave.pocket.networks import NETWORKS
 
@@ -57,18 +58,18 @@ LIBRARIES = {
     for library in (
         Library(
             "timm",
-            "timm/NAME[.TAG]",
+            "timm/NAME[.TAG], timm/hf-hub:ORG/NAME or timm/local-dir:FOLDER",
             "timm/vit_base_patch16_224.dino",
-            "a timm model and the tag of its pretrained weights",
+            "a timm model and the tag of its weights; or one on the hub or in a folder, as timm writes them",
             "timm",
             "timm",
             "pip install unweave",
         ),
         Library(
             "open_clip",
-            "open_clip/ARCH/TAG",
+            "open_clip/ARCH/TAG, open_clip/hf-hub:ORG/NAME or open_clip/local-dir:FOLDER",
             "open_clip/ViT-B-16/laion2b_s34b_b88k",
-            "the image tower of an OpenCLIP architecture and the tag of its weights",
+            "the image tower of a model of OpenCLIP and the tag of its weights; or of one on the hub or in a folder",
             "open_clip",
             "open_clip_torch",
             "pip install 'unweave[open-clip]'",
@@ -112,13 +113,31 @@ class Request:
         id: The whole id, for messages.
         name: The library's own name.
         pretrained: Fetch the library's weights; otherwise only build the architecture.
-        image_size: Height and width in pixels, where not the model's own.
+        image_size: Height and width in pixels, one number where they are the same; None for the model's own.
     """
 
     id: str
     name: str
     pretrained: bool
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
+
+    @property
+    def lengths(self) -> tuple[int, int] | None:
+        """Height and width, where they are asked for."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def no_such_size(self, error: Exception | None = None, cure: str = "leave `image_size` out") -> ModelError:
+        """The error for a size that a model cannot have, with what the library said of it."""
+        if error is None:
+            return ModelError("The model takes no other image size.", where=self.id, cure=cure)
+        height, width = self.lengths or (0, 0)
+        size = f"{height}" if height == width else f"{height} x {width}"
+        return ModelError(
+            f"The model cannot have images of {size} pixels: {first_line(error)}",
+            where=self.id,
+            cure=f"choose a size that its patches and windows divide, or {cure}",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +151,11 @@ class Source:
         input_size: Channels, height, width.
         tower: Which part of the module maps images to what it makes of them.
         returns: What the tower returns, where it does not name its classifier.
+        representation: Field or index of the output that is the representation, where it is not found by itself.
+        unpool: Makes the tower return tokens, or a map, in place of what it pools of them; gives their field or index.
+        convert: The library's own conversion of a checkpoint to the module, positions of another image size included.
         missing: Weights that the library did not find, and drew by chance.
+        notes: What was done or left out on the way, in sentences.
     """
 
     module: nn.Module
@@ -141,7 +164,11 @@ class Source:
     input_size: Size
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
     returns: Returns = "features"
+    representation: str | int | None = None
+    unpool: Callable[[nn.Module], str | int | None] | None = None
+    convert: Convert | None = None
     missing: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -150,48 +177,67 @@ def load_model(
     checkpoint: str | os.PathLike[str] | None = None,
     random_weights: bool = False,
     seed: int = 0,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    representation: str | int | None = None,
+    pool: Pool | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | str = torch.float32,
 ) -> Model:
     """Load a model by its id.
 
     Args:
         id: The library, then the library's own name: `timm/NAME`, `open_clip/ARCH/TAG`, `hf/ORG/NAME`, `hf/FOLDER`,
-            `torchvision/NAME`, `pocket/NAME`. Or a `Loading`, which holds the next four as well.
-        checkpoint: A safetensors or weights-only torch file to take the weights from.
+            `torchvision/NAME`, `pocket/NAME`. Or a `Loading`, which holds all others but the device as well.
+        checkpoint: A safetensors or weights-only torch file to take the weights from, as a trainer wrote it: they may
+            lie deeper in it, under any prefix, with another head or none, and for another image size.
         random_weights: Seeded random weights, every one of them alive (`unweave.models.weights.randomise`); nothing is
             fetched.
         seed: For the random weights. The caller's own random state is left as it is.
-        image_size: Height and width in pixels, where not the model's own.
+        image_size: Height and width in pixels, or one number for both, where not the model's own.
+        representation: Field or index of the output that is the representation, where not the model's own.
+        pool: How tokens or a map become one vector: the `mean` over all places of the image, or the `class` token;
+            None for the model's own way.
         device: Where the weights go.
-        dtype: What the weights are cast to: a type of torch, or its name.
+
+    Returns:
+        The model; its `notes` say what was taken off, resampled and left out.
 
     Raises:
-        ArgumentError: This is no id; the seed or the image size is out of range; weights are asked for twice.
+        ArgumentError: This is no id; the seed or the image size is out of range; weights are asked for twice; nothing
+            in the checkpoint has the name that is asked for.
         DeviceError: There is no such device.
         ModelError: Unknown library or name, library not installed, hub out of reach, checkpoint or image size that
             does not fit.
         NonFiniteError: A weight is NaN or infinite.
     """
-    file = None if checkpoint is None else os.fspath(checkpoint)
-    loading = id if isinstance(id, Loading) else Loading(id, file, random_weights, seed, image_size)
-    return _loaded(loading, device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    if isinstance(id, Loading):
+        return _loaded(id, device, torch.float32)
+    loading = Loading(id, checkpoint, random_weights, seed, image_size, None, representation, pool)
+    return _loaded(loading, device, torch.float32)
 
 
 def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) -> Model:
-    id, seed = loading.id, loading.seed
+    id = loading.id
     library, name = _resolve(id)
     request = Request(id, name, not loading.random_weights and loading.checkpoint is None, loading.image_size)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(loading.seed)
         source: Source = import_module(f"unweave.models.{library.prefix}").load(request)
-    module = source.module.eval()
+    module, notes = source.module.eval(), source.notes
     if loading.random_weights:
-        randomise(module, seed)
+        randomise(module, loading.seed)
+    absent = source.missing
     if loading.checkpoint is not None:
-        load_checkpoint(module, loading.checkpoint)
+        loaded = _from_checkpoint(source, loading)
+        notes, absent = notes + loaded.notes, loaded.missing
+        if isinstance(loading.image_size, tuple) and not any("resampled" in note for note in notes):
+            size = " x ".join(map(str, loading.image_size))
+            notes += (f"The file's positions are taken for those of {size} pixels.",)
+        path = _path(source)
+        if any(not name.startswith(path) for name in absent):
+            module = source.tower(module)  # the rest has no weights
+            notes += ("The image tower alone is kept.",)
+        absent = frozenset(name.removeprefix(path) for name in absent if name.startswith(path))
     try:
         module.to(device, dtype)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
@@ -200,10 +246,12 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             where=id,
             cure="use 'cpu', or 'cuda' where there is a GPU with room for it",
         ) from error
-    tower = source.tower(module)
+    tower = source.tower(source.module)
     check_weights(tower)
-    parts = split(tower, example_for(tower, source.input_size, 1), returns=source.returns)
-    drawn = [name for name, _ in parts.body.named_parameters() if name in source.missing]
+    if loading.pool is not None and loading.representation is None and source.unpool is not None:
+        source = replace(source, representation=source.unpool(tower))
+    parts = _split(source, loading, loading.pool)
+    drawn = [name for name, _ in parts.body.named_parameters() if name in absent]
     if drawn:
         raise ModelError(
             f"{len(drawn)} weights are missing from the file, such as {drawn[0]}.",
@@ -211,17 +259,50 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             cure="use the configuration that the weights were saved with, or `random_weights`",
         )
     preprocess, preprocessing = fitted(source.preprocess, source.preprocessing, source.input_size[-3])
+    headless = loading.checkpoint is not None and any(name in absent for name, _ in tower.named_parameters())
+    if headless and parts.classifier is not None:
+        notes += ("The model has no classifier, for the file has not all of it.",)
     return Model(
         id=id,
         module=module,
         readout=parts.body,
-        classifier=parts.classifier,
+        classifier=None if headless else parts.classifier,
         preprocess=preprocess,
         preprocessing=preprocessing,
         input_size=source.input_size,
         loading=loading,
-        notes=parts.notes,
+        notes=notes + parts.notes,
     )
+
+
+def _split(source: Source, loading: Loading, pool: Pool | None) -> Readout:
+    tower = source.tower(source.module)
+    representation = source.representation if loading.representation is None else loading.representation
+    example = example_for(tower, source.input_size, 1)
+    return split(tower, example, returns=source.returns, representation=representation, pool=pool)
+
+
+def _from_checkpoint(source: Source, loading: Loading) -> Loaded:
+    assert loading.checkpoint is not None
+    path, pool = _path(source), loading.pool if source.unpool is None else None
+
+    def needed() -> frozenset[str]:
+        return frozenset(f"{path}{name}" for name in _split(source, loading, pool).body.state_dict())
+
+    return load_checkpoint(
+        source.module,
+        loading.checkpoint,
+        key=loading.checkpoint_key,
+        tower=path,
+        needed=needed,
+        convert=source.convert or partial(resampled, size=(source.input_size[-2], source.input_size[-1])),
+    )
+
+
+def _path(source: Source) -> str:
+    """What the names of the tower's weights begin with in the module."""
+    tower = source.tower(source.module)
+    return next(f"{path}." if path else "" for path, part in source.module.named_modules() if part is tower)
 
 
 def available() -> list[dict[str, str | None]]:
@@ -246,13 +327,33 @@ def available() -> list[dict[str, str | None]]:
 
 def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelError:
     """The error for a name that a library does not know, with the nearest that it does."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    near = nearest(name, known)
     return ModelError(
-        f"There is no {what} {name!r}.",
-        where=where,
-        cure=f"the nearest: {', '.join(near)}" if near else f"one of {', '.join(names[:8])}, ..." if names else None,
+        f"There is no {what} {name!r}.", where=where, cure=f"the nearest: {', '.join(near)}" if near else None
     )
+
+
+def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
+    """The names that are nearest to one: those that hold it, then by how many letters have to be changed."""
+    wanted = name.casefold()
+
+    def distance(own: str) -> tuple[bool, int, str]:
+        return wanted not in own.casefold(), _edits(wanted, own.casefold()), own
+
+    return sorted(set(known), key=distance)[:count]
+
+
+def _edits(first: str, second: str) -> int:
+    """How many letters have to be added, taken away or replaced to make one word of another."""
+    row = list(range(len(second) + 1))
+    for place, letter in enumerate(first):
+        corner, row[0] = row[0], place + 1
+        for column, other in enumerate(second):
+            corner, row[column + 1] = (
+                row[column + 1],
+                min(row[column] + 1, row[column + 1] + 1, corner + (letter != other)),
+            )
+    return row[-1]
 
 
 def _resolve(id: str) -> tuple[Library, str]:
@@ -263,8 +364,11 @@ def _resolve(id: str) -> tuple[Library, str]:
         )
     prefix, _, name = id.partition("/")
     if prefix not in LIBRARIES:
-        near = difflib.get_close_matches(prefix, LIBRARIES, n=1, cutoff=0.4)
-        hint = f"`{near[0]}/{name}`" if near and name else f"`timm/{id}`" if not name else LIBRARIES["timm"].example
+        near, hint = nearest(prefix, LIBRARIES, 1)[0], LIBRARIES["timm"].example
+        if not name:
+            hint = f"`timm/{id}`"
+        elif _edits(prefix, near) <= 3:
+            hint = f"`{near}/{name}`"
         raise ModelError(
             f"The model id {id!r} does not begin with a library ({', '.join(LIBRARIES)}).", cure=f"an id such as {hint}"
         )
@@ -286,6 +390,11 @@ def _installed(library: Library) -> bool:
 def opened(model: Model | Loading | str, *, device: str = "cpu", dtype: str = "float32") -> Model:
     """A model as it is, or the one that an id names, loaded.
 
+    Args:
+        model: A model, an id, or how one is loaded.
+        device: Where it is loaded to.
+        dtype: What its weights are cast to: the name of a type of torch.
+
     Raises:
         ArgumentError: It is neither.
         ModelError: There is no model of this id.
@@ -297,4 +406,4 @@ def opened(model: Model | Loading | str, *, device: str = "cpu", dtype: str = "f
             f"A {type(model).__name__} is no model.",
             cure="give a model's id, what `unweave.load_model` returns, or `unweave.Model.from_module(module)`",
         )
-    return load_model(model, device=device, dtype=dtype)
+    return _loaded(Loading(model) if isinstance(model, str) else model, device, getattr(torch, dtype))

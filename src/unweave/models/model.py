@@ -145,7 +145,7 @@ class Model:
     def __repr__(self) -> str:
         size = " x ".join(str(length) for length in self.input_size)
         head = "no classifier" if self.classifier is None else f"classifier {type(self.classifier).__name__}"
-        return f"Model({self.id!r}, {type(self.module).__name__}, {size}, {head})"
+        return "\n  ".join([f"Model({self.id!r}, {type(self.module).__name__}, {size}, {head})", *self.notes])
 
 
 def example_for(module: nn.Module, input_size: Sequence[int], batch: int, images: str | None = None) -> Tensor:

@@ -12,19 +12,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unweave.errors import ArgumentError, ModelError
+from unweave.loading import Pool as Pool
 
 FIELDS = ("image_embeds", "logits", "pooler_output", "last_hidden_state")
 """The fields of an output object that may hold the representation; the first that is there is taken."""
-
-Pool = Literal["mean", "class"]
-"""How one vector is made of tokens or of a map: the mean over all places of the image, or the class token."""
 
 Field = str | int | None
 """Where in an output a tensor is: a name or an index, or several of them with dots between; None for the output

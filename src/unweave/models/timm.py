@@ -1,11 +1,13 @@
-"""Models of timm: `timm/NAME[.TAG]`."""
+"""Models of timm: `timm/NAME[.TAG]`, `timm/hf-hub:ORG/NAME`, and `timm/local-dir:FOLDER`."""
 
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unweave.errors import ModelError
 from unweave.hub import fetching
@@ -13,28 +15,40 @@ from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import describe
 from unweave.models.readout import first_line
 
+_CURE = "go online once, or give a folder that holds the model's config.json and its weights: `timm/local-dir:FOLDER`"
+
 
 def load(request: Request) -> Source:
     """Build the model; see `unweave.models.library.Request`.
 
     Raises:
-        ModelError: timm does not know the name or the tag, the hub is out of reach, or the model cannot have this
-            image size.
+        ModelError: timm does not know the name or the tag, the hub is out of reach, the folder holds no model, or the
+            model cannot have this image size.
     """
     import timm
+    from timm.layers import to_2tuple
 
-    base, _, tag = request.name.partition(".")
-    if not timm.is_model(base):
-        raise unknown("timm model", request.name, [*timm.list_models(), *timm.list_pretrained()], where=request.id)
-    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}*") if name.partition(".")[0] == base]
-    if tag and tag not in tags:
-        raise unknown(f"pretrained tag of {base}", tag, tags, where=request.id)
-    with fetching(request.id, allowed=request.pretrained):
-        module = _create(request)
+    folder = _check(request)
+    hub = request.name.startswith(("hf-hub:", "hf_hub:"))
+    # With random weights it is only the configuration that is needed of the hub.
+    with fetching(
+        request.id, allowed=hub or (request.pretrained and folder is None), **({"cure": _CURE} if hub else {})
+    ):
+        try:
+            arguments = _arguments(request)
+            module = _create(request)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if folder is None:
+                raise
+            raise ModelError(
+                f"timm cannot load the model: {first_line(error)}",
+                where=request.id,
+                cure="use a folder with the config.json and the weights that timm's `save_for_hf` writes",
+            ) from error
     config: dict[str, Any] = timm.data.resolve_model_data_config(module)
-    if request.image_size is not None:
-        config["input_size"] = (config["input_size"][0], request.image_size, request.image_size)
     channels, height, width = config["input_size"]
+    height, width = request.lengths or to_2tuple(arguments.get("img_size", (height, width)))
+    config["input_size"] = (channels, height, width)
     resize = tuple(math.floor(length / config["crop_pct"]) for length in (height, width))
     described = describe(
         resize[0] if height == width else resize,
@@ -45,7 +59,69 @@ def load(request: Request) -> Source:
     )
     described["mode"] = config["crop_mode"]
     transform = timm.data.create_transform(**config, is_training=False)
-    return Source(module, transform, described, (channels, height, width))
+    return Source(module, transform, described, (channels, height, width), unpool=_unpool, convert=convert)
+
+
+def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint as timm itself converts it to a model of its own: other codes' names, positions resampled."""
+    import timm
+
+    entrance = timm.model_entrypoint(module.pretrained_cfg["architecture"])  # type: ignore[index]
+    known = vars(sys.modules[entrance.__module__])
+    filter_state = known.get("checkpoint_filter_fn") or known["_filter_fn"]
+    converted: dict[str, Tensor] = filter_state(state, module)
+    return converted
+
+
+def _unpool(module: nn.Module) -> None:
+    """Makes a model return its last tokens or map, as timm's own `global_pool=""` does; its classifier is gone then."""
+    reset: Any = getattr(module, "reset_classifier", None)
+    if callable(reset):
+        reset(0, "")
+
+
+def _check(request: Request) -> Path | None:
+    """Whether timm knows the name.
+
+    Returns:
+        The folder that it names, if it names one.
+    """
+    import timm
+
+    try:
+        place, name = timm.models.parse_model_name(request.name)
+    except ValueError as error:
+        raise ModelError(
+            f"There is no timm model {request.name!r}: {first_line(error)}",
+            where=request.id,
+            cure=f"`timm/hf-hub:{request.name.rpartition(':')[2] or 'ORG/NAME'}` for a model on the hub, "
+            "`timm/local-dir:FOLDER` for one in a folder",
+        ) from error
+    if place == "local-dir":
+        if not Path(name).is_dir():
+            raise ModelError(f"There is no folder {name!r}.", where=request.id, cure="give the path of a folder")
+        return Path(name)
+    if place is None:
+        base, _, tag = name.partition(".")
+        if not timm.is_model(base):
+            raise unknown("timm model", name, [*timm.list_models(), *timm.list_pretrained()], where=request.id)
+        tags = [own.partition(".")[2] for own in timm.list_pretrained(f"{base}*") if own.partition(".")[0] == base]
+        if tag and tag not in tags:
+            raise unknown(f"pretrained tag of {base}", tag, tags, where=request.id)
+    return None
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    """What a model on the hub or in a folder is built with, where it differs from what its architecture says."""
+    import timm
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    place, name = timm.models.parse_model_name(request.name)
+    if place is None:
+        return {}
+    read = load_model_config_from_path if place == "local-dir" else load_model_config_from_hf
+    arguments: dict[str, Any] = read(name)[2] or {}
+    return arguments
 
 
 def _create(request: Request) -> nn.Module:
@@ -59,11 +135,8 @@ def _create(request: Request) -> nn.Module:
         if "img_size" not in str(error):
             raise
     except (AssertionError, ValueError) as error:
-        raise ModelError(
-            f"The model cannot have images of {request.image_size} pixels: {first_line(error)}",
-            where=request.id,
-            cure="choose a size that its patches and windows divide, or leave `image_size` out",
-        ) from error
-    if timm.get_pretrained_cfg(request.name).fixed_input_size:
-        raise ModelError("The model takes no other image size.", where=request.id, cure="leave `image_size` out")
-    return timm.create_model(request.name, pretrained=request.pretrained)
+        raise request.no_such_size(error) from error
+    module = timm.create_model(request.name, pretrained=request.pretrained)
+    if module.pretrained_cfg.get("fixed_input_size"):
+        raise request.no_such_size()
+    return module

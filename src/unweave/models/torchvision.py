@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import preprocessing
 from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import Preprocess, describe
-from unweave.models.readout import first_line
 
 
 def load(request: Request) -> Source:
@@ -33,32 +32,46 @@ def load(request: Request) -> Source:
     with fetching(request.id, allowed=request.pretrained and not cached, url=weights.url):
         module = _create(request, weights if request.pretrained else None)
     preset = weights.transforms()
-    if request.image_size is not None:
-        size = request.image_size
+    if request.lengths is not None:
         preprocess: Preprocess
-        preprocess, described = preprocessing.default((3, size, size))
-        return Source(module, preprocess, described, (3, size, size), returns="logits")
+        preprocess, described = preprocessing.default((3, *request.lengths))
+        return Source(module, preprocess, described, (3, *request.lengths), returns="logits", convert=convert)
     (crop,), (resize,) = preset.crop_size, preset.resize_size
     described = describe(resize, (crop, crop), preset.mean, preset.std, preset.interpolation.value)
-    return Source(module, preset, described, (3, crop, crop), returns="logits")
+    return Source(module, preset, described, (3, crop, crop), returns="logits", convert=convert)
 
 
-def _create(request: Request, weights: object) -> nn.Module:
+def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint with its table of positions, where it has one, as torchvision itself resamples it."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    if "encoder.pos_embedding" not in state:
+        return state
+    size: Any = module
+    return dict(interpolate_embeddings(size.image_size, size.patch_size, OrderedDict(state)))
+
+
+def _create(request: Request, weights: Any) -> nn.Module:
     """Builders call the size of their images by different names, or take any; the first that fits is used."""
     from torchvision.models import get_model
 
-    size = request.image_size
-    sizes: list[dict[str, Any]] = [{}] if size is None else [{"image_size": size}, {"input_size": (size, size)}, {}]
+    sizes: list[dict[str, Any]] = [{}]
+    if request.lengths is not None:
+        sizes = [{"image_size": request.image_size}, {"input_size": request.lengths}, {}]
     for keywords in sizes:
         try:
-            return get_model(request.name, weights=weights, **keywords)
-        except TypeError:
+            if "image_size" not in keywords or weights is None:
+                return get_model(request.name, weights=weights, **keywords)
+            # With weights, torchvision builds the size that these were trained at, and no other.
+            module = get_model(request.name, **keywords)
+            module.load_state_dict(convert(weights.get_state_dict(progress=True, check_hash=True), module))
+            return module
+        except TypeError as error:
+            if "image_size" in keywords and "unexpected" not in str(error):
+                square = ValueError("its images are square")
+                raise request.no_such_size(square, "give one number for height and width") from error
             if not keywords:
                 raise
         except (AssertionError, ValueError) as error:
-            raise ModelError(
-                f"The model cannot have images of {size} pixels: {first_line(error)}",
-                where=request.id,
-                cure="choose a size that its patches and windows divide, or leave `image_size` out",
-            ) from error
+            raise request.no_such_size(error) from error
     raise AssertionError("the last way of building takes no size")

@@ -12,7 +12,7 @@ from torch import Tensor
 from unweave.errors import ModelError
 from unweave.hub import fetching
 from unweave.models import Model
-from unweave.models.open_clip import split
+from unweave.models.open_clip import split_name
 from unweave.models.readout import first_line
 from unweave.models.weights import fingerprint
 from unweave.text.phrases import TEMPLATES
@@ -74,7 +74,7 @@ def _tokenizer(id: str) -> Any:
     """
     import open_clip
 
-    name = split(id.removeprefix("open_clip/"))[0]
+    name = split_name(id.removeprefix("open_clip/"))[0]
     where = f"the tokenizer of {id}"
     cure = (
         "go online once so that it is cached; or put the model and the files of its tokenizer into one folder, "
