@@ -22,7 +22,7 @@ from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.loading import Loading
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
-from unweave.models.preprocessing import Preprocess
+from unweave.models.preprocessing import Preprocess, Size
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 from unweave.pocket.networks import NETWORKS
@@ -131,16 +131,20 @@ class Source:
         input_size: Channels, height, width.
         tower: Which part of the module maps images to what it makes of them.
         returns: What the tower returns, where it does not name its classifier.
+        heads: Paths in the tower of its classifiers, where it has several and does not name them.
         missing: Weights that the library did not find, and drew by chance.
+        notes: What was assumed, taken off or left out, each a sentence.
     """
 
     module: nn.Module
     preprocess: Preprocess
     preprocessing: dict[str, Any]
-    input_size: tuple[int, int, int]
+    input_size: Size
     tower: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
     returns: Returns = "features"
+    heads: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -201,7 +205,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         ) from error
     tower = source.tower(module)
     check_finite(tower)
-    parts = split(tower, example_for(tower, source.input_size, 1), returns=source.returns)
+    parts = split(tower, example_for(tower, source.input_size, 1), heads=source.heads, returns=source.returns)
     drawn = [name for name, _ in parts.body.named_parameters() if name in source.missing]
     if drawn:
         raise ModelError(
