@@ -66,10 +66,10 @@ def architecture(config: Any, id: str) -> Architecture:
     base = _base(config, named)
     if known is not None and named in _names(auto.MODEL_FOR_BACKBONE_MAPPING_NAMES):
         return Architecture(known, config, named)
-    if base is not None and hasattr(base, FEATURES):
-        return _of_images_and_text(transformers, base, config, named)
-    if known is not None and hasattr(known, FEATURES):
-        return Architecture(known, config, named, FEATURES, notes=_left_out(named, named, "image side"))
+    for built in (base, known):
+        if built is not None and hasattr(built, FEATURES):
+            notes = _left_out(named, built.__name__, "side of images")
+            return Architecture(built, config, named, FEATURES, notes=notes)
     if known is not None and ("VisionModel" in named or known is base) and _sees(known) and tower_config(config) is None:
         return Architecture(known, config, named)
     for built in (known, base):
@@ -120,21 +120,9 @@ def _base(config: Any, named: str) -> Any:
     return next((own for own in several if own.__name__ == named), several[0])
 
 
-def _of_images_and_text(transformers: Any, base: Any, config: Any, named: str) -> Architecture:
-    vision = getattr(config, "vision_config", None)
-    if vision is not None and hasattr(base, "get_text_features"):
-        stem = base.__name__.removesuffix("Model")
-        for name in (f"{stem}VisionModelWithProjection", f"{stem}VisionModel"):
-            if hasattr(transformers, name):
-                return Architecture(
-                    getattr(transformers, name), vision, named, notes=_left_out(named, name, "image tower")
-                )
-    return Architecture(base, config, named, FEATURES, notes=_left_out(named, base.__name__, "image side"))
-
-
 def _left_out(named: str, built: str, what: str) -> tuple[str, ...]:
-    of = f"{named}" if named in ("", built) else f"{named}, as {built},"
-    return (f"Of {of or built} the {what} alone is loaded; the rest is left out.",)
+    of = built if named in ("", built) else f"{named} (as {built})"
+    return (f"Of {of} the {what} alone is loaded; the rest is left out.",)
 
 
 def _replaced(named: str, built: str) -> tuple[str, ...]:

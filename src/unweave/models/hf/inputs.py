@@ -60,7 +60,14 @@ class Inputs:
     notes: tuple[str, ...] = ()
 
 
-def inputs_of(config: Any, name: str | None, image_size: int | tuple[int, int] | None, needed: tuple[str, ...]) -> Inputs:
+def inputs_of(
+    config: Any,
+    name: str | None,
+    image_size: int | tuple[int, int] | None,
+    needed: tuple[str, ...],
+    *,
+    plain: bool,
+) -> Inputs:
     """What a model takes of one picture.
 
     Args:
@@ -68,6 +75,7 @@ def inputs_of(config: Any, name: str | None, image_size: int | tuple[int, int] |
         name: The folder, or the model on the hub, that may have a processor; None for none.
         image_size: Height and width in pixels, where not the model's own.
         needed: What the model is called with.
+        plain: Whether it takes images as they are, unless its arguments tell otherwise.
 
     Raises:
         ModelError: It needs more than pixels, and no processor says what.
@@ -78,18 +86,20 @@ def inputs_of(config: Any, name: str | None, image_size: int | tuple[int, int] |
     beside = {argument for argument in needed if argument.endswith(("grid_thw", "spatial_shapes", "image_sizes"))}
     size = sized(config, image_size)
     if processor is not None and image_size is None:
-        plain = _fixed(processor, needed)
-        if plain is not None:
-            return plain
-    if processor is None and not beside:
-        preprocess, described = preprocessing.default(size)
-        return Inputs(size, preprocess, described, Layout())
-    own = processor is not None
-    processor = processor or _default_processor(config)
-    if processor is None:
-        preprocess, described = preprocessing.default(size)
-        return Inputs(size, preprocess, described, Layout())
-    return _numbered(processor, config, size, needed, own)
+        fixed = _fixed(processor, needed)
+        if fixed is not None:
+            return fixed
+    if processor is not None:
+        return _numbered(processor, config, size, needed, True)
+    for candidate in () if plain and not beside else _processors(config):
+        try:
+            found = _numbered(candidate, config, size, needed, False)
+        except ModelError:
+            continue
+        if not beside or beside & found.layout.constants.keys():
+            return found
+    preprocess, described = preprocessing.default(size)
+    return Inputs(size, preprocess, described, Layout())
 
 
 def processor_of(name: str) -> Any:
@@ -113,7 +123,7 @@ def sized(config: Any, image_size: int | tuple[int, int] | None) -> tuple[int, i
     """Channels, height and width that a configuration names, of its tower where it has one; 224 where it names none."""
     configs = [config, *_inner(config)]
     channels = next((int(n) for own in configs for n in _read(own, "num_channels", "in_channels", "in_chans")), 3)
-    timm = [own for own in (_get(config, "pretrained_cfg"), _get(config, "model_args")) if isinstance(own, dict)]
+    timm = [own for name in ("pretrained_cfg", "model_args") for own in (_get(of, name) for of in configs) if own]
     chosen: Any = image_size
     for own in timm[::-1]:
         length = own.get("img_size") or own.get("input_size")
@@ -125,8 +135,9 @@ def sized(config: Any, image_size: int | tuple[int, int] | None) -> tuple[int, i
         chosen = next((size for own in configs for size in _read(own, "image_size", "crop_size", "pretrain_img_size")), None)
     if chosen is None:
         patch = next((size for own in configs for size in _read(own, "patch_size")), None)
-        takes_any = any(_get(own, "spatial_merge_size") is not None or _get(own, "num_patches") for own in configs)
-        chosen = _SIDE * patch if isinstance(patch, int) and takes_any else 224
+        count = next((int(count) for own in configs for count in _read(own, "num_patches")), None)
+        takes_any = count is not None or any(_get(own, "spatial_merge_size") is not None for own in configs)
+        chosen = (math.isqrt(count) if count else _SIDE) * patch if isinstance(patch, int) and takes_any else 224
     if isinstance(chosen, dict):
         chosen = (chosen.get("height", 224), chosen.get("width", 224))
     height, width = (chosen, chosen) if isinstance(chosen, int) else tuple(chosen)[-2:]
@@ -218,8 +229,8 @@ def _described(settings: dict[str, Any]) -> dict[str, Any]:
 # -- one fixed size ----------------------------------------------------------------------------------------------------
 
 
-def _default_processor(config: Any) -> Any:
-    """The processor that transformers has for a kind of model, told of its patches; None where it has none."""
+def _processors(config: Any) -> Iterator[Any]:
+    """The processors that transformers has for a tower and for the whole model, told of their patches."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     for own in (*_inner(config), config):
@@ -230,7 +241,10 @@ def _default_processor(config: Any) -> Any:
         if found:
             several = found if isinstance(found, dict) else {"": found}
             processor = several.get("torchvision") or next(iter(several.values()))
-            made = processor()
+            try:
+                made = processor()
+            except (TypeError, ValueError):  # it cannot be made without a file's settings
+                continue
             vision = next(_inner(config), config)
             for name, of in (
                 ("patch_size", "patch_size"),
@@ -241,8 +255,7 @@ def _default_processor(config: Any) -> Any:
                 if hasattr(made, name) and value is not None:
                     kept = getattr(made, name)
                     setattr(made, name, {"height": value, "width": value} if isinstance(kept, dict) else value)
-            return made
-    return None
+            yield made
 
 
 def _by_name(config: Any) -> Any:
@@ -258,40 +271,62 @@ def _by_name(config: Any) -> Any:
 
 
 def _numbered(processor: Any, config: Any, size: tuple[int, int, int], needed: tuple[str, ...], own: bool) -> Inputs:
-    """A processor at one fixed size: where it puts each pixel, and what it tells the model beside."""
-    settings = processor.to_dict()
-    channels, height, width = size
-    vision = next(_inner(config), config)
-    patch = _get(vision, "patch_size")
-    options = {name: value for name, value in _WHOLE.items() if hasattr(processor, name)}
-    options |= {name: False for name in ("do_resize", "do_center_crop", "do_pad") if hasattr(processor, name)}
-    if hasattr(processor, "image_grid_pinpoints"):
-        options["image_grid_pinpoints"] = [[height, width]]
-        options |= {"size": {"height": height, "width": width}, "do_pad": True}
-    if hasattr(processor, "max_num_patches") and isinstance(patch, int):
-        options["max_num_patches"] = (height // patch) * (width // patch)
-    bare = {name: False for name in ("do_rescale", "do_normalize") if hasattr(processor, name)}
-    made, places = _placed(processor, size, options | bare)
-    pixels, constants = made.pop("pixel_values"), {key: value for key, value in made.items() if key in needed}
-    resample = settings.get("resample")
-    resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
-    if torch.equal(places, torch.arange(len(places))):
-        places = None
-    layout = Layout(tuple(pixels.shape), places, constants)
-    if not own and places is None and not constants and tuple(pixels.shape) == (1, *size):
+    """A processor at one fixed size: where it puts each pixel, and what it tells the model beside.
+
+    Raises:
+        ModelError: It does more than to lay out pixels.
+    """
+    patch = _get(next(_inner(config), config), "patch_size")
+    for options in _ways(processor, size, patch):
+        try:
+            made, places = _placed(processor, size, options)
+        except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
+            continue
+        break
+    else:
+        raise ModelError(
+            f"{type(processor).__name__} does not merely lay out the pixels of a picture of {size[1]} x {size[2]}.",
+            cure="load the model yourself, and give its tower, with a forward of images alone, to Model.from_module",
+        )
+    settings, (_, height, width) = processor.to_dict(), size
+    shape, constants = made.pop("pixel_values").shape, {key: value for key, value in made.items() if key in needed}
+    ordered = torch.equal(places, torch.arange(len(places)))
+    layout = Layout(tuple(shape), None if ordered else places, constants)
+    if not own and ordered and not constants and tuple(shape) == (1, *size):
         preprocess, described = preprocessing.default(size)
         return Inputs(size, preprocess, described, Layout())
+    resample = settings.get("resample")
+    resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
 
     def process(image: Image.Image) -> Tensor:
         fitted = image.convert("RGB").resize((width, height), resample)
         return layout.image(_made(processor, fitted, options)["pixel_values"], size)
 
-    described = {**_described(settings), "resize": [height, width], "crop": None}
-    described["interpolation"] = resample.name.lower()
-    notes = (f"Pictures are resized to {height} x {width} pixels, whatever their shape: the model is captured for one grid.",)
+    described = {**_described(settings), "resize": [height, width], "crop": None, "interpolation": resample.name.lower()}
+    notes = (f"Pictures are resized to {height} x {width} pixels, whatever their shape: one grid is captured.",)
     if not own:
-        notes += (f"The folder has no processor; pictures are normalised as {type(processor).__name__} does.",)
+        notes += (f"There is no processor; pictures are normalised as {type(processor).__name__} does.",)
     return Inputs(size, process, described, layout, notes)
+
+
+def _ways(processor: Any, size: tuple[int, int, int], patch: Any) -> Iterator[dict[str, Any]]:
+    """Options by which a processor may leave a picture of this size whole, the likeliest first."""
+    _, height, width = size
+    sizes: dict[str, Any] = {
+        "image_grid_pinpoints": [[height, width]],
+        "max_image_size": {"longest_edge": max(height, width)},
+        "tile_size": height,
+    }
+    if isinstance(patch, int):
+        sizes["max_num_patches"] = (height // patch) * (width // patch)
+    common = {name: value for name, value in (_WHOLE | sizes).items() if hasattr(processor, name)}
+    same = {name: {"height": height, "width": width} for name in ("size", "crop_size") if getattr(processor, name, None)}
+    off = {name: False for name in ("do_resize", "do_center_crop", "do_pad") if hasattr(processor, name)}
+    if "image_grid_pinpoints" in common:
+        yield common | same
+    yield common | off
+    yield common | same
+    yield common
 
 
 def _placed(processor: Any, size: tuple[int, int, int], options: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
@@ -299,22 +334,23 @@ def _placed(processor: Any, size: tuple[int, int, int], options: dict[str, Any])
 
     Returns:
         What it makes, and for each of its pixels the place in the image (`Layout.places`).
+
+    Raises:
+        ValueError: It makes more of them than that.
     """
     channels, height, width = size
     numbers = np.arange(1, channels * height * width + 1).reshape(channels, height, width).transpose(1, 2, 0)
-    digits = []
+    bare = options | {name: False for name in ("do_rescale", "do_normalize") if hasattr(processor, name)}
+    made: dict[str, Any] = {}
+    found = torch.zeros(())
     for exponent in range(3):
         digit = (numbers // 256**exponent % 256).astype(np.uint8)
-        picture = Image.fromarray(digit if channels == 3 else digit[..., 0])
-        made = _made(processor, picture, options)
-        digits.append(made["pixel_values"].double())
-    found = sum(digit * 256**exponent for exponent, digit in enumerate(digits))
+        made = _made(processor, Image.fromarray(digit if channels == 3 else digit[..., 0]), bare)
+        found = found + made["pixel_values"].double() * 256**exponent
     whole = found.round().long()
-    if not torch.equal(whole.double(), found) or whole.min() < 0 or whole.max() > numbers.size:
-        raise ModelError(
-            f"{type(processor).__name__} does not merely lay out the pixels of a picture of {height} x {width}.",
-            cure="give `image_size` as the model was trained with, or its tower to Model.from_module",
-        )
+    present = whole.unique()
+    if not torch.equal(whole.double(), found) or present[present > 0].tolist() != list(range(1, numbers.size + 1)):
+        raise ValueError("it does more than to lay out pixels")
     return made, (whole - 1).flatten()
 
 

@@ -72,10 +72,33 @@ def reading(id: str) -> Iterator[None]:
         if not folder and is_about_files(error):
             raise  # which `fetching` explains
         what = f"transformers cannot load the model: {type(error).__name__}: {first_line(error)}"
+        cure = "save it again with `save_pretrained`, which writes config.json and safetensors"
         if isinstance(error, UnpicklingError):
             what = "The weights are a pickle that asks for code to be run, and nothing is run."
+        if isinstance(error, ImportError):
+            what, cure = f"The model needs a package: {first_line(error)}", "install what it names"
+        raise ModelError(what, where=id, cure=cure) from error
+
+
+@contextmanager
+def running(name: str, images: torch.Tensor, id: str) -> Iterator[None]:
+    """While a model is tried on images: what it raises is one `ModelError`.
+
+    Args:
+        name: Of the model.
+        images: What it is given.
+        id: For the message.
+    """
+    try:
+        yield
+    except UnweaveError:
+        raise
+    except Exception as error:
+        size = " x ".join(str(length) for length in images.shape[1:])
         raise ModelError(
-            what, where=id, cure="save it again with `save_pretrained`, which writes config.json and safetensors"
+            f"{name} does not run on images of {size} alone: {type(error).__name__}: {first_line(error)}",
+            where=id,
+            cure="load the model yourself, and give its tower, with a forward of images alone, to Model.from_module",
         ) from error
 
 
@@ -89,13 +112,15 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     part = tower(hollow, config) if chosen.part else ""
     call = getattr(hollow.get_submodule(part), chosen.method)
     needed = tuple(inspect.signature(call).parameters)
-    inputs = inputs_of(config, request.name if _processes(request) else None, request.image_size, needed)
+    inputs = inputs_of(config, _processing(request), request.image_size, needed, plain=chosen.method == "forward")
+    notes += _one_tile(chosen.config, inputs)
     layout = _told(inputs, chosen, call, request)
     options: dict[str, Any] = {"method": chosen.method, "part": part, "layout": layout}
     images = torch.rand(2, *inputs.size)
     kept = None
     if not chosen.whole:
-        kept = reached(build, chosen.config, lambda model: Tower(model, **options, each=True)(images[:1]))
+        with running(chosen.build.__name__, images, request.id):
+            kept = reached(build, chosen.config, lambda model: Tower(model, **options, each=True)(images[:1]))
     missing: frozenset[str] = frozenset()
     if request.pretrained:
         found = loaded(build, chosen.config, request.name, reached=kept, id=request.id)
@@ -106,17 +131,17 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     model = model.eval()
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
     images = images.to(dtype)
-    options |= _way(model, images, options, chosen)
     notes += inputs.notes
-    if _wraps(model, images, options, chosen):
-        made: Any = partial(Tower, **options)
-        if options["pools"]:
-            notes += _pooling(made(model), images)
-    else:
-        made = _itself
-    if missing:
-        read = touched(model, lambda: made(model)(images[:1]))
-        missing = frozenset(name for own in missing & read for name in (own, f"model.{own}"))
+    made: Any = _itself
+    with running(chosen.build.__name__, images, request.id):
+        options |= _way(model, images, options, chosen)
+        if _wraps(model, images, options, chosen):
+            made = partial(Tower, **options)
+            notes += _pooling(made(model), images) if options["pools"] else []
+        if missing:
+            read = touched(model, lambda: made(model)(images[:1]))
+            missing = frozenset(name for own in missing & read for name in (own, f"model.{own}"))
+        heads = _heads(made(model), images) if chosen.classifies else ()
     return Source(
         model,
         inputs.preprocess,
@@ -125,7 +150,7 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
         tower=made,
         missing=missing,
         notes=tuple(notes),
-        heads=_heads(made(model), images) if chosen.classifies else (),
+        heads=heads,
     )
 
 
@@ -133,9 +158,17 @@ def _itself(module: nn.Module) -> nn.Module:
     return module
 
 
-def _processes(request: Request) -> bool:
-    """Whether a model at this size may have the folder's own preprocessing."""
-    return request.image_size is None or request.pretrained
+def _processing(request: Request) -> str | None:
+    """Where the preprocessing of a model at this size may be."""
+    return request.name if request.image_size is None or request.pretrained else None
+
+
+def _one_tile(config: Any, inputs: Inputs) -> list[str]:
+    """Has a model that cuts pictures into tiles take one; what was said of it."""
+    if not getattr(config, "image_grid_pinpoints", None):
+        return []
+    config.image_grid_pinpoints = [list(inputs.size[-2:])]
+    return ["Pictures are taken as one tile, which the model has twice: as the whole, and as its only tile."]
 
 
 def _resize(config: Any, size: Any) -> None:
@@ -225,4 +258,6 @@ def _heads(module: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
         for handle in handles:
             handle.remove()
     several = [value for name, value in dict(found).items() if name.endswith("_logits")]
+    if isinstance(module, Tower) and module.each:
+        return tuple(outputs)[-1:]
     return tuple(path for path, output in outputs.items() if any(output is value for value in several))

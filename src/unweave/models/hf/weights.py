@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -132,8 +133,7 @@ def reached(build: Any, config: Any, run: Callable[[nn.Module], object]) -> froz
     """
     with torch.device("meta"), _quiet():
         model = build(config).eval()
-    shapes = FakeTensorMode(allow_non_fake_inputs=True)
-    with shapes:
+    with FakeTensorMode(allow_non_fake_inputs=True), _unlogged():
         for part in model.modules():
             for slot in (part._parameters, part._buffers):
                 for name, tensor in slot.items():
@@ -143,6 +143,14 @@ def reached(build: Any, config: Any, run: Callable[[nn.Module], object]) -> froz
         return touched(model, lambda: run(model))
 
 
+class _Nothing(nn.Module):
+    """Stands where images do not come; what is done to its weights when a model is made is done to none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = torch.empty(0, 1), torch.empty(0)
+
+
 def _only(build: Any, reached: frozenset[str]) -> Any:
     """A class that builds nothing that images do not reach."""
 
@@ -150,7 +158,7 @@ def _only(build: Any, reached: frozenset[str]) -> Any:
         build.__init__(self, config, *args, **kwargs)
         for path in _beside(self, reached):
             owner, _, name = path.rpartition(".")
-            setattr(self.get_submodule(owner), name, nn.Module())
+            setattr(self.get_submodule(owner), name, _Nothing())
         names = {name for name, _ in self.named_parameters()}
         ties = getattr(self, "all_tied_weights_keys", None) or {}
         self.all_tied_weights_keys = {name: of for name, of in ties.items() if {name, of} <= names}
@@ -256,13 +264,27 @@ def _few(names: list[str], number: int = 4) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report of what it did not find, which is read here."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+def _unlogged() -> Iterator[None]:
+    """Without what torch logs of an operation that does not run, which an error tells anyway."""
+    logger = logging.getLogger(torch._subclasses.fake_tensor.__name__)
+    before, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logger.disabled = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report of what it did not find, which is read here."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
