@@ -22,7 +22,7 @@ from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.loading import Loading
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.model import Model, example_for
-from unweave.models.preprocessing import Preprocess, Size
+from unweave.models.preprocessing import Preprocess, Size, fitted
 from unweave.models.readout import Returns, split
 from unweave.models.weights import check_finite, randomise
 from unweave.pocket.networks import NETWORKS
@@ -213,16 +213,23 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             where=id,
             cure="use the configuration that the weights were saved with, or `random_weights`",
         )
+    preprocess, preprocessing = fitted(source.preprocess, source.preprocessing, source.input_size[-3])
     return Model(
         id=id,
         module=module,
         readout=parts.body,
-        classifier=parts.classifier,
-        preprocess=source.preprocess,
-        preprocessing=source.preprocessing,
+        classifier=None if _drawn(tower, parts.classifier, source.missing) else parts.classifier,
+        preprocess=preprocess,
+        preprocessing=preprocessing,
         input_size=source.input_size,
         loading=loading,
     )
+
+
+def _drawn(tower: nn.Module, classifier: nn.Module | None, missing: frozenset[str]) -> bool:
+    """Whether a classifier holds weights that the library drew by chance."""
+    drawn = {id(weight) for name, weight in tower.named_parameters() if name in missing}
+    return classifier is not None and any(id(weight) in drawn for weight in classifier.parameters())
 
 
 def available() -> list[dict[str, str | None]]:

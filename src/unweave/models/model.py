@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unweave.graph.original import Original
 from unweave.loading import Loading
 from unweave.models import preprocessing as preprocessings
-from unweave.models.preprocessing import Preprocess
+from unweave.models.preprocessing import Preprocess, Size
 from unweave.models.readout import split
 from unweave.models.weights import check_finite, fingerprint
 
@@ -31,7 +31,7 @@ class Model:
             (distilled DeiT classifies its two tokens apart, so their mean does not determine the logits).
         preprocess: One RGB image to `[channel, height, width]`.
         preprocessing: The same in words, ready for JSON.
-        input_size: Channels, height, width.
+        input_size: What it takes of one image: channels, height, width; of a clip frames as well.
         loading: How it was loaded; None where it was made of a module.
     """
 
@@ -41,7 +41,7 @@ class Model:
     classifier: nn.Module | None
     preprocess: Preprocess
     preprocessing: dict[str, Any]
-    input_size: tuple[int, int, int]
+    input_size: Size
     loading: Loading | None = None
 
     def as_code(self) -> str:
@@ -58,7 +58,7 @@ class Model:
         module: nn.Module,
         *,
         preprocess: Preprocess | None = None,
-        input_size: tuple[int, int, int] = (3, 224, 224),
+        input_size: Size = (3, 224, 224),
         representation: str | int | None = None,
         classifier: str | Sequence[str] | None = None,
         id: str = "module",
@@ -68,9 +68,11 @@ class Model:
         Args:
             module: Returns a tensor; or an output object or mapping that holds `image_embeds`, `logits`,
                 `pooler_output` or `last_hidden_state` (transformers); or anything else, with `representation` given.
-            preprocess: `PIL image -> [channel, height, width]`. None: the shorter side is resized to `input_size`
-                (bicubic), the centre is cropped, and the channels are normalised with ImageNet's mean and deviation.
-            input_size: Channels, height, width.
+            preprocess: `PIL image -> tensor of input_size`, as `bands` and `clip` of `unweave.models.preprocessing`
+                make one. None: the shorter side is resized to `input_size` (bicubic), the centre is cropped, and the
+                channels are normalised with ImageNet's mean and deviation (see `default` there).
+            input_size: What the module takes of one image: channels, height, width; of a clip frames as well, before or
+                after the channels.
             representation: Field or index of the output that is the representation, where it is not found as above.
             classifier: Path of the submodule (or of several) that makes logits of the representation, such as `head`.
                 None: modules with `get_classifier` (timm's) and those that return `logits` are split by themselves; of
@@ -85,9 +87,10 @@ class Model:
         check_finite(module)
         heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
         parts = split(module, example_for(module, input_size, 1), heads=heads, representation=representation)
-        described: dict[str, Any] = {"custom": getattr(preprocess, "__qualname__", type(preprocess).__qualname__)}
         if preprocess is None:
             preprocess, described = preprocessings.default(input_size)
+        else:
+            described = preprocessings.in_words(preprocess)
         return cls(id, module, parts.body, parts.classifier, preprocess, described, input_size)
 
     def __post_init__(self) -> None:
@@ -123,7 +126,7 @@ class Model:
         return f"Model({self.id!r}, {type(self.module).__name__}, {size}, {head})"
 
 
-def example_for(module: nn.Module, input_size: tuple[int, int, int], batch: int) -> Tensor:
+def example_for(module: nn.Module, input_size: Size, batch: int) -> Tensor:
     """Standard normal images for a module, always the same: `[batch, channel, height, width]`."""
     device, dtype = _kind(module)
     return torch.randn((batch, *input_size), generator=torch.Generator().manual_seed(0)).to(device, dtype)

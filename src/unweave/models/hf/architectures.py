@@ -60,9 +60,16 @@ def architecture(config: Any, id: str) -> Architecture:
     known = getattr(transformers, named, None) if named else None
     if _foreign(config):
         known = None
-    classifiers = {*_names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES), *_video_classifiers(auto)}
+    classifiers = {
+        *_names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        *_names(auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
+    }
     if known is not None and named in classifiers:
         return Architecture(known, config, named, classifies=True)
+    if not named and getattr(config, "pretrained_cfg", None) and (getattr(config, "num_labels", 0) or 0) > 0:
+        built = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)  # timm's own files name no class
+        if built is not None:
+            return Architecture(built, config, classifies=True)
     base = _base(config, named)
     if known is not None and named in _names(auto.MODEL_FOR_BACKBONE_MAPPING_NAMES):
         return Architecture(known, config, named)
@@ -70,7 +77,12 @@ def architecture(config: Any, id: str) -> Architecture:
         if built is not None and hasattr(built, FEATURES):
             notes = _left_out(named, built.__name__, "side of images")
             return Architecture(built, config, named, FEATURES, notes=notes)
-    if known is not None and ("VisionModel" in named or known is base) and _sees(known) and tower_config(config) is None:
+    if (
+        known is not None
+        and ("VisionModel" in named or known is base)
+        and _sees(known)
+        and tower_config(config) is None
+    ):
         return Architecture(known, config, named)
     for built in (known, base):
         if built is not None and tower_config(config) is not None:
@@ -143,7 +155,3 @@ def _sees(known: Any) -> bool:
 def _names(mapping: Any) -> Iterator[str]:
     for names in mapping.values():
         yield from (names,) if isinstance(names, str) else names
-
-
-def _video_classifiers(auto: Any) -> Iterator[str]:
-    yield from _names(auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES)

@@ -132,7 +132,9 @@ def sized(config: Any, image_size: int | tuple[int, int] | None) -> tuple[int, i
         channels = int(own.get("in_chans") or channels)
         chosen = chosen or length
     if chosen is None:
-        chosen = next((size for own in configs for size in _read(own, "image_size", "crop_size", "pretrain_img_size")), None)
+        chosen = next(
+            (size for own in configs for size in _read(own, "image_size", "crop_size", "pretrain_img_size")), None
+        )
     if chosen is None:
         patch = next((size for own in configs for size in _read(own, "patch_size")), None)
         count = next((int(count) for own in configs for count in _read(own, "num_patches")), None)
@@ -181,7 +183,9 @@ def _fixed(processor: Any, needed: tuple[str, ...]) -> Inputs | None:
         return None
     size = tuple(pixels.shape[-3:])
     constants = {argument: value for argument, value in beside.items() if argument in needed}
-    if math.prod(pixels.shape) != math.prod(size) or any(not _same(own, besides[key]) for key, own in constants.items()):
+    if math.prod(pixels.shape) != math.prod(size) or any(
+        not _same(own, besides[key]) for key, own in constants.items()
+    ):
         return None
 
     def process(image: Image.Image) -> Tensor:
@@ -212,6 +216,12 @@ def _lengths(size: Any) -> Iterator[int]:
 
 
 def _described(settings: dict[str, Any]) -> dict[str, Any]:
+    timm = settings.get("pretrained_cfg")
+    if isinstance(timm, dict):
+        height, width = timm["input_size"][-2:]
+        resize = tuple(math.floor(length / (timm.get("crop_pct") or 1)) for length in (height, width))
+        given = (timm.get("mean") or (0.0,), timm.get("std") or (1.0,), timm.get("interpolation") or "bicubic")
+        return describe(resize[0] if height == width else resize, (height, width), *given)
     size = dict(settings.get("size") or {}) if settings.get("do_resize") else {}
     crop = dict(settings.get("crop_size") or {}) if settings.get("do_center_crop") else {}
     resize = (size["height"], size["width"]) if size.get("height") else size.get("shortest_edge")
@@ -302,7 +312,12 @@ def _numbered(processor: Any, config: Any, size: tuple[int, int, int], needed: t
         fitted = image.convert("RGB").resize((width, height), resample)
         return layout.image(_made(processor, fitted, options)["pixel_values"], size)
 
-    described = {**_described(settings), "resize": [height, width], "crop": None, "interpolation": resample.name.lower()}
+    described = {
+        **_described(settings),
+        "resize": [height, width],
+        "crop": None,
+        "interpolation": resample.name.lower(),
+    }
     notes = (f"Pictures are resized to {height} x {width} pixels, whatever their shape: one grid is captured.",)
     if not own:
         notes += (f"There is no processor; pictures are normalised as {type(processor).__name__} does.",)
@@ -320,7 +335,9 @@ def _ways(processor: Any, size: tuple[int, int, int], patch: Any) -> Iterator[di
     if isinstance(patch, int):
         sizes["max_num_patches"] = (height // patch) * (width // patch)
     common = {name: value for name, value in (_WHOLE | sizes).items() if hasattr(processor, name)}
-    same = {name: {"height": height, "width": width} for name in ("size", "crop_size") if getattr(processor, name, None)}
+    same = {
+        name: {"height": height, "width": width} for name in ("size", "crop_size") if getattr(processor, name, None)
+    }
     off = {name: False for name in ("do_resize", "do_center_crop", "do_pad") if hasattr(processor, name)}
     if "image_grid_pinpoints" in common:
         yield common | same

@@ -81,13 +81,13 @@ def reading(id: str) -> Iterator[None]:
 
 
 @contextmanager
-def running(name: str, images: torch.Tensor, id: str) -> Iterator[None]:
+def running(name: str, images: torch.Tensor, request: Request) -> Iterator[None]:
     """While a model is tried on images: what it raises is one `ModelError`.
 
     Args:
         name: Of the model.
         images: What it is given.
-        id: For the message.
+        request: For the message.
     """
     try:
         yield
@@ -97,8 +97,10 @@ def running(name: str, images: torch.Tensor, id: str) -> Iterator[None]:
         size = " x ".join(str(length) for length in images.shape[1:])
         raise ModelError(
             f"{name} does not run on images of {size} alone: {type(error).__name__}: {first_line(error)}",
-            where=id,
-            cure="load the model yourself, and give its tower, with a forward of images alone, to Model.from_module",
+            where=request.id,
+            cure="leave `image_size` out"
+            if request.image_size is not None
+            else "load the model yourself, and give its tower, with a forward of images alone, to Model.from_module",
         ) from error
 
 
@@ -119,7 +121,7 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     images = torch.rand(2, *inputs.size)
     kept = None
     if not chosen.whole:
-        with running(chosen.build.__name__, images, request.id):
+        with running(chosen.build.__name__, images, request):
             kept = reached(build, chosen.config, lambda model: Tower(model, **options, each=True)(images[:1]))
     missing: frozenset[str] = frozenset()
     if request.pretrained:
@@ -133,14 +135,16 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     images = images.to(dtype)
     notes += inputs.notes
     made: Any = _itself
-    with running(chosen.build.__name__, images, request.id):
+    with running(chosen.build.__name__, images, request):
         options |= _way(model, images, options, chosen)
-        if _wraps(model, images, options, chosen):
+        if options["each"] or options["pools"] or not options["layout"].plain:
             made = partial(Tower, **options)
             notes += _pooling(made(model), images) if options["pools"] else []
         if missing:
             read = touched(model, lambda: made(model)(images[:1]))
             missing = frozenset(name for own in missing & read for name in (own, f"model.{own}"))
+            if missing:
+                notes.append(f"{len(missing) // 2} weights are missing from the file; what they make is left out.")
         heads = _heads(made(model), images) if chosen.classifies else ()
     return Source(
         model,
@@ -203,35 +207,44 @@ def _told(inputs: Inputs, chosen: Architecture, call: Any, request: Request) -> 
 def _way(model: nn.Module, images: torch.Tensor, options: dict[str, Any], chosen: Architecture) -> dict[str, Any]:
     """Whether images are taken together or each alone, and whether what comes out has to be pooled."""
     layout: Layout = options["layout"]
-    packed = any(name.endswith("grid_thw") for name in layout.constants)
-    pools = not chosen.classifies
-    if layout.together:
-        try:
-            with torch.no_grad():
-                both, single = (Tower(model, **options, pools=pools)(own) for own in (images, images[:1]))
-            if all(
-                value.shape[0] == len(images) and torch.allclose(value[:1], single[name], atol=1e-3, rtol=1e-3)
-                for name, value in both.items()
-            ):
-                return {"each": False, "pools": pools}
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
-            pass
-    if packed:
+    together = layout.together and _together(model, images, options)
+    if not together and any(name.endswith("grid_thw") for name in layout.constants):
         attend_packed(model)
-    else:
-        model.config._attn_implementation = "eager"
-    return {"each": True, "pools": pools}
+    elif not together:
+        model.config._attn_implementation = "eager"  # type: ignore[union-attr]  # of whose operations each can be mapped
+    found = {"each": not together, "pools": False}
+    found["pools"] = not chosen.whole or not _represents(_tried(model, images[:1], options | found))
+    if not together:
+        with torch.no_grad():
+            alone = Tower(model, **options, **found).single(images[0])
+        for name, value in _tried(model, images, options | found).items():
+            if not torch.allclose(value[0], alone[name], atol=1e-3, rtol=1e-3):
+                raise ValueError("it decides by the values of images what to compute")
+    return found
 
 
-def _wraps(model: nn.Module, images: torch.Tensor, options: dict[str, Any], chosen: Architecture) -> bool:
-    """Whether a model does not map images alone to fields of which one is the representation."""
-    if not chosen.whole or options["each"] or not options["layout"].plain:
-        return True
+def _together(model: nn.Module, images: torch.Tensor, options: dict[str, Any]) -> bool:
+    """Whether a model makes the same of an image beside others as of the image alone."""
+    options = options | {"each": False, "pools": options["method"] != "forward" or bool(options["part"])}
+    try:
+        both, single = (_tried(model, own, options) for own in (images, images[:1]))
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        return False
+    return all(
+        value.shape[0] == len(images) and torch.allclose(value[:1], single[name], atol=1e-3, rtol=1e-3)
+        for name, value in both.items()
+    )
+
+
+def _tried(model: nn.Module, images: torch.Tensor, options: dict[str, Any]) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        output = model(images)
-    fields = {name: value for name in FIELDS if isinstance(value := getattr(output, name, None), torch.Tensor)}
-    first = next(iter(fields.values()), None)
-    return first is None or first.ndim > 3 and first.shape[2:] != (1, 1)
+        return Tower(model, **options)(images)
+
+
+def _represents(fields: dict[str, torch.Tensor]) -> bool:
+    """Whether the first of a model's fields is a representation, or tokens of which one is."""
+    first = next((fields[name] for name in FIELDS if name in fields), None)
+    return first is not None and (first.ndim < 4 or first.shape[2:] == (1, 1))
 
 
 def _pooling(module: nn.Module, images: torch.Tensor) -> list[str]:

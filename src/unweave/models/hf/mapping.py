@@ -46,7 +46,7 @@ class Constants(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not any(map(_traced, tensors)):
             return _settled(func, args, kwargs)
-        if func in (torch.eq, Tensor.eq, Tensor.__eq__) and _is_zero(args[1]):
+        if func in (torch.eq, Tensor.eq, Tensor.__eq__) and _of_an_image(args[0]) and _is_zero(args[-1]):
             return _settled(torch.zeros, (tuple(args[0].shape),), {"dtype": torch.bool, "device": args[0].device})
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             if not _traced(args[1]):
@@ -54,13 +54,13 @@ class Constants(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _of_an_image(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _traced(tensor: Tensor) -> bool:
     """Whether a tensor depends on an image, or is a weight, or has a shape and no values."""
-    return (
-        isinstance(tensor, (nn.Parameter, FakeTensor))
-        or tensor.is_meta
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    return isinstance(tensor, (nn.Parameter, FakeTensor)) or tensor.is_meta or _of_an_image(tensor)
 
 
 def _settled(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

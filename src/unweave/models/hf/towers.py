@@ -97,10 +97,11 @@ class Tower(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images `[image, channel, height, width]` to fields, each with an axis of images in front."""
         if self.each:
-            return mapped(self._one, images)
+            return mapped(self.single, images)
         return self._fields(self._called(images))
 
-    def _one(self, image: Tensor) -> dict[str, Tensor]:
+    def single(self, image: Tensor) -> dict[str, Tensor]:
+        """The same of one image `[channel, height, width]`, with no axis of images."""
         found = self._fields(self._called(self.layout.pixels(image)))
         return {name: value[0] for name, value in found.items()}
 

@@ -258,7 +258,6 @@ def _belongs(key: str, model: nn.Module) -> bool:
     return bool(path) and bool(list(modules[path].parameters(recurse=False)))
 
 
-
 def _few(names: list[str], number: int = 4) -> str:
     return ", ".join(names[:number]) + (", ..." if len(names) > number else "")
 
