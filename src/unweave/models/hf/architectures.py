@@ -77,15 +77,11 @@ def architecture(config: Any, id: str) -> Architecture:
         if built is not None and hasattr(built, FEATURES):
             notes = _left_out(named, built.__name__, "side of images")
             return Architecture(built, config, named, FEATURES, notes=notes)
-    if (
-        known is not None
-        and ("VisionModel" in named or known is base)
-        and _sees(known)
-        and tower_config(config) is None
-    ):
+    within = tower_config(config) is not None
+    if known is not None and ("VisionModel" in named or known is base) and _sees(known) and not within:
         return Architecture(known, config, named)
     for built in (known, base):
-        if built is not None and tower_config(config) is not None:
+        if built is not None and within:
             return Architecture(built, config, named, part=True, notes=_left_out(named, built.__name__, "image tower"))
     if base is not None and _sees(base):
         return Architecture(base, config, named, notes=_replaced(named, base.__name__))
@@ -110,7 +106,8 @@ def tower(model: nn.Module, config: Any) -> str:
         ValueError: There is none.
     """
     wanted = tower_config(config)
-    encoder = model.get_encoder(modality="image") if takes(getattr(model, "get_encoder", takes), "modality") else model
+    encoders: Any = getattr(model, "get_encoder", None)
+    encoder = encoders(modality="image") if encoders is not None and takes(encoders, "modality") else model
     names = {part: path for path, part in model.named_modules()}
     if encoder is not model and names.get(encoder):
         return names[encoder]
