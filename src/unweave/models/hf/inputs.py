@@ -216,15 +216,15 @@ def _lengths(size: Any) -> Iterator[int]:
 
 
 def _described(settings: dict[str, Any]) -> dict[str, Any]:
-    timm = settings.get("pretrained_cfg")
+    timm = settings.get("data_config")
     if isinstance(timm, dict):
         height, width = timm["input_size"][-2:]
-        resize = tuple(math.floor(length / (timm.get("crop_pct") or 1)) for length in (height, width))
-        given = (timm.get("mean") or (0.0,), timm.get("std") or (1.0,), timm.get("interpolation") or "bicubic")
-        return describe(resize[0] if height == width else resize, (height, width), *given)
+        lengths = tuple(math.floor(length / timm["crop_pct"]) for length in (height, width))
+        cropped = (timm["mean"], timm["std"], timm["interpolation"])
+        return describe(lengths[0] if height == width else lengths, (height, width), *cropped)
     size = dict(settings.get("size") or {}) if settings.get("do_resize") else {}
     crop = dict(settings.get("crop_size") or {}) if settings.get("do_center_crop") else {}
-    resize = (size["height"], size["width"]) if size.get("height") else size.get("shortest_edge")
+    resize: Any = (size["height"], size["width"]) if size.get("height") else size.get("shortest_edge")
     normalised = settings.get("do_normalize") and settings.get("image_mean")
     resample = settings.get("resample") if settings.get("do_resize") else None
     return describe(
@@ -312,16 +312,12 @@ def _numbered(processor: Any, config: Any, size: tuple[int, int, int], needed: t
         fitted = image.convert("RGB").resize((width, height), resample)
         return layout.image(_made(processor, fitted, options)["pixel_values"], size)
 
-    described = {
-        **_described(settings),
-        "resize": [height, width],
-        "crop": None,
-        "interpolation": resample.name.lower(),
-    }
-    notes = (f"Pictures are resized to {height} x {width} pixels, whatever their shape: one grid is captured.",)
+    described = {**_described(settings), "resize": [height, width], "crop": None}
+    described["interpolation"] = resample.name.lower()
+    notes = [f"Pictures are resized to {height} x {width} pixels, whatever their shape: one grid is captured."]
     if not own:
-        notes += (f"There is no processor; pictures are normalised as {type(processor).__name__} does.",)
-    return Inputs(size, process, described, layout, notes)
+        notes.append(f"There is no processor; pictures are normalised as {type(processor).__name__} does.")
+    return Inputs(size, process, described, layout, tuple(notes))
 
 
 def _ways(processor: Any, size: tuple[int, int, int], patch: Any) -> Iterator[dict[str, Any]]:

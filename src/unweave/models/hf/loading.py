@@ -198,9 +198,9 @@ def _told(inputs: Inputs, chosen: Architecture, call: Any, request: Request) -> 
         patch = int(getattr(chosen.config, "patch_size", 16))
         tokens = (inputs.size[-2] // patch) * (inputs.size[-1] // patch)
         constants["noise"] = torch.arange(tokens, dtype=torch.float32)[None]
-    if request.image_size is not None and request.pretrained and layout.places is None:
-        if takes(call, "interpolate_pos_encoding"):
-            constants["interpolate_pos_encoding"] = True
+    enlarged = request.image_size is not None and request.pretrained and layout.places is None
+    if enlarged and takes(call, "interpolate_pos_encoding"):
+        constants["interpolate_pos_encoding"] = True
     return Layout(layout.shape, layout.places, constants, layout.argument)
 
 
@@ -212,7 +212,7 @@ def _way(model: nn.Module, images: torch.Tensor, options: dict[str, Any], chosen
         attend_packed(model)
     elif not together:
         model.config._attn_implementation = "eager"  # type: ignore[union-attr]  # of whose operations each can be mapped
-    found = {"each": not together, "pools": False}
+    found: dict[str, Any] = {"each": not together, "pools": False}
     found["pools"] = not chosen.whole or not _represents(_tried(model, images[:1], options | found))
     if not together:
         with torch.no_grad():

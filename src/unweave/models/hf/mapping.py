@@ -48,9 +48,8 @@ class Constants(TorchFunctionMode):
             return _settled(func, args, kwargs)
         if func in (torch.eq, Tensor.eq, Tensor.__eq__) and _of_an_image(args[0]) and _is_zero(args[-1]):
             return _settled(torch.zeros, (tuple(args[0].shape),), {"dtype": torch.bool, "device": args[0].device})
-        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            if not _traced(args[1]):
-                return args[0][_settled(torch.Tensor.nonzero, (args[1],), {"as_tuple": True})]
+        if func is Tensor.__getitem__ and _is_mask(args[1]):
+            return args[0][_settled(torch.Tensor.nonzero, (args[1],), {"as_tuple": True})]
         return func(*args, **kwargs)
 
 
@@ -66,6 +65,10 @@ def _traced(tensor: Tensor) -> bool:
 def _settled(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with unset_fake_temporarily(), disable_proxy_modes_tracing():
         return func(*args, **kwargs)
+
+
+def _is_mask(index: object) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and not _traced(index)
 
 
 def _is_zero(value: object) -> bool:

@@ -53,7 +53,8 @@ def loaded(build: Any, config: Any, name: str, *, reached: frozenset[str] | None
     """
     options: dict[str, Any] = {"config": config, "output_loading_info": True}
     if reached is None:
-        source, kept = name, build
+        source: str | None = name
+        kept = build
     else:
         kept = _only(build, reached)
         state = _state(name, build, config, reached)
@@ -61,7 +62,8 @@ def loaded(build: Any, config: Any, name: str, *, reached: frozenset[str] | None
         options |= {} if state is None else {"state_dict": state}
     with _quiet():
         model, told = kept.from_pretrained(source, **options)
-    missing, unexpected, notes = set(told["missing_keys"]), set(told["unexpected_keys"]), ()
+    missing, unexpected = set(told["missing_keys"]), set(told["unexpected_keys"])
+    notes: tuple[str, ...] = ()
     prefix = _prefix(missing, unexpected, getattr(build, "base_model_prefix", ""), id)
     if prefix is not None:
         taken, put = prefix
