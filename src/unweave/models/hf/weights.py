@@ -135,6 +135,7 @@ def reached(build: Any, config: Any, run: Callable[[nn.Module], object]) -> froz
     """
     with torch.device("meta"), _quiet():
         model = build(config).eval()
+    model.config._attn_implementation = "eager"  # of whose operations each can be mapped
     with FakeTensorMode(allow_non_fake_inputs=True), _unlogged():
         for part in model.modules():
             for slot in (part._parameters, part._buffers):
