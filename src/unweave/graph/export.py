@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unweave.errors import CaptureError
 from unweave.graph.comparison import TOLERANCE, difference, twins, varied
@@ -23,7 +24,7 @@ from unweave.graph.graph import Graph, Origin, extents_of
 from unweave.graph.original import Original
 from unweave.graph.precision import exact
 from unweave.graph.randomness import refuse_random
-from unweave.graph.tidy import WRAPPED, tidied, without_mutation
+from unweave.graph.tidy import WRAPPED, maps_images, tidied, without_mutation
 from unweave.graph.watch import Watch, told
 
 _HERE = str(Path(__file__).parents[1])
@@ -135,8 +136,11 @@ def _exported(module: nn.Module, images: Tensor) -> Graph:
         try:
             program = torch.export.export(_Wrapper(module), (images,), dynamic_shapes=_ANY, strict=False)
             conditions = conditions_of(program)
-            if not without_mutation(program.graph):
-                program = program.run_decompositions({})  # costs as much again; only where memory is really shared
+            if not without_mutation(program.graph) or maps_images(program.graph):
+                # Costs as much again; only where memory is really shared, or images are mapped one by one. Of kernels
+                # that attend there is none for what is mapped.
+                with sdpa_kernel(SDPBackend.MATH):
+                    program = program.run_decompositions({})
         except Exception as error:  # torch.export raises whatever the module's own code raises
             what, cure = _first_line(error), "rewrite that line with tensor operations, or wrap the part that exports"
             for kind, text, *cause in _CAUSES:

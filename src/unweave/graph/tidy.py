@@ -1,8 +1,9 @@
 """An exported program tidied, so that every node is one operation on tensors.
 
-Six tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context managers
-(autocast, no_grad) are inlined, operations with several outputs become one node per output, tensors that are made like
-another (`zeros_like`) no longer depend on its values, an einsum of one tensor is a sum, and dead nodes go.
+Seven tidyings, none of which knows any model: in-place operations become functional ones, sub-graphs of context
+managers (autocast, no_grad) are inlined, operations with several outputs become one node per output, tensors that are
+made like another (`zeros_like`) no longer depend on its values, an einsum of one tensor is a sum, a product with a
+turned matrix of weights is a linear layer, and dead nodes go.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
         _single(graph, node)
         _summed(graph, node)
         _joined(graph, node)
+        _layered(graph, node, tensors)
         if images is not None:
             _filled(graph, node, images)
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
@@ -95,6 +97,11 @@ def _within(node: fx.Node) -> None:
 def without_mutation(graph: fx.Graph) -> bool:
     """Writes in-place operations as their functional twins; says whether all of them could be."""
     return all(_functional(graph, node) for node in list(graph.nodes) if _mutates(node))
+
+
+def maps_images(graph: fx.Graph) -> bool:
+    """Whether a program was written for one image and is mapped over all of them (`torch.vmap`)."""
+    return any(getattr(node.target, "__name__", "") == "_add_batch_dim" for node in graph.nodes)
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -198,6 +205,23 @@ def _single(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(item)
     if not node.users:
         graph.erase_node(node)
+
+
+def _layered(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, Tensor]) -> None:
+    """Rewrites `x @ weight.t()` as a linear layer, which it was before its images were mapped (`maps_images`)."""
+    if node.op != "call_function" or operation(node) != "aten.matmul":
+        return
+    value, turned = node.args
+    if not isinstance(turned, fx.Node) or turned.op != "call_function" or operation(turned) != "aten.t":
+        return
+    weight = turned.args[0]
+    if weight not in tensors or tensors[weight].dim() != 2:  # type: ignore[index]
+        return
+    with graph.inserting_before(node):
+        layer = graph.call_function(aten.linear.default, (value, weight))
+    layer.meta = dict(node.meta)
+    node.replace_all_uses_with(layer)
+    graph.erase_node(node)
 
 
 def _summed(graph: fx.Graph, node: fx.Node) -> None:

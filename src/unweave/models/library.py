@@ -154,8 +154,9 @@ class Source:
         representation: Field or index of the output that is the representation, where it is not found by itself.
         unpool: Makes the tower return tokens, or a map, in place of what it pools of them; gives their field or index.
         convert: The library's own conversion of a checkpoint to the module, positions of another image size included.
+        heads: Paths in the tower of its classifiers, where it has several and does not name them.
         missing: Weights that the library did not find, and drew by chance.
-        notes: What was done or left out on the way, in sentences.
+        notes: What was assumed, taken off or left out, each a sentence.
     """
 
     module: nn.Module
@@ -167,6 +168,7 @@ class Source:
     representation: str | int | None = None
     unpool: Callable[[nn.Module], str | int | None] | None = None
     convert: Convert | None = None
+    heads: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -233,11 +235,9 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         if isinstance(loading.image_size, tuple) and not any("resampled" in note for note in notes):
             size = " x ".join(map(str, loading.image_size))
             notes += (f"The file's positions are taken for those of {size} pixels.",)
-        path = _path(source)
-        if any(not name.startswith(path) for name in absent):
+        if any(not name.startswith(_path(source)) for name in absent):
             module = source.tower(module)  # the rest has no weights
             notes += ("The image tower alone is kept.",)
-        absent = frozenset(name.removeprefix(path) for name in absent if name.startswith(path))
     try:
         module.to(device, dtype)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
@@ -251,7 +251,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
     if loading.pool is not None and loading.representation is None and source.unpool is not None:
         source = replace(source, representation=source.unpool(tower))
     parts = _split(source, loading, loading.pool)
-    drawn = [name for name, _ in parts.body.named_parameters() if name in absent]
+    drawn = _drawn(parts.body, source.module, absent)
     if drawn:
         raise ModelError(
             f"{len(drawn)} weights are missing from the file, such as {drawn[0]}.",
@@ -259,14 +259,15 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
             cure="use the configuration that the weights were saved with, or `random_weights`",
         )
     preprocess, preprocessing = fitted(source.preprocess, source.preprocessing, source.input_size[-3])
-    headless = loading.checkpoint is not None and any(name in absent for name, _ in tower.named_parameters())
-    if headless and parts.classifier is not None:
+    classifier = parts.classifier
+    if classifier is not None and _drawn(classifier, source.module, absent):
+        classifier = None
         notes += ("The model has no classifier, for the file has not all of it.",)
     return Model(
         id=id,
         module=module,
         readout=parts.body,
-        classifier=None if headless else parts.classifier,
+        classifier=classifier,
         preprocess=preprocess,
         preprocessing=preprocessing,
         input_size=source.input_size,
@@ -279,7 +280,7 @@ def _split(source: Source, loading: Loading, pool: Pool | None) -> Readout:
     tower = source.tower(source.module)
     representation = source.representation if loading.representation is None else loading.representation
     example = example_for(tower, source.input_size, 1)
-    return split(tower, example, returns=source.returns, representation=representation, pool=pool)
+    return split(tower, example, heads=source.heads, returns=source.returns, representation=representation, pool=pool)
 
 
 def _from_checkpoint(source: Source, loading: Loading) -> Loaded:
@@ -287,7 +288,10 @@ def _from_checkpoint(source: Source, loading: Loading) -> Loaded:
     path, pool = _path(source), loading.pool if source.unpool is None else None
 
     def needed() -> frozenset[str]:
-        return frozenset(f"{path}{name}" for name in _split(source, loading, pool).body.state_dict())
+        read = {id(tensor) for tensor in _split(source, loading, pool).body.state_dict(keep_vars=True).values()}
+        return frozenset(
+            name for name, tensor in source.module.state_dict(keep_vars=True).items() if id(tensor) in read
+        )
 
     return load_checkpoint(
         source.module,
@@ -299,10 +303,16 @@ def _from_checkpoint(source: Source, loading: Loading) -> Loaded:
     )
 
 
+def _drawn(part: nn.Module, module: nn.Module, missing: frozenset[str]) -> list[str]:
+    """The weights of a part of a module that the module has by chance."""
+    drawn = {id(weight) for name, weight in module.named_parameters() if name in missing}
+    return [name for name, weight in part.named_parameters() if id(weight) in drawn]
+
+
 def _path(source: Source) -> str:
-    """What the names of the tower's weights begin with in the module."""
+    """What the names of the tower's weights begin with in the module; empty where the tower wraps it."""
     tower = source.tower(source.module)
-    return next(f"{path}." if path else "" for path, part in source.module.named_modules() if part is tower)
+    return next((f"{path}." for path, part in source.module.named_modules() if path and part is tower), "")
 
 
 def available() -> list[dict[str, str | None]]:

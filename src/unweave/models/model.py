@@ -34,7 +34,7 @@ class Model:
             (distilled DeiT classifies its two tokens apart, so their mean does not determine the logits).
         preprocess: One RGB image to `[channel, height, width]`.
         preprocessing: The same in words, ready for JSON.
-        input_size: Channels, height, width; of a clip as the module takes it, such as frames, channels, height, width.
+        input_size: What it takes of one image: channels, height, width; of a clip frames as well.
         loading: How it was loaded; None where it was made of a module.
         notes: What was assumed, chosen or left out while it was made, in sentences.
     """

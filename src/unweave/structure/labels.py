@@ -202,6 +202,9 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
     known, shape = row(node), lengths(node, 1)
     located = [placed[source] for source in _origins(graph, node) if placed.get(source) is not None]
     before = located[0] if located else None
+    if before is not None and known.mixes in ("window", "grid") and _patchwise(before, shape):
+        merged = _merged(_Places(before.numbers.flatten(1), before.height, before.width), shape[:2])
+        return _Places(merged.numbers.reshape(shape), merged.height, merged.width)
     if node is graph.input or (known.mixes in ("window", "grid") and len(shape) > 3):
         height, width = shape[-2:]
         if before is not None and (before.height, before.width) == (height, width) and len(shape) == 4:
@@ -225,6 +228,11 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
             filled = (numbers == FILLED) & (graph.value(source).cpu() != 0)
             numbers = torch.where(filled, float(OTHER), numbers)
     return _Places(numbers, before.height, before.width)
+
+
+def _patchwise(before: _Places, shape: list[int]) -> bool:
+    """Whether a convolution is given patches, one beside the other on the axis of images, and makes a token of each."""
+    return shape[0] > 1 and before.numbers.shape[0] == shape[0] and all(length == 1 for length in shape[2:])
 
 
 def _merged(before: _Places, shape: list[int]) -> _Places:

@@ -1,0 +1,154 @@
+"""Which class of transformers is built of what a configuration names, and what of it maps images to a representation.
+
+The library's own tables and conventions decide (`modeling_auto`, `get_image_features`, `vision_config`,
+`backbone_config`); no model is named here. What is built in place of the class that the folder names is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from unweave.errors import ModelError
+from unweave.models.hf.towers import FEATURES, takes
+
+_TOWERS = ("vision_config", "backbone_config")
+"""Where a configuration holds that of a tower."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is built.
+
+    Attributes:
+        build: A class of transformers.
+        config: The configuration that it takes.
+        named: The class that the folder names.
+        method: What is called of it.
+        part: Whether only a part of it is called: the submodule of `tower`.
+        classifies: Whether it returns classes.
+        notes: What was left out, in words.
+    """
+
+    build: Any
+    config: Any
+    named: str = ""
+    method: str = "forward"
+    part: bool = False
+    classifies: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether images alone go in, and nothing of it is left out."""
+        return self.method == "forward" and not self.part
+
+
+def architecture(config: Any, id: str) -> Architecture:
+    """What to build of a configuration.
+
+    Raises:
+        ModelError: Nothing in it takes images.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    named = next(iter(getattr(config, "architectures", None) or ()), "")
+    known = getattr(transformers, named, None) if named else None
+    if _foreign(config):
+        known = None
+    classifiers = {
+        *_names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        *_names(auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
+    }
+    if known is not None and named in classifiers:
+        return Architecture(known, config, named, classifies=True)
+    if not named and getattr(config, "pretrained_cfg", None) and (getattr(config, "num_labels", 0) or 0) > 0:
+        built = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)  # timm's own files name no class
+        if built is not None:
+            return Architecture(built, config, classifies=True)
+    base = _base(config, named)
+    if known is not None and named in _names(auto.MODEL_FOR_BACKBONE_MAPPING_NAMES):
+        return Architecture(known, config, named)
+    for built in (base, known):
+        if built is not None and hasattr(built, FEATURES):
+            notes = _left_out(named, built.__name__, "side of images")
+            return Architecture(built, config, named, FEATURES, notes=notes)
+    within = tower_config(config) is not None
+    if known is not None and ("VisionModel" in named or known is base) and _sees(known) and not within:
+        return Architecture(known, config, named)
+    for built in (known, base):
+        if built is not None and within:
+            return Architecture(built, config, named, part=True, notes=_left_out(named, built.__name__, "image tower"))
+    if base is not None and _sees(base):
+        return Architecture(base, config, named, notes=_replaced(named, base.__name__))
+    if known is not None and _sees(known):
+        return Architecture(known, config, named)
+    raise ModelError(
+        f"transformers has no image tower for {named or type(config).__name__}.",
+        where=id,
+        cure="load the model yourself and give its image tower to Model.from_module",
+    )
+
+
+def tower_config(config: Any) -> Any:
+    """The configuration of the tower within another one; None where there is none."""
+    return next((own for name in _TOWERS if (own := getattr(config, name, None)) is not None), None)
+
+
+def tower(model: nn.Module, config: Any) -> str:
+    """The path of the submodule that was built of the tower's configuration.
+
+    Raises:
+        ValueError: There is none.
+    """
+    wanted = tower_config(config)
+    encoders: Any = getattr(model, "get_encoder", None)
+    encoder = encoders(modality="image") if encoders is not None and takes(encoders, "modality") else model
+    names = {part: path for path, part in model.named_modules()}
+    if encoder is not model and names.get(encoder):
+        return names[encoder]
+    for path, part in model.named_modules():
+        if path and type(getattr(part, "config", None)) is type(wanted):
+            return path
+    raise ValueError("it has no submodule that was built of its vision_config or backbone_config")
+
+
+def _base(config: Any, named: str) -> Any:
+    """The class of a configuration without heads; None where transformers has none."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    try:
+        found = MODEL_MAPPING[type(config)]
+    except (KeyError, ValueError, ImportError, AttributeError):
+        return None
+    several = found if isinstance(found, (tuple, list)) else (found,)
+    return next((own for own in several if own.__name__ == named), several[0])
+
+
+def _left_out(named: str, built: str, what: str) -> tuple[str, ...]:
+    of = built if named in ("", built) else f"{named} (as {built})"
+    return (f"Of {of} the {what} alone is loaded; the rest is left out.",)
+
+
+def _replaced(named: str, built: str) -> tuple[str, ...]:
+    if named in ("", built):
+        return ()
+    return (f"The folder names {named}; {built} is loaded, without what the other has beside it.",)
+
+
+def _foreign(config: Any) -> bool:
+    """Whether the class is one of the folder's own, whose code is not run."""
+    return "AutoModel" in "".join(getattr(config, "auto_map", None) or ())
+
+
+def _sees(known: Any) -> bool:
+    return str(getattr(known, "main_input_name", "")).startswith("pixel_values")
+
+
+def _names(mapping: Any) -> Iterator[str]:
+    for names in mapping.values():
+        yield from (names,) if isinstance(names, str) else names
