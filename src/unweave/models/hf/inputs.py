@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,9 @@ def inputs_of(
     if processor is not None and image_size is None:
         fixed = _fixed(processor, needed)
         if fixed is not None:
-            return fixed
+            preprocess, described = preprocessing.fitted(fixed.preprocess, fixed.described, size[0])
+            channels = size[0] if preprocess is not fixed.preprocess else fixed.size[0]
+            return replace(fixed, size=(channels, *fixed.size[1:]), preprocess=preprocess, described=described)
     if processor is not None:
         return _numbered(processor, config, size, needed, True)
     for candidate in () if plain and not beside else _processors(config):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +25,7 @@ PACKED = "flash_attention_of_constant_lengths"
 
 def mapped(function: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor) -> dict[str, Tensor]:
     """A function of one image `[channel, height, width]` for each of many, `[image, channel, height, width]`."""
-    with Constants():
+    with Constants(), sdpa_kernel(SDPBackend.MATH):  # of the kernels that attend, the one that can be mapped
         return dict(torch.vmap(function)(images))
 
 
