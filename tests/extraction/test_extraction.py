@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from stores import SMALL, draw, model, remembered
 from unweave.errors import ArgumentError, DataError, StoreError, UnweaveError
 from unweave.extraction import Part, Settings, estimate, extract, job, prepare, verify
 from unweave.images import open_images
-from unweave.images.batches import decoded
+from unweave.images.batches import decoded, preprocessed
 from unweave.store import Place, Store, lease, writer
 from unweave.store.blocks import file
 from unweave.store.lease import Lease, holders
@@ -58,7 +59,7 @@ def content(place):
 def test_the_store_holds_what_the_plan_gives(photos, tmp_path):
     store = extract(model(), str(photos), tmp_path / "s", replace(SMALL, levels=("head", "layer"), dtype="float32"))
     assert store.ids == [f"{number:04}.png" for number in range(11)]
-    found = [tensor for _, tensor in decoded(model(), open_images(str(photos)), ahead=4)]
+    found = [tensor for _, tensor in decoded(open_images(str(photos)), partial(preprocessed, model()), ahead=4)]
     for level in ("head", "layer"):
         plan = remembered(model(), ("head", "layer"), None, attention="through", nonlinear="stop")[level]
         expected = plan.run(torch.stack(found))

@@ -133,6 +133,33 @@ Strict: TypeAlias = Annotated[
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 
+_REGIONS = "Regions, in place of the whole image"
+
+Token: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROW,COLUMN|all",
+        help="Explain this token of the model's grid, from 0; all of them with `all`. May be given several times.",
+        rich_help_panel=_REGIONS,
+    ),
+]
+Box: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="Explain this box, in pixels of the picture. May be given several times.",
+        rich_help_panel=_REGIONS,
+    ),
+]
+Mask: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|each",
+        help="Explain what is not black in this picture of the same size; `each`: in each image's own mask.",
+        rich_help_panel=_REGIONS,
+    ),
+]
+
 _SPACE = "The text space"
 _WORK = "How to work"
 

@@ -14,7 +14,7 @@ biases, what is not chosen) is reported as numbers, so that everything adds up t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,6 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import RenderableType
 from rich.text import Text
 from torch import Tensor
@@ -36,10 +35,12 @@ from unweave.components import Component, Grid, Selection, select
 from unweave.decomposition import Plan
 from unweave.decomposition import plan as plan_for
 from unweave.errors import ArgumentError, DataError
+from unweave.extraction.inputs import reader, rows_of
 from unweave.figures import MapRow, maps_figure
-from unweave.images import ImageSet, batches, open_images
+from unweave.images import Batches, ImageSet, open_images
 from unweave.images.batches import Source
 from unweave.models import Model, opened
+from unweave.models.preprocessing import viewed
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
 from unweave.tasks.target import Target, toward
@@ -303,6 +304,7 @@ class Mapper:
         images: Float[Tensor, "image channel height width"],
         target: Target,
         ids: Sequence[str] | None = None,
+        regions: Float[Tensor, "image 1 token"] | None = None,
     ) -> Heatmaps:
         """The maps of a batch for every direction of a target.
 
@@ -312,12 +314,13 @@ class Mapper:
             images: Preprocessed.
             target: What the scores are for.
             ids: Names of the images.
+            regions: Weights of tokens, where the plan is of regions (`RegionPlan.of(1)`).
 
         Raises:
             StoreError: The target's aligner has no map for a component.
             UnweaveError: As for `Plan.project`.
         """
-        scores = self.plan.project(images, target.along(self.plan.wholes), ids)
+        scores = self.plan.project(images, target.along(self.plan.wholes), ids, regions=regions)
         values = scores.values.transpose(1, 2).cpu()
 
         def summed(columns: Sequence[int]) -> Tensor:
@@ -417,6 +420,7 @@ def heatmap(
     Args:
         model: A model, or its id.
         images: Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed.
+            Of regions of them (`ImageSet.at`) maps show where the score of the region is read.
         texts: The texts that maps are made for; or
         classes: the classes of the model's own classifier.
         against: Texts (or classes) whose mean is taken off: maps show what speaks for one rather than for these.
@@ -436,36 +440,27 @@ def heatmap(
     target = toward(loaded, texts, classes, space)
     if against:
         target = target.against(toward(loaded, against if texts else (), against if classes else (), space))
-    planned = plan_for(loaded)
+    pictured = open_images(os.fspath(images)) if isinstance(images, (str, os.PathLike)) else images
+    regional = plan_for(loaded, regions=True) if isinstance(pictured, ImageSet) and pictured.regions else None
+    planned = plan_for(loaded) if regional is None else regional.of(1)
     mapper = Mapper(planned, select.of(planned) if isinstance(select, Highest) else select)
     card = {"model": loaded.id, "weights_hash": loaded.weights_hash, "space": target.space}
-    if isinstance(images, Tensor):
-        return replace(mapper(images, target), card=card)
-    pictured = open_images(os.fspath(images)) if isinstance(images, (str, os.PathLike)) else images
+    if isinstance(pictured, Tensor):
+        return replace(mapper(pictured, target), card=card)
     parts, pixels = [], []
-    loader = batches(loaded, pictured, 1)
-    for ids, tensor in loader:
-        parts.append(mapper(tensor.to(loaded.device, loaded.dtype), target, ids))
+    loader = Batches(list(rows_of(pictured, 1)), reader(loaded, regional or planned), lambda ids, read: read, 1)
+    for _, (read,) in loader:
+        weights = None if read.weights is None else read.weights[None].to(loaded.device, loaded.dtype)
+        parts.append(mapper(read.image[None].to(loaded.device, loaded.dtype), target, read.ids, weights))
         on_progress("mapping images", len(parts) + len(loader.skipped), len(pictured))
     if not parts:
         name, reason = loader.skipped[0]
         cure = loader.failure.cure if loader.failure else None
         raise DataError(f"None of the images could be read ({reason}).", where=name, cure=cure)
-    read = {picture.id: picture for picture in pictured[:]}
-    pixels = [as_pixels(viewed(loaded.preprocess, read[part.ids[0]].read())) for part in parts[:_ROWS]]
+    there = {picture.id: picture for picture in pictured[:]}
+    pixels = [as_pixels(viewed(loaded.preprocess, there[part.ids[0]].read())) for part in parts[:_ROWS]]
     skipped = [{"id": name, "reason": reason} for name, reason in loader.skipped]
     return replace(joined(parts), pixels=np.stack(pixels), card=card | {"skipped": skipped})
-
-
-def viewed(preprocess: Callable[[Image.Image], Tensor], picture: Image.Image) -> Float[np.ndarray, "height width 3"]:
-    """A picture as the model sees it, cut and scaled, 0 ... 1: the preprocessing without its normalisation, which is
-    told from what it makes of black and of white. Of many bands, and of clips, the picture that stands for them.
-    """
-    preprocess = getattr(preprocess, "pictured", preprocess)
-    black, white = (preprocess(Image.new("RGB", picture.size, shade)) for shade in ("black", "white"))
-    seen, span = preprocess(picture) - black, white - black
-    found = torch.where(span.abs() > 1e-6, seen / span, 0.0).expand(3, -1, -1)
-    return found.permute(1, 2, 0).float().cpu().numpy().clip(0, 1)
 
 
 def as_pixels(view: Float[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -36,11 +36,12 @@ from unweave.errors import ArgumentError, DataError, ModelError
 from unweave.figures import MapRow, maps_figure
 from unweave.images import ImageSet, Picture, input_of, open_images
 from unweave.models import Model, opened
+from unweave.models.preprocessing import viewed
 from unweave.progress import OnProgress, silent
 from unweave.results import Result, rich_table, verb
 from unweave.tasks.attention import Attention
 from unweave.tasks.baselines import GradCam, Method, RawAttention, Rollout, TransformerAttribution, Unfit
-from unweave.tasks.heatmaps import Highest, Mapper, as_pixels, viewed
+from unweave.tasks.heatmaps import Highest, Mapper, as_pixels
 from unweave.tasks.target import Target, toward, toward_classes
 from unweave.text.phrases import spoken
 
