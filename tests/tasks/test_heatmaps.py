@@ -19,7 +19,9 @@ from unweave.errors import AlignmentError, ArgumentError, DataError, ModelError,
 from unweave.images import open_images
 from unweave.models import Model
 from unweave.models.preprocessing import viewed
-from unweave.tasks.heatmaps import Heatmaps, Highest, Mapper, as_pixels, heatmap, joined, spread
+from unweave.tasks.heatmaps import Highest, as_pixels, heatmap
+from unweave.tasks.mapper import Mapper
+from unweave.tasks.maps import Heatmaps, joined, spread
 from unweave.tasks.target import Target, affine, toward_classes, toward_texts
 
 pytestmark = pytest.mark.xdist_group("heatmap")

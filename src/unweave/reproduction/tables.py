@@ -23,8 +23,9 @@ from unweave.reproduction.setting import Setting, Subject
 from unweave.store import Store
 from unweave.tasks import Classification, Sides, ablate, choose, debias
 from unweave.tasks.debiasing import Ranking
-from unweave.tasks.heatmaps import Highest, Mapper, as_pixels
+from unweave.tasks.heatmaps import Highest, as_pixels
 from unweave.tasks.index import Index
+from unweave.tasks.mapper import Mapper
 from unweave.tasks.precision import agreement, precision
 from unweave.tasks.segmentation import EVIDENCE, OURS, measured
 from unweave.tasks.target import Target, toward_classes, toward_texts
