@@ -42,6 +42,7 @@ def extract(
         list[str] | None,
         typer.Option(
             metavar="LEVEL",
+            callback=options.levels,
             help="How finely: `layer`, `head` (if not given), `token`, `neuron`; several cost a forward pass each.",
             rich_help_panel=_STORED,
         ),
@@ -120,7 +121,7 @@ def extract(
             images, token, box, mask, lambda: unweave.plan(model_of(loading, device), regions=True).everywhere
         )
         settings = Settings(
-            levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # which there are, `Settings` says
+            levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # `options.levels` refuses others
             select=tuple(select) if select else None,
             attention=attention,
             nonlinear=nonlinear,

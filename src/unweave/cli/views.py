@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import unweave
 from unweave.errors import ArgumentError
-from unweave.images.imageset import ImageSet, set_of
 
 if TYPE_CHECKING:
     from unweave import Highest, Loading, Model, TextSpace, View
@@ -77,6 +76,8 @@ def at_regions(
     regions = (*tokens, *(f"box {given}" for given in box or ()), *(f"mask {given}" for given in mask or ()))
     if not regions:
         return pictures
+    from unweave.images.imageset import ImageSet, set_of
+
     return (pictures if isinstance(pictures, ImageSet) else set_of(pictures)).at(*regions)
 
 

@@ -344,11 +344,14 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelE
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
-    """The names that are nearest to one: those that hold it, then by how many letters have to be changed."""
+    """The names that are nearest to one: those that begin with it, those that hold it, then all by how many letters have
+    to be changed.
+    """
     wanted = name.casefold()
 
-    def distance(own: str) -> tuple[bool, int, str]:
-        return wanted not in own.casefold(), _edits(wanted, own.casefold()), own
+    def distance(known: str) -> tuple[bool, bool, int, str]:
+        folded = known.casefold()
+        return not folded.startswith(wanted), wanted not in folded, _edits(wanted, folded), known
 
     return sorted(set(known), key=distance)[:count]
 
