@@ -320,7 +320,7 @@ def photos(tmp_path_factory):
 
 
 def load(monkeypatch, loaded):
-    monkeypatch.setattr("unweave.tasks.classifier.load_model", lambda id, **options: loaded)
+    monkeypatch.setattr("unweave.tasks.classifier.opened", lambda model, **options: loaded)
 
 
 def test_a_new_image_is_decomposed_as_the_store_was(photos, monkeypatch):
