@@ -344,9 +344,7 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelE
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
-    """The names that are nearest to one: those that begin with it, those that hold it, then all by how many letters have
-    to be changed.
-    """
+    """The names that are nearest to one: that begin with it, that hold it, then by how many letters have to change."""
     wanted = name.casefold()
 
     def distance(known: str) -> tuple[bool, bool, int, str]:
