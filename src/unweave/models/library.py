@@ -396,10 +396,14 @@ def _resolve(id: str) -> tuple[Library, str]:
     prefix, _, name = id.partition("/")
     if prefix not in LIBRARIES:
         near, hint = nearest(prefix, LIBRARIES, 1)[0], LIBRARIES["timm"].example
-        if not name:
+        if id.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+            hint = f"`timm/{id}` or `open_clip/{id}`"
+        elif prefix and not name:
             hint = f"`timm/{id}`"
-        elif _edits(prefix, near) <= 3:
+        elif prefix and _edits(prefix, near) <= 3:
             hint = f"`{near}/{name}`"
+        elif prefix and "/" not in name and ":" not in prefix:
+            hint = f"`hf/{id}`"
         raise ModelError(
             f"The model id {id!r} does not begin with a library ({', '.join(LIBRARIES)}).", cure=f"an id such as {hint}"
         )

@@ -112,6 +112,9 @@ def running(name: str, images: torch.Tensor, request: Request) -> Iterator[None]
 def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     build, notes = chosen.build, list(chosen.notes)
     notes += _unmasked(chosen.config)
+    arguments = getattr(chosen.config, "model_args", None)
+    if isinstance(arguments, dict):
+        arguments.pop("num_classes", None)  # timm writes it twice, and transformers gives it itself
     if request.image_size is not None and not request.pretrained:
         _resize(chosen.config, request.image_size)
     with torch.device("meta"):

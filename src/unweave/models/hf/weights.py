@@ -86,6 +86,11 @@ def loaded(build: Any, config: Any, name: str, *, reached: frozenset[str] | None
     rest = [key for key in over if key.rpartition(".")[2] not in _UNREAD]
     if rest and reached is None:
         notes += (f"{len(rest)} weights of the file are left out: {_few(rest)}.",)
+    absent = {*missing, *(key for key, *_ in told["mismatched_keys"])}
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key in absent and not bool(weight.isfinite().all()):
+                weight.zero_()  # it was never written to, and has to be tried before it can be told whether it matters
     shapes = {key: f"{list(of_file)} in the file, {list(own)} here" for key, of_file, own in told["mismatched_keys"]}
     return Loaded(model, dict.fromkeys(missing, "") | shapes, notes)
 
