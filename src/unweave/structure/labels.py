@@ -188,10 +188,10 @@ def _origins(graph: Graph, node: fx.Node) -> list[fx.Node]:
     known = row(node)
     inputs = [source for source in node.all_input_nodes if graph.image_dependent(source)]
     if known.moves:
-        return inputs
+        return [source for source in inputs if source is not arguments(node).get(known.like)]
     if known.attends:
         return [arguments(node)[known.attends[0]]]
-    if known.mixes in ("window", "grid", "last") or known.norm:
+    if known.mixes in ("window", "grid", "last") or known.norm or _by_matrix(graph, node):
         return inputs[:1]
     return [min(inputs, key=graph.order.__getitem__)] if known.elementwise and inputs else []
 
@@ -216,7 +216,7 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
     if known.moves:
         labels = {source: places.numbers for source, places in placed.items() if places is not None}
         return _Places(moved(graph, node, labels, 1, OTHER), before.height, before.width)
-    if known.mixes == "last":
+    if known.mixes == "last" or _by_matrix(graph, node):
         return _merged(before, shape)
     if known.mixes == "window":
         return _Places(before.numbers[:, :1].expand(shape), before.height, before.width)
@@ -228,6 +228,18 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
             filled = (numbers == FILLED) & (graph.value(source).cpu() != 0)
             numbers = torch.where(filled, float(OTHER), numbers)
     return _Places(numbers, before.height, before.width)
+
+
+def _by_matrix(graph: Graph, node: fx.Node) -> bool:
+    """Whether a value is multiplied by a matrix of weights from the right, as a linear layer does."""
+    known = row(node)
+    if not known.contracts or len(known.product) != 2:
+        return False
+    value, weights = (arguments(node).get(name) for name in known.product)
+    if not isinstance(value, fx.Node) or not isinstance(weights, fx.Node) or graph.image_dependent(weights):
+        return False
+    sizes, matrix = lengths(value, 1), lengths(weights, 1)
+    return graph.image_dependent(value) and len(matrix) == 2 and lengths(node, 1) == [*sizes[:-1], matrix[1]]
 
 
 def _patchwise(before: _Places, shape: list[int]) -> bool:

@@ -150,7 +150,7 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
         options |= _way(model, images, options, chosen)
         if options["each"] or options["pools"] or not options["layout"].plain:
             made = partial(Tower, **options)
-            notes += _pooling(made(model), images) if options["pools"] else []
+            notes += _pooling(made(model), images) if options["pools"] and not request.bare else []
         if missing:
             used = touched(model, lambda: made(model)(images[:1]))
             missing = {name: shapes for name, shapes in missing.items() if name in used}
