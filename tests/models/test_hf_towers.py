@@ -284,3 +284,17 @@ def test_clips_meet_texts_as_images_do(tmp_path):
 def test_a_vector_is_not_said_to_be_a_mean(tmp_path):
     saved(tmp_path, "SiglipModel", "SiglipConfig", {"vision_config": VIT, "text_config": TEXT})
     assert not any("mean" in note for note in load_model(f"hf/{tmp_path}").notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "prefix"), [("VideoMAEModel", "VideoMAEConfig", 0), ("VivitModel", "VivitConfig", 1)]
+)
+def test_tokens_of_clips_have_time_row_and_column(name, config, prefix, tmp_path):
+    tubelet = 2 if name.startswith("VideoMAE") else [2, 8, 8]
+    saved(tmp_path, name, config, {**VIT, "num_frames": 4, "tubelet_size": tubelet})
+    plan = unweave.plan(load_model(f"hf/{tmp_path}"), level="token")
+    tokens = [part for part in plan.components if part.head == 0 and part.layer == 0]
+    places = [(part.time, part.row, part.column) for part in tokens]
+    assert places[:prefix] == [(None, None, None)] * prefix
+    assert places[prefix:] == [(time, row, column) for time in range(2) for row in range(4) for column in range(4)]
+    assert tokens[-1].whole.time is None

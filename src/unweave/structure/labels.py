@@ -120,7 +120,9 @@ def sent(
 
 @dataclass(frozen=True)
 class _Places:
-    """For every entry of a node (of one image) the number of its place on a grid of this size, counted from one."""
+    """For every entry of a node (of one image) the number of its place on a grid of this size, counted from one; the
+    places of a clip's next frames are numbered on.
+    """
 
     numbers: Tensor
     height: int
@@ -148,11 +150,14 @@ def cells(graph: Graph, node: fx.Node, channels: Sequence[int]) -> Grid | None:
         0 if dim in channels or (extent.batch and extent.size == 1) else slice(None)
         for dim, extent in enumerate(extents_of(node))
     )
-    numbers, prefix = [], 0
+    numbers, times, prefix, frame = [], [], 0, places.height * places.width
     for number in places.numbers[index].flatten().long().tolist():
         prefix += number == OTHER
-        numbers.append(number - 1 if number > 0 else PADDING if number == FILLED else -prefix)
-    return Grid(places.height, places.width, tuple(numbers)) if max(numbers, default=-1) >= 0 else None
+        numbers.append((number - 1) % frame if number > 0 else PADDING if number == FILLED else -prefix)
+        times.append((number - 1) // frame if number > 0 else 0)
+    if max(numbers, default=-1) < 0:
+        return None
+    return Grid(places.height, places.width, tuple(numbers), tuple(times) if any(times) else ())
 
 
 def lost(graph: Graph, node: fx.Node) -> fx.Node:
@@ -209,8 +214,11 @@ def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | No
         height, width = shape[-2:]
         if before is not None and (before.height, before.width) == (height, width) and len(shape) == 4:
             return _Places(before.numbers[:, :1].expand(shape), height, width)
-        numbers = torch.arange(1, height * width + 1, dtype=torch.float64).view(height, width)
-        return _Places(numbers.expand(shape), height, width)
+        frames = (
+            shape[-3] if len(shape) == 5 and node is not graph.input else 1
+        )  # of the input, either axis may be they
+        numbers = torch.arange(1, frames * height * width + 1, dtype=torch.float64)
+        return _Places(numbers.view(frames, height, width).expand(shape), height, width)
     if before is None or (known.mixes in ("window", "grid") and list(before.numbers.shape[2:]) != shape[2:]):
         return None
     if known.moves:
@@ -253,8 +261,10 @@ def _merged(before: _Places, shape: list[int]) -> _Places:
     if bool((before.numbers == first).all()):
         return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
     rows, columns = (first - 1).clamp_min(0) // before.width, (first - 1).clamp_min(0) % before.width
+    times, rows = rows // before.height, rows % before.height
     coarse_rows, down = torch.unique(rows, return_inverse=True)
     coarse_columns, across = torch.unique(columns, return_inverse=True)
+    down += times * len(coarse_rows)
     merged = torch.where(first <= 0, first, down * len(coarse_columns) + across + 1).double()
     return _Places(merged.expand(shape), len(coarse_rows), len(coarse_columns))
 

@@ -240,7 +240,7 @@ def _token_axes(paths: Paths, node: fx.Node) -> tuple[int, ...] | None:
 
     def lies_apart(dim: int) -> bool:
         grid = cells(paths.graph, node, [other for other in range(len(extents_of(node))) if other != dim])
-        return grid is not None and len(set(grid.cells)) > 1
+        return grid is not None and len({*zip(grid.cells, grid.times or grid.cells, strict=True)}) > 1
 
     placed = tuple(dim for dim in wide if lies_apart(dim))
     if placed and len(placed) < len(wide):
