@@ -3,8 +3,9 @@
     python benchmarks/decompose.py --json decompose.json
 
 For each model, in one process and in turn with the plain forward pass: the plan at head level, the plan's head x token
-scores for one direction, and what a user would write instead (`baselines.py`). Prints a table and writes it into
-README.md beside this file. A run that was cut off goes on where it stopped, from its `--json` file.
+scores for one direction, the plan of one region and of every token as a region, and what a user would write instead
+(`baselines.py`). Prints a table and writes it into README.md beside this file. A run that was cut off goes on where it
+stopped, from its `--json` file.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class Subject:
         if HookedViT.fits(self.model.readout):
             yield row("head", "forward hooks"), self.hooks
         yield row("head", "pushing forward"), self.pushing
+        yield row("one region", "unweave"), self.region
+        yield row("all tokens as regions", "unweave, scores"), self.regions
         if tokens:
             yield row("head x token", "unweave, scores"), self.scores
             yield row("head x token", f"pushing forward, last {self.bench.layers} layers"), self.token_pushing
@@ -188,6 +191,29 @@ class Subject:
         row = self.bench.measured(row, self.model, self.images, lambda: plan.project(self.images, self.direction))
         return replace(row, plan_seconds=made, first_seconds=max(0.0, first - spread(row.other)[0]))
 
+    def region(self, row: Row) -> Row:
+        """All components at head level, of one box of each image."""
+        start = perf_counter()
+        plan = unweave.plan(self.model, regions=True)
+        whole = plan.of(1)
+        made = perf_counter() - start
+        box = box_of(plan)
+        first = seconds_of(lambda: plan.run(self.images, box), self.bench.device)
+        row = replace(row, components=len(whole.components), error=float(plan.run(self.images, box).error.max()))
+        row = self.bench.measured(row, self.model, self.images, lambda: plan.run(self.images, box))
+        return replace(row, plan_seconds=made, first_seconds=max(0.0, first - spread(row.other)[0]))
+
+    def regions(self, row: Row) -> Row:
+        """The inner products of all components of every token as a region, with one direction."""
+        start = perf_counter()
+        plan = unweave.plan(self.model, regions=True)
+        count = len(plan.of(len(plan.everywhere)).components) * len(plan.everywhere)
+        made = perf_counter() - start
+        first = seconds_of(lambda: plan.project(self.images, self.direction), self.bench.device)
+        row = replace(row, components=count, error=float(plan.project(self.images, self.direction).error.max()))
+        row = self.bench.measured(row, self.model, self.images, lambda: plan.project(self.images, self.direction))
+        return replace(row, plan_seconds=made, first_seconds=max(0.0, first - spread(row.other)[0]))
+
     def token_pushing(self, row: Row) -> Row:
         """Every head x token of the last layers pushed forward, for one image, where memory allows it."""
         layers, image = self.bench.layers, self.images[:1]
@@ -232,6 +258,12 @@ class Subject:
         return torch.randn(1, dim, generator=torch.Generator().manual_seed(1)).to(self.bench.device)
 
 
+def box_of(plan: unweave.RegionPlan) -> unweave.regions.Region:
+    """The middle of the image."""
+    height, width = plan.size
+    return unweave.regions.box(width // 4, height // 4, 3 * width // 4, 3 * height // 4)
+
+
 def _heads(components: Sequence[unweave.Component]) -> list[int]:
     return [place for place, component in enumerate(components) if component.kind == "head"]
 
@@ -267,7 +299,12 @@ HEADINGS = (
     "error",
     "difference",
 )
-TITLES = {"head": "All heads, MLPs, convolutions and biases", "head x token": "Head x token, one direction"}
+TITLES = {
+    "head": "All heads, MLPs, convolutions and biases",
+    "one region": "The same of one box of each image, in place of the whole",
+    "all tokens as regions": "Every token of the grid as a region, one direction",
+    "head x token": "Head x token, one direction",
+}
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 
 import unweave
 from unweave.components import Component
-from unweave.tasks.heatmaps import Mapper
+from unweave.tasks.mapper import Mapper
 from unweave.tasks.target import Target
 
 MODEL = "timm/vit_base_patch16_224"

@@ -1,10 +1,10 @@
-"""Which heads read the lower half of an image for a word?"""
+"""Which components write what the model sees of one object, and does it speak for a text?"""
 
 import unweave
 
 image = unweave.open_images("pocket/evaluation")[1:2]
-maps = unweave.heatmap("pocket/clip", image, texts="something in the snow", space="pocket/clip")
-rows, columns = maps.grid
-read = {head: float(maps.on_grid(head)[0, 0, rows // 2 :].sum()) for head in maps.maps}
-for head in sorted(read, key=lambda head: -read[head])[:5]:
-    print(f"{head}  {read[head]:+.3f}")
+parts = unweave.decompose("pocket/clip", image.at("mask each"))
+text = unweave.text_space("pocket/clip").encode(["something in the snow"])[0]
+scores = parts.values[0] @ text
+for place in scores.argsort(descending=True)[:5].tolist():
+    print(f"{parts.components[place]}  {float(scores[place]):+.3f}")

@@ -1,13 +1,24 @@
-"""Every test runs with the shapes and types of the signatures checked (jaxtyping + beartype)."""
+"""Every test runs with the shapes and types of the signatures checked (jaxtyping + beartype).
+
+But those of the core, which are called a million times: with them checked a plan takes twice as long, and its first run
+twenty times. `test_signatures.py` runs the core with all of them checked.
+"""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+CORE = ("adjoint", "decomposition", "graph", "operations", "structure")
+PACKAGE = Path(str(find_spec("unweave").origin)).parent  # type: ignore[union-attr]
+CHECKED = [f"unweave.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in CORE and path.stem[0] not in "._"]
+CHECKED += ["unweave.decomposition.planning", "unweave.decomposition.regions"]  # what users call of it
+
 # The hook rewrites modules as they are imported: nothing of unweave may be imported before this line.
-install_import_hook("unweave", "beartype.beartype")
+install_import_hook(CHECKED, "beartype.beartype")
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 

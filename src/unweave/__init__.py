@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unweave import errors as errors
+    from unweave import regions as regions
     from unweave.alignment import Aligner as Aligner
     from unweave.alignment import Recipe as Recipe
     from unweave.alignment import align as align
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from unweave.components import Component as Component
     from unweave.contributions import Contributions as Contributions
     from unweave.decomposition import Plan as Plan
+    from unweave.decomposition import RegionPlan as RegionPlan
     from unweave.decomposition import explain as explain
     from unweave.decomposition import plan as plan
     from unweave.device import device_of as device_of
@@ -87,6 +89,7 @@ _HOMES = {
     "Plan": "unweave.decomposition",
     "Ranking": "unweave.tasks",
     "Recipe": "unweave.alignment",
+    "RegionPlan": "unweave.decomposition",
     "Result": "unweave.results",
     "Retrieval": "unweave.tasks",
     "Scores": "unweave.attribution",
@@ -122,12 +125,14 @@ _HOMES = {
     "text_space": "unweave.text",
 }
 
-__all__ = ["errors", *_HOMES]
+_MODULES = ("errors", "regions")
+
+__all__ = [*_MODULES, *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("unweave.errors")
+    if name in _MODULES:
+        return import_module(f"unweave.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'unweave' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

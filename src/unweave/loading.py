@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from unweave.errors import ArgumentError
 
@@ -15,6 +15,14 @@ LARGEST_SEED, LARGEST_IMAGE = 2**32 - 1, 4096
 
 Pool = Literal["mean", "class"]
 """How one vector is made of tokens or of a map: the mean over all places of the image, or the class token."""
+
+
+class Rest(TypedDict, total=False):
+    """What few models need to be told; see `Loading`."""
+
+    checkpoint_key: str | None
+    representation: str | int | None
+    pool: Pool | None
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,7 @@ class Loading:
     def as_code(self) -> str:
         """The Python that loads the model."""
         words = ", ".join([repr(self.id), *(f"{name}={value!r}" for name, value in self.options.items())])
-        # What only few need is no argument of `load_model` itself.
-        return f"unweave.load_model({words if self.checkpoint_key is None else f'unweave.Loading({words})'})"
+        return f"unweave.load_model({words})"
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that load it."""

@@ -126,8 +126,27 @@ def named(text: str) -> Region:
     except (KeyError, ValueError, TypeError) as error:
         raise ArgumentError(
             f"There is no region {text!r}.",
-            cure="write 'token ROW,COLUMN', 'prefix NUMBER' or 'box LEFT,TOP,RIGHT,BOTTOM'",
+            cure="write 'token ROW,COLUMN', 'prefix NUMBER' or 'box LEFT,TOP,RIGHT,BOTTOM'; of photographs 'mask FILE'",
         ) from error
+
+
+def check(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of regions of photographs, which may also be `mask FILE`.
+
+    Raises:
+        ArgumentError: There are none, one comes twice, or it names none.
+    """
+    listed = [name.strip() for name in names]
+    twice = next((name for name in listed if listed.count(name) > 1), None) if len(set(listed)) < len(listed) else None
+    if not listed or twice is not None:
+        raise ArgumentError(
+            "There are no regions." if twice is None else f"The region {twice!r} comes twice.",
+            cure="give each of them once, such as 'token 3,4'",
+        )
+    for name in listed:
+        if not (name.startswith("mask ") and name.removeprefix("mask ").strip()):
+            named(name)
+    return tuple(listed)
 
 
 def tokens(grid: Grid) -> list[Region]:

@@ -25,6 +25,7 @@ class Listed:
 
     Attributes:
         data, split, white, max_pixels: What `unweave.open_images` opens again.
+        regions: The regions of each that rows are of; none where each row is a whole image.
         fingerprint: Of their ids and fields.
     """
 
@@ -33,6 +34,7 @@ class Listed:
     fingerprint: str
     white: float | int | None = None
     max_pixels: int | None = None
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

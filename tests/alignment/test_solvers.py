@@ -221,7 +221,7 @@ def test_an_aligner_applies_its_maps_by_name():
 @pytest.mark.parametrize("field", ["model", "weights_hash", "level", "preprocessing"])
 def test_an_aligner_of_another_model_is_refused_by_the_field(field):
     with pytest.raises(AlignmentError, match=f"another {field.replace('_', ' ')}") as caught:
-        aligner()(contributions(**{field: {"a": 1} if field == "preprocessing" else "other"}))
+        aligner()(contributions(**{field: {"preprocessing": {"a": 1}, "level": "layer"}.get(field, "other")}))
     assert f"field `{field}`" in str(caught.value)
 
 

@@ -56,6 +56,8 @@ def test_a_quick_run_measures_every_method_and_goes_on_where_it_stopped(
         "unweave",
         "forward hooks",
         "pushing forward",
+        "unweave",
+        "unweave, scores",
         "unweave, scores",
         "pushing forward, last 1 layers",
     ]

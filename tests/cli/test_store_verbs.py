@@ -149,7 +149,7 @@ def test_export(run, store, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("extract", MODEL, DATA, "-o", "store", "--level", "heads"), "no levels"),
+        (("extract", MODEL, DATA, "-o", "store", "--level", "heads"), "is not one of"),
         (("extract", MODEL, DATA, "-o", "store", "--partition", "3/2"), "no part '3/2'"),
         (("extract", MODEL, "nowhere", "-o", "store"), "no such images"),
         (("extract", "pocket/nobody", DATA, "-o", "store"), "nobody"),

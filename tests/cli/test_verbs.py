@@ -76,8 +76,11 @@ def test_options_arrive(run, photos, monkeypatch):
     load, plan = models.opened, unweave.plan
 
     def loading(loading, **options):
+        if isinstance(loading, unweave.Model):
+            return load(loading, **options)
         given.update(asdict(loading), **options)
-        return load(replace(loading, checkpoint=None, checkpoint_key=None, random_weights=True), **options)
+        known = replace(loading, checkpoint=None, checkpoint_key=None, representation=None, random_weights=True)
+        return load(known, **options)
 
     def planning(model, **options):
         given.update(options)
@@ -224,10 +227,11 @@ def test_no_cuda_here(run, monkeypatch):
 
 @pytest.mark.parametrize("verb", ["explain", "decompose"])
 def test_errors_are_messages(run, verb, monkeypatch):
-    def refuse(id, **options):
+    def refuse(loading, **options):
         raise ModelError("There is no model 'vit [x]'.", where="timm/vit [x]", cure="the nearest: vit")
 
     monkeypatch.setitem(unweave.__dict__, "load_model", refuse)
+    monkeypatch.setattr(models, "opened", refuse)
     result = run(verb, "timm/vit", "--json")
     assert result.exit_code == 2 and result.stdout == ""
     assert in_order(result.stderr, "error: There is no model 'vit [x]'.", "at: timm/vit [x]", "try: the nearest: vit")

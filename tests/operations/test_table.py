@@ -928,6 +928,7 @@ def test_a_wrong_fact_is_seen_by_surgery(monkeypatch: pytest.MonkeyPatch) -> Non
 NAMED = {
     "graph/counts.py": "makes the number of images a node",
     "graph/tidy.py": "writes operations as others before anything asks the table",
+    "structure/regions.py": "writes the pooling of regions in place of the model's own",
 }
 """Files outside operations/ that may name an operation, and why."""
 

@@ -18,7 +18,10 @@ from unweave.components import Component
 from unweave.errors import AlignmentError, ArgumentError, DataError, ModelError, StoreError
 from unweave.images import open_images
 from unweave.models import Model
-from unweave.tasks.heatmaps import Heatmaps, Highest, Mapper, as_pixels, heatmap, joined, spread, viewed
+from unweave.models.preprocessing import viewed
+from unweave.tasks.heatmaps import Highest, as_pixels, heatmap
+from unweave.tasks.mapper import Mapper
+from unweave.tasks.maps import Heatmaps, joined, spread
 from unweave.tasks.target import Target, affine, toward_classes, toward_texts
 
 pytestmark = pytest.mark.xdist_group("heatmap")

@@ -21,9 +21,10 @@ from unweave.images import ImageSet
 from unweave.tasks import baselines
 from unweave.tasks.attention import Attention
 from unweave.tasks.baselines import GradCam, RawAttention, Rollout, TransformerAttribution, Unfit, laid_out
-from unweave.tasks.heatmaps import Mapper
-from unweave.tasks.segmentation import METHODS, OURS, Segmentation, _Tally, nearest, segment
+from unweave.tasks.mapper import Mapper
+from unweave.tasks.segmentation import METHODS, OURS, nearest, segment
 from unweave.tasks.segmentation import measured as measured_by
+from unweave.tasks.segments import Segmentation, Tally
 from unweave.tasks.target import toward_classes
 
 pytestmark = pytest.mark.xdist_group("heatmap")
@@ -80,7 +81,7 @@ def test_average_precision_counts_pixels_of_one_value_together(levels):
 
 
 def precision_of(map_, mask):
-    tally = _Tally()
+    tally = Tally()
     tally.add(map_, mask)
     return tally.quality("x").average_precision
 
@@ -88,7 +89,7 @@ def precision_of(map_, mask):
 def test_the_measures_are_what_loops_say():
     random = np.random.default_rng(0)
     maps, masks = random.normal(size=(4, 6, 5)), random.random((4, 6, 5)) < 0.4
-    tally = _Tally()
+    tally = Tally()
     count = dict.fromkeys(("tp", "fp", "fn", "tn"), 0)
     for map_, mask in zip(maps, masks, strict=True):
         tally.add(map_, mask)

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unweave.errors import DataError
-from unweave.extraction import pictures
+from unweave.extraction import whole_pictures
 from unweave.images import ImageSet, Picture
-from unweave.images.batches import decoded
+from unweave.images.batches import decoded, preprocessed
 from unweave.progress import OnProgress, silent
 from unweave.text import TextSpace, cache
 from unweave.text.behaviour import vectors
@@ -52,7 +52,7 @@ def embeddings(
 
     def part(ids: Sequence[str]) -> Tensor:
         if not opened:  # no image is opened where all embeddings are kept
-            opened.update(zip(view.ids, pictures(view, images), strict=True))
+            opened.update(zip(view.ids, whole_pictures(view, images), strict=True))
         return torch.cat(list(_embedded(space, [opened[name] for name in ids])))
 
     for start in range(0, len(view), _PART):
@@ -70,7 +70,9 @@ def _embedded(space: TextSpace, chosen: Sequence[Picture]) -> Iterator[Tensor]:
     example = space.images.example(1)
     waiting: list[Tensor] = []
     names: list[str] = []
-    for count, (picture, tensor) in enumerate(decoded(space.images, chosen, ahead=2 * _AT_ONCE), 1):
+    for count, (picture, tensor) in enumerate(
+        decoded(chosen, partial(preprocessed, space.images), ahead=2 * _AT_ONCE), 1
+    ):
         if not isinstance(tensor, Tensor):
             raise DataError(f"An image can no longer be read: {tensor.what}", where=picture.id)
         waiting.append(tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -13,7 +13,7 @@ import unweave
 from unweave.cli import options
 from unweave.cli.console import in_bytes, print_files, print_json, print_note, print_warning, reporting, table, working
 from unweave.cli.results import written
-from unweave.cli.views import model_of, pictures_of
+from unweave.cli.views import at_regions, model_of, pictures_of
 
 
 def decompose(
@@ -43,6 +43,9 @@ def decompose(
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
     strict: options.Strict = False,
+    token: options.Token = None,
+    box: options.Box = None,
+    mask: options.Mask = None,
     limit: options.Limit = None,
     white: options.White = None,
     max_pixels: options.MaxPixels = None,
@@ -60,22 +63,33 @@ def decompose(
             device,
             dtype,
         )
-        plan = unweave.plan(
-            loaded, level=level, select=select or None, attention=attention, nonlinear=nonlinear, strict=strict
-        )
+        chosen: Any = {
+            "level": level,
+            "select": select or None,
+            "attention": attention,
+            "nonlinear": nonlinear,
+            "strict": strict,
+        }
+        regional = unweave.plan(loaded, regions=True, **chosen) if token or box or mask else None
+        if regional is not None:
+            pictures = at_regions(pictures, token, box, mask, lambda: regional.everywhere)
+        plan = unweave.plan(loaded, **chosen) if regional is None else regional.of(1)
     for note in loaded.notes:
         print_note(note)
+    if regional is not None:
+        print_note(f"{regional.readout[0].upper()}{regional.readout[1:]}.")
     if not images:
         print_note("No images were given, so these are unweave's own drawn samples.")
     size = len(pictures) * len(plan.components) * plan.dim * (8 if dtype == "float64" else 4)
     say = print_warning if level in ("token", "neuron") else print_note
-    say(f"{len(pictures):,} images x {len(plan.components):,} components x {plan.dim:,} numbers: {in_bytes(size)}.")
+    rows = f"{len(pictures):,} {'images' if regional is None else 'regions'}"
+    say(f"{rows} x {len(plan.components):,} components x {plan.dim:,} numbers: {in_bytes(size)}.")
     destination = output or Path("unweave-out", loaded.id.replace("/", "_"))
     with reporting() as on_progress:
         contributions = unweave.decompose(
             loaded,
             pictures,
-            plan=plan,
+            plan=regional or plan,
             select=select or None,
             output=destination,
             on_error=on_error,

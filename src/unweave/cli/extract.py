@@ -14,6 +14,7 @@ from rich.text import Text
 import unweave
 from unweave.cli import options
 from unweave.cli.console import in_bytes, print_error, print_json, print_note, table, working
+from unweave.cli.views import at_regions, model_of
 
 if TYPE_CHECKING:
     from unweave.extraction import Extraction, Part
@@ -41,6 +42,7 @@ def extract(
         list[str] | None,
         typer.Option(
             metavar="LEVEL",
+            callback=options.levels,
             help="How finely: `layer`, `head` (if not given), `token`, `neuron`; several cost a forward pass each.",
             rich_help_panel=_STORED,
         ),
@@ -63,6 +65,9 @@ def extract(
     pool: options.Pool = None,
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
+    token: options.Token = None,
+    box: options.Box = None,
+    mask: options.Mask = None,
     partition: Annotated[
         str | None,
         typer.Option(metavar="K/N", help="Only the K-th of N parts, for one of N jobs.", rich_help_panel=_WORK),
@@ -112,8 +117,11 @@ def extract(
             model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool
         )
         images = unweave.open_images(data, split=split, limit=limit, white=white, max_pixels=max_pixels)
+        images = at_regions(
+            images, token, box, mask, lambda: unweave.plan(model_of(loading, device), regions=True).everywhere
+        )
         settings = Settings(
-            levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # which there are, `Settings` says
+            levels=tuple(level or ("head",)),  # type: ignore[arg-type]  # `options.levels` refuses others
             select=tuple(select) if select else None,
             attention=attention,
             nonlinear=nonlinear,

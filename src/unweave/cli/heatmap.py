@@ -9,7 +9,7 @@ import typer
 import unweave
 from unweave.cli import options
 from unweave.cli.console import print_note, print_warning, reporting, show, working
-from unweave.cli.views import chosen_of, model_of, pictures_of
+from unweave.cli.views import at_regions, chosen_of, model_of, pictures_of
 
 
 def heatmap(
@@ -43,6 +43,9 @@ def heatmap(
     image_size: options.ImageSize = None,
     representation: options.Representation = None,
     pool: options.Pool = None,
+    token: options.Token = None,
+    box: options.Box = None,
+    mask: options.Mask = None,
     limit: options.Limit = None,
     white: options.White = None,
     max_pixels: options.MaxPixels = None,
@@ -56,6 +59,7 @@ def heatmap(
     with working(f"Reading {model}"):
         loaded = model_of(loading, device)
         pictures = pictures_of(images, limit, white, max_pixels)
+        pictures = at_regions(pictures, token, box, mask, lambda: unweave.plan(loaded, regions=True).everywhere)
     for note in loaded.notes:
         print_note(note)
     with reporting() as on_progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import typer
 
@@ -32,6 +32,15 @@ def possible(path: Path | None) -> Path | None:
     return path
 
 
+def levels(names: list[str] | None) -> list[str] | None:
+    """Levels that there are."""
+    known = get_args(Levels)
+    for name in names or ():
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.")
+    return names
+
+
 def pixels(text: str) -> int | tuple[int, int]:
     """An image size: one number, or the height and the width."""
     lengths = text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")
@@ -44,6 +53,9 @@ def field(text: str) -> str | int:
     """A field of an output by its name, or by its place."""
     return int(text) if text.removeprefix("-").isdecimal() and len(text) < 6 else text
 
+
+Levels: TypeAlias = Literal["layer", "head", "token", "neuron"]
+"""As `unweave.components.Level`, which a command line need not wait for."""
 
 _WEIGHTS = "Weights"
 _HOW = "How to decompose"
@@ -104,7 +116,7 @@ Pool: TypeAlias = Annotated[
     ),
 ]
 Level: TypeAlias = Annotated[
-    Literal["layer", "head", "token", "neuron"],
+    Levels,
     typer.Option(
         help="How finely: whole branches, attention heads, heads by token, or hidden neurons.", rich_help_panel=_HOW
     ),
@@ -133,6 +145,33 @@ Strict: TypeAlias = Annotated[
     typer.Option("--strict", help="Make an operation without a rule an error.", rich_help_panel=_HOW),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+
+_REGIONS = "Regions, in place of the whole image"
+
+Token: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROW,COLUMN|all",
+        help="Explain this token of the model's grid, from 0; all of them with `all`. May be given several times.",
+        rich_help_panel=_REGIONS,
+    ),
+]
+Box: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="Explain this box, in pixels of the picture. May be given several times.",
+        rich_help_panel=_REGIONS,
+    ),
+]
+Mask: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|each",
+        help="Explain what is not black in this picture of the same size; `each`: in each image's own mask.",
+        rich_help_panel=_REGIONS,
+    ),
+]
 
 _SPACE = "The text space"
 _WORK = "How to work"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,29 @@ def pictures_of(images: list[str] | None, limit: int | None, white: float | None
     from unweave.images import Reading
 
     return unweave.find_images(images, Reading(white, max_pixels))[:limit]
+
+
+def at_regions(
+    pictures: Any,
+    token: list[str] | None,
+    box: list[str] | None,
+    mask: list[str] | None,
+    everywhere: Callable[[], tuple[str, ...]],
+) -> Any:
+    """Pictures at the regions that a verb is asked for; as they are where there are none.
+
+    Args:
+        pictures: As `pictures_of` returns them.
+        token, box, mask: As given.
+        everywhere: The names of all tokens, asked for where they are wanted.
+    """
+    tokens = everywhere() if token == ["all"] else [f"token {given}" for given in token or ()]
+    regions = (*tokens, *(f"box {given}" for given in box or ()), *(f"mask {given}" for given in mask or ()))
+    if not regions:
+        return pictures
+    from unweave.images.imageset import ImageSet, set_of
+
+    return (pictures if isinstance(pictures, ImageSet) else set_of(pictures)).at(*regions)
 
 
 def pairs_of(texts: list[str] | None, example: str) -> dict[str, list[str]]:

@@ -196,6 +196,11 @@ class RegionPlan(Shown):
         return self.tokens.grid
 
     @property
+    def everywhere(self) -> tuple[str, ...]:
+        """The names of all tokens of the grid, for `ImageSet.at`; raises a CaptureError as `grid` does."""
+        return tuple(region.name for region in tokens(self.grid))
+
+    @property
     def components(self) -> tuple[Component, ...]:
         """The columns of the result, in execution order."""
         return self.of(1).components

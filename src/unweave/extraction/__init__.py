@@ -2,7 +2,7 @@
 
 from unweave.extraction.contributions import decompose
 from unweave.extraction.job import Extraction, estimate, extract, prepare
-from unweave.extraction.pictures import pictures
+from unweave.extraction.pictures import pictures, whole_pictures
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.extraction.verification import Verification, verify
 
@@ -18,4 +18,5 @@ __all__ = [
     "pictures",
     "prepare",
     "verify",
+    "whole_pictures",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Literal, TypeAlias
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from unweave.components import Level, Selection
 from unweave.contributions import Contributions
-from unweave.decomposition import Plan
+from unweave.decomposition import Plan, RegionPlan
 from unweave.decomposition import plan as plan_for
-from unweave.errors import ArgumentError, DataError, DeviceError
+from unweave.errors import ArgumentError, DataError
+from unweave.extraction.extractor import at_once
+from unweave.extraction.inputs import Input, Rows, reader, rows_of, run
 from unweave.extraction.job import batch_of
-from unweave.images import Batches, ImageSet, batches, open_images
+from unweave.images import Batches, ImageSet, open_images
 from unweave.images.batches import Source
 from unweave.models import Model, opened
 from unweave.progress import OnProgress, silent
@@ -28,11 +31,14 @@ Images: TypeAlias = "ImageSet | Sequence[Source] | str | PathLike[str] | Float[T
 """Pictures, as an image set, files, or what `unweave.open_images` takes; or a batch that is preprocessed already."""
 
 
+Loader: TypeAlias = Batches[Rows, Input, Sequence[Input]]
+
+
 def decompose(
     model: Model | nn.Module | str,
     images: Images,
     *,
-    plan: Plan | None = None,
+    plan: Plan | RegionPlan | None = None,
     level: Level = "head",
     select: Selection = None,
     output: str | PathLike[str] | None = None,
@@ -47,8 +53,8 @@ def decompose(
 
     Args:
         model: A model, its id, or any module that maps images to their representation.
-        images: The images (see `Images`).
-        plan: A plan of the model, with options of its own; made here if not given.
+        images: The images (see `Images`); of regions of them (`ImageSet.at`) each row explains one region.
+        plan: A plan of the model, with options of its own, of regions where the images are; made here if not given.
         level: How finely the model is split (see `unweave.plan`), where there is no plan.
         select: The components that are computed, where there is no plan; the others are returned as one `rest`.
         output: A folder, or a file ending in `.safetensors`, that the contributions are written to.
@@ -63,10 +69,15 @@ def decompose(
     """
     known = model if isinstance(model, nn.Module) else opened(model)
     if isinstance(images, Tensor):
-        planned = plan or plan_for(known, images, level=level, select=select)
-        contributions = planned.run(images)
+        whole = plan or plan_for(known, images, level=level, select=select)
+        if isinstance(whole, RegionPlan):
+            raise ArgumentError(
+                "The plan is of regions, and a batch of tensors names none.",
+                cure="plan.run(images, [unweave.regions.token(3, 4)])",
+            )
+        contributions = whole.run(images)
         if isinstance(known, Model):
-            contributions = replace(contributions, origin=_origin(known, planned, level, select))
+            contributions = replace(contributions, origin=_origin(known, whole, level, select))
         if output is not None:
             contributions.save(output)
         return contributions
@@ -81,15 +92,28 @@ def decompose(
             f"A {type(images).__name__} is no batch of images.",
             cure="give a tensor [image, channel, height, width], or what `unweave.open_images` returns or takes",
         )
-    planned = plan or plan_for(known, level=level, select=select)
+    regions = pictures.regions if isinstance(pictures, ImageSet) else ()
+    made = partial(plan_for, known, level=level, select=select)
+    planned: Plan | RegionPlan = plan or (made(regions=True) if regions else made())
+    if isinstance(planned, RegionPlan) != bool(regions):
+        raise ArgumentError(
+            "The plan is of whole images, and these are regions."
+            if regions
+            else "The plan is of regions, and these are whole images.",
+            cure="`unweave.plan(model, regions=True)` goes with `images.at('token 3,4')`",
+        )
     width = len(planned.components) * planned.dim * 4
-    loader = batches(known, pictures, batch_of({planned.level: planned}, width, known.device.type), on_error)
+    most = at_once(width, regions)
+    size = batch_of({planned.level: planned}, width, known.device.type, most)
+    loader = Batches(list(rows_of(pictures, most)), reader(known, planned), lambda ids, read: read, size, on_error)
     origin = _origin(known, planned, level, select)
-    if isinstance(pictures, ImageSet):
+    if isinstance(pictures, ImageSet) and pictures.origin:
         reading = pictures.reading
-        listed = Listed(pictures.origin, pictures.split, pictures.fingerprint, reading.white, reading.max_pixels)
+        listed = Listed(
+            pictures.origin, pictures.split, pictures.fingerprint, reading.white, reading.max_pixels, regions
+        )
         origin = replace(origin, images=(listed,))
-    parts = _runs(planned, known, loader, on_progress)
+    parts = _runs(planned, known, loader, most, on_progress)
     return (
         _joined(parts, loader, pictures, origin)
         if output is None
@@ -97,23 +121,18 @@ def decompose(
     )
 
 
-def _runs(plan: Plan, model: Model, loader: Batches, on_progress: OnProgress) -> Iterator[Contributions]:
+def _runs(
+    plan: Plan | RegionPlan, model: Model, loader: Loader, most: int, on_progress: OnProgress
+) -> Iterator[Contributions]:
     done = 0
-    for ids, batch in loader:
-        try:
-            yield plan.run(batch.to(model.device, model.dtype), ids)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise DeviceError(
-                f"The memory does not hold a batch of {len(ids)} images.",
-                where=str(error),
-                cure="select fewer components, or use a coarser level",
-            ) from error
+    for ids, inputs in loader:
+        yield run(plan, inputs, model, most)
         done += len(ids)
         on_progress("decomposing images", done + len(loader.skipped), loader.total)
 
 
 def _joined(
-    parts: Iterator[Contributions], loader: Batches, pictures: ImageSet | Sequence[Source], origin: Origin
+    parts: Iterator[Contributions], loader: Loader, pictures: ImageSet | Sequence[Source], origin: Origin
 ) -> Contributions:
     """All batches in memory, with what is known of their images."""
     made = list(parts)
@@ -133,9 +152,9 @@ def _joined(
 
 def _written(
     parts: Iterator[Contributions],
-    plan: Plan,
+    plan: Plan | RegionPlan,
     model: Model,
-    loader: Batches,
+    loader: Loader,
     pictures: ImageSet | Sequence[Source],
     origin: Origin,
     output: str | PathLike[str],
@@ -143,7 +162,7 @@ def _written(
     """All batches on disk."""
     # A plan adds up in float32 at least, whatever the model computes in.
     dtype = torch.promote_types(model.dtype, torch.float32)
-    with ContributionsWriter(output, plan.components, images=loader.total, dim=plan.dim, dtype=dtype) as writer:
+    with ContributionsWriter(output, plan.components, images=len(pictures), dim=plan.dim, dtype=dtype) as writer:
         for part in parts:
             writer.append(part)
         if not writer.written:
@@ -167,7 +186,7 @@ def _notes(pictures: ImageSet | Sequence[Source]) -> tuple[str, ...]:
     return tuple(reading.notes.said.values()) if reading is not None else ()
 
 
-def _unread(loader: Batches) -> DataError:
+def _unread(loader: Loader) -> DataError:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in loader.skipped[:3])
     return DataError(
         f"None of the {loader.total} images could be read ({reasons}).",
@@ -176,7 +195,7 @@ def _unread(loader: Batches) -> DataError:
     )
 
 
-def _origin(model: Model, plan: Plan, level: Level, select: Selection) -> Origin:
+def _origin(model: Model, plan: Plan | RegionPlan, level: Level, select: Selection) -> Origin:
     """Where contributions of a plan come from."""
     chosen = select if isinstance(select, str) else None
     if isinstance(select, (list, tuple)):

@@ -7,58 +7,60 @@ but the manifest: whoever computes it, in whatever order, on the same kind of ma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 import unweave
 from unweave.components import Level
 from unweave.contributions import Contributions
-from unweave.decomposition import Plan
+from unweave.decomposition import Plan, RegionPlan
 from unweave.device import device_of
-from unweave.errors import DataError, DeviceError, StoreError
-from unweave.images import ImageSet, Picture, open_images
-from unweave.images.batches import decoded, stacked
+from unweave.errors import DataError, StoreError
+from unweave.extraction.inputs import MOST, Input, Rows, reader, rows_of, run
+from unweave.extraction.pictures import opened as opened_again
+from unweave.images import ImageSet
+from unweave.images.batches import decoded
 from unweave.models import Model, opened
 from unweave.store import Manifest, Place, writer
 from unweave.store.writer import Block
+
+Plans: TypeAlias = Mapping[str, Plan | RegionPlan]
+"""A plan for each level."""
+
+_BLOCK = 2**26
+"""Bytes of contributions that the regions of one picture make at a time, at most."""
 
 OnImages = Callable[[int], None]
 """Called with the number of images that were just dealt with."""
 
 
-@dataclass(frozen=True)
-class Awaited:
-    """A picture whose place in the store is known.
+def plans_of(model: Model, levels: Sequence[str], select: Sequence[str] | None, **options: Any) -> Plans:
+    """A plan for each level, of one capture.
 
-    Attributes:
-        id: Of the picture.
-        block: The block that it belongs to.
-        picture: Where to read it; None where the images no longer have it.
+    Args:
+        model: The model.
+        levels: At which.
+        select: The components to compute.
+        options: Further options of `unweave.plan`; with `regions` plans are of regions.
     """
-
-    id: str
-    block: int
-    picture: Picture | None
-
-    def read(self) -> Image:
-        """The picture; raises an DataError where there is none."""
-        if self.picture is None:
-            raise DataError("The image is no longer where it was listed.", where=self.id)
-        return self.picture.read()
-
-
-def plans_of(model: Model, levels: Sequence[str], select: Sequence[str] | None, **options: Any) -> dict[str, Plan]:
-    """A plan for each level, of one capture."""
     known, chosen = cast("Sequence[Level]", levels), list(select) if select else None
     first = unweave.plan(model, level=known[0], select=chosen, **options)
     return {known[0]: first, **{level: first.at(level=level, select=chosen) for level in known[1:]}}
+
+
+def at_once(width: int, regions: Sequence[str]) -> int:
+    """How many regions of a picture are computed at a time.
+
+    Args:
+        width: Bytes of a row's contributions.
+        regions: Those of each picture.
+    """
+    return max(1, min(len(regions), MOST, _BLOCK // max(1, width)))
 
 
 class Extractor:
@@ -85,7 +87,7 @@ class Extractor:
         device: str = "auto",
         on_error: str = "skip",
         model: Model | None = None,
-        plans: dict[str, Plan] | None = None,
+        plans: Plans | None = None,
         images: dict[int, ImageSet] | None = None,
     ) -> None:
         self.place, self.manifest, self.on_error = place, manifest, on_error
@@ -93,7 +95,7 @@ class Extractor:
         known = model or manifest.loading or manifest.model
         self.model = model = opened(known, device=self.device, dtype=manifest.computed_in)
         self.agree()
-        options = {"attention": manifest.attention, "nonlinear": manifest.nonlinear}
+        options = {"attention": manifest.attention, "nonlinear": manifest.nonlinear, "regions": manifest.regional}
         self._plans = plans or plans_of(model, manifest.levels, manifest.selection, **options)
         self._images = images or {}
         self._places: dict[int, dict[str, int]] = {}
@@ -124,56 +126,65 @@ class Extractor:
         for number, awaited in self._awaited(blocks):
             writer.put(self.place, self.manifest, self.block(number, awaited, on_images))
 
-    def _awaited(self, blocks: Iterable[int]) -> Iterator[tuple[int, Iterator[tuple[Awaited, Tensor | DataError]]]]:
-        """For each block its pictures, while those that come next are read, of the next block too."""
-        pictures = (one for number in blocks for one in self.listed(number))
-        return groupby(decoded(self.model, pictures, ahead=2 * self.manifest.batch), key=lambda found: found[0].block)
+    def _awaited(self, blocks: Iterable[int]) -> Iterator[tuple[int, Iterator[tuple[Rows, Input | DataError]]]]:
+        """For each block what is read of its pictures, while those that come next are read, of the next block too."""
+        rows = (one for number in blocks for one in self.listed(number))
+        return groupby(self.decoded(rows), key=lambda read: read[0].block)
 
-    def listed(self, number: int) -> Iterator[Awaited]:
-        """The images of a block, in the order of the listing."""
+    def decoded(self, rows: Iterable[Rows]) -> Iterator[tuple[Rows, Input | DataError]]:
+        """What is read of pictures, while those that come next are read."""
+        plan = next(iter(self._plans.values()))
+        return decoded(rows, reader(self.model, plan), ahead=2 * self.manifest.batch)
+
+    def listed(self, number: int, wanted: Container[str] | None = None) -> Iterator[Rows]:
+        """The rows of a block, in the order of the listing; those that are wanted, or all."""
         which, places = self.manifest.listing(number)
         listed = writer.listing(self.place, self.manifest, which)["id"].slice(places.start, len(places))
         images, known = self._opened(which)
-        for name in listed.to_pylist():
-            at = known.get(name)
-            yield Awaited(name, number, None if at is None else images[at])
+        ids = [name for name in listed.to_pylist() if wanted is None or name in wanted]
+        for there, names in groupby(ids, key=known.__contains__):
+            if there:
+                yield from rows_of((images[known[name]] for name in names), self._at_once(which), number)
+            else:
+                yield from (Rows((name,), None, block=number) for name in names)
+
+    def _at_once(self, which: int) -> int:
+        plan = next(iter(self._plans.values()))
+        return at_once(4 * len(plan.components) * plan.dim, self.manifest.listings[which].regions)
 
     def _opened(self, which: int) -> tuple[ImageSet, dict[str, int]]:
         if which not in self._images:
-            listing = self.manifest.listings[which]
-            self._images[which] = open_images(
-                listing.data, split=listing.split, white=listing.white, max_pixels=listing.max_pixels
-            )
+            self._images[which] = opened_again(self.manifest.listings[which])
         if which not in self._places:
             self._places[which] = {name: place for place, name in enumerate(self._images[which].ids)}
         return self._images[which], self._places[which]
 
-    def block(self, number: int, awaited: Iterable[tuple[Awaited, Tensor | DataError]], on_images: OnImages) -> Block:
+    def block(self, number: int, awaited: Iterable[tuple[Rows, Input | DataError]], on_images: OnImages) -> Block:
         """A block of the store, computed."""
-        batch = self.manifest.batch
+        regions = self._at_once(self.manifest.listing(number)[0])
         reasons: list[str | None] = []
-        ids: list[str] = []
-        tensors: list[Tensor] = []
+        waiting: list[Input] = []
         parts: list[dict[str, Any]] = []
-        for image, found in awaited:
-            if isinstance(found, DataError):
+        for rows, read in awaited:
+            if isinstance(read, DataError):
                 if self.on_error == "raise":
-                    raise found
-                reasons.append(found.what)
-                on_images(1)
+                    raise read
+                reasons += [read.what] * len(rows.ids)
+                on_images(len(rows.ids))
                 continue
-            reasons.append(None)
-            ids.append(image.id)
-            tensors.append(found)
-            if len(tensors) == batch:
-                parts.append(self.computed(ids, tensors))
-                on_images(len(ids))
-                ids, tensors = [], []
-        if tensors:
-            parts.append(self.computed(ids, tensors))
-            on_images(len(ids))
+            reasons += [None] * len(rows.ids)
+            waiting.append(read)
+            if len(waiting) == self.manifest.batch:
+                parts.append(self.computed(waiting, regions))
+                on_images(sum(len(one.ids) for one in waiting))
+                waiting = []
+        if waiting:
+            parts.append(self.computed(waiting, regions))
+            on_images(sum(len(one.ids) for one in waiting))
         elif not parts:  # the shapes of no images; models reshape none of them in ways of their own
-            one = self.computed(["none"], list(self.model.example(1)))
+            plan = next(iter(self._plans.values()))
+            weights = torch.ones(1, plan.tokens.count) if isinstance(plan, RegionPlan) else None
+            one = self.computed([Input(("none",), self.model.example(1)[0], weights)], regions)
             parts.append({name: _none(values) for name, values in one.items()})
         return Block(
             number,
@@ -185,33 +196,29 @@ class Extractor:
             reasons,
         )
 
-    def computed(self, ids: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
-        """One batch in the store's numbers."""
-        example = self.model.example(1)
-        images = stacked(ids, tensors).to(example.device, example.dtype)
-        found: dict[str, Any] = {"values": {}}
+    def computed(self, inputs: Sequence[Input], regions: int = 1) -> dict[str, Any]:
+        """One batch in the store's numbers.
+
+        Args:
+            inputs: What was read.
+            regions: How many regions of a picture are computed at a time.
+        """
+        arrays: dict[str, Any] = {"values": {}}
         errors, roundings = [], []
         for level, plan in self._plans.items():
-            try:
-                contributions = plan.run(images, ids)
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                raise DeviceError(
-                    f"The memory does not hold a batch of {len(ids)} images.",
-                    where=str(error),
-                    cure="use a smaller `--batch-size`, or `--select` fewer components",
-                ) from error
+            contributions = run(plan, inputs, self.model, regions)
             stored = self._rounded(contributions)
             errors.append(contributions.error)
             roundings.append(_moved(contributions, stored))
-            found["values"][level] = stored.cpu().numpy()
+            arrays["values"][level] = stored.cpu().numpy()
         z = contributions.representation
-        found["representation"] = z.to(torch.float32).cpu().numpy()
+        arrays["representation"] = z.to(torch.float32).cpu().numpy()
         if self.manifest.classes is not None and self.model.classifier is not None:
             with torch.inference_mode():
-                found["logits"] = self.model.classifier(z.to(example.dtype)).to(torch.float32).cpu().numpy()
-        found["error"] = torch.stack(errors).amax(0).float().cpu().numpy()
-        found["rounding"] = torch.stack(roundings).amax(0).float().cpu().numpy()
-        return found
+                arrays["logits"] = self.model.classifier(z.to(self.model.dtype)).to(torch.float32).cpu().numpy()
+        arrays["error"] = torch.stack(errors).amax(0).float().cpu().numpy()
+        arrays["rounding"] = torch.stack(roundings).amax(0).float().cpu().numpy()
+        return arrays
 
     def speed(self, images: ImageSet) -> float:
         """Images a second, from reading to the store's numbers, measured on the first of these for some seconds.
@@ -219,22 +226,21 @@ class Extractor:
         Raises:
             DataError: None of them can be read.
         """
-        some = list(images[: self.manifest.batch])
-        ids = [image.id for image in some]
+        regions = at_once(0, images.regions)
+        some = list(rows_of(images[: self.manifest.batch * regions], regions))
 
-        def read() -> list[Tensor]:
-            return [found for _, found in decoded(self.model, some, ahead=len(some)) if isinstance(found, Tensor)]
+        def read() -> list[Input]:
+            return [one for _, one in self.decoded(some) if isinstance(one, Input)]
 
-        tensors = read()
-        if not tensors:
+        inputs = read()
+        if not inputs:
             raise DataError("None of the first images could be read.", where=images.origin, cure="check the images")
-        self.computed(ids[:1], tensors[:1])  # makes the weight products
-        began, count = time.perf_counter(), 0
-        while count == 0 or (count < 4 * len(some) and time.perf_counter() - began < 5):
-            tensors = read()
-            self.computed(ids[: len(tensors)], tensors)
-            count += len(some)
-        return count / (time.perf_counter() - began)
+        self.computed(inputs[:1], regions)  # makes the weight products
+        began, count, done = time.perf_counter(), sum(len(rows.ids) for rows in some), 0
+        while done == 0 or (done < 4 * count and time.perf_counter() - began < 5):
+            self.computed(read(), regions)
+            done += count
+        return done / (time.perf_counter() - began)
 
     def _rounded(self, contributions: Contributions) -> Tensor:
         stored = contributions.values.to(getattr(torch, self.manifest.dtype))

@@ -22,7 +22,7 @@ from unweave.decomposition import Plan
 from unweave.decomposition.planning import TOLERANCE
 from unweave.device import device_of
 from unweave.errors import StoreError
-from unweave.extraction.extractor import Extractor, OnImages, plans_of
+from unweave.extraction.extractor import Extractor, OnImages, Plans, at_once, plans_of
 from unweave.extraction.launchers import LAUNCHERS
 from unweave.extraction.settings import Launcher, Part, Settings
 from unweave.files import check_room
@@ -129,7 +129,15 @@ def prepare(
     place, manifest, images = Place(store), source.manifest(), source.images
     reading = images.reading
     listing = Listing(
-        images.origin, images.split, len(images), images.fingerprint, 0, 0, reading.white, reading.max_pixels
+        images.origin,
+        images.split,
+        len(images),
+        images.fingerprint,
+        0,
+        0,
+        reading.white,
+        reading.max_pixels,
+        images.regions,
     )
     _refuse_other_files(place)
     # Those who only go on wait for whoever makes the store; who adds images waits for all who work on it.
@@ -160,7 +168,8 @@ class _Source:
         self.images = images if isinstance(images, ImageSet) else open_images(images)
         self.settings, self.device = settings, device_of(settings.device)
         self.model = model = opened(model, device=self.device, dtype=settings.computed_in)
-        self.plans = plans_of(model, settings.levels, settings.select, **settings.walk)
+        regional = bool(self.images.regions)
+        self.plans = plans_of(model, settings.levels, settings.select, regions=regional, **settings.walk)
 
     @property
     def components(self) -> dict[str, tuple[Component, ...]]:
@@ -186,9 +195,10 @@ class _Source:
             dim=dim,
             classes=_classes(self.model),
             rows=settings.rows or max(1, min(_power(_BLOCK // width), small)),
-            batch=settings.batch or batch_of(self.plans, width, self.device),
+            batch=settings.batch or batch_of(self.plans, width, self.device, at_once(width, self.images.regions)),
             tolerance=TOLERANCE[getattr(torch, settings.computed_in)],
             listings=(),
+            regional=bool(self.images.regions),
             versions={
                 name: metadata.version(name) for name in ("unweave", "torch", "timm", "safetensors", "numpy", "pillow")
             },
@@ -262,16 +272,19 @@ def _width(components: Mapping[str, Sequence[Component]], dim: int, dtype: str) 
     return sum(map(len, components.values())) * dim * np.dtype(dtype).itemsize
 
 
-def batch_of(plans: Mapping[str, Plan], width: int, device: str) -> int:
+def batch_of(plans: Plans, width: int, device: str, regions: int = 1) -> int:
     """How many images at a time: a power of two whose intermediate values fill at most a quarter of the free memory.
 
     Args:
         plans: What is computed.
         width: Bytes of an image's contributions, as stored.
         device: Where.
+        regions: How many regions of an image at a time.
     """
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    each = max(plan.memory_per_image for plan in plans.values()) + 3 * width
+    each = 3 * width * regions + max(
+        plan.memory_per_image if isinstance(plan, Plan) else plan.memory_per_image(regions) for plan in plans.values()
+    )
     return max(1, min(_LARGEST["cuda" if device == "cuda" else "cpu"], _power(int(free / 4 / each))))
 
 

@@ -7,7 +7,35 @@ from itertools import chain
 
 from unweave.errors import DataError
 from unweave.images import ImageSet, Picture, open_images
+from unweave.source import Listed
+from unweave.store.manifest import Listing
 from unweave.view import View
+
+
+def opened(listing: Listed | Listing) -> ImageSet:
+    """Images as they were listed.
+
+    Raises:
+        DataError: They can no longer be opened.
+    """
+    images = open_images(listing.data, split=listing.split, white=listing.white, max_pixels=listing.max_pixels)
+    return images.at(*listing.regions) if listing.regions else images
+
+
+def whole_pictures(view: View, images: Sequence[ImageSet] = ()) -> list[Picture]:
+    """As `pictures`, of a view whose rows are whole images.
+
+    Raises:
+        DataError: Its rows are regions; or as for `pictures`.
+    """
+    region = next((listing.regions for listing in getattr(view.origin, "images", ()) if listing.regions), None)
+    if region is not None:
+        raise DataError(
+            f"The rows are regions of images (`{region[0]}`), and this needs whole images.",
+            where=str(view.source),
+            cure="extract the images as they are into another store",
+        )
+    return pictures(view, images)
 
 
 def pictures(view: View, images: Sequence[ImageSet] = ()) -> list[Picture]:
@@ -22,11 +50,7 @@ def pictures(view: View, images: Sequence[ImageSet] = ()) -> list[Picture]:
     """
     wanted, pictured = set(view.ids), dict[str, Picture]()
     listed = view.origin.images if view.origin is not None else ()
-    opened = (
-        open_images(listing.data, split=listing.split, white=listing.white, max_pixels=listing.max_pixels)
-        for listing in listed
-    )
-    for images_there in chain(images, opened):
+    for images_there in chain(images, map(opened, listed)):
         pictured |= {name: images_there[row] for row, name in enumerate(images_there.ids) if name in wanted}
         if len(pictured) == len(wanted):
             break

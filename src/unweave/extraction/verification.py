@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from unweave.components import Component
 from unweave.errors import StoreError
 from unweave.extraction.extractor import Extractor
+from unweave.extraction.inputs import Input
 from unweave.images import ImageSet
-from unweave.images.batches import decoded
 from unweave.models import Model
 from unweave.store import Store, writer
 from unweave.store.blocks import ALTERED
@@ -120,17 +116,18 @@ def _compare(
         if not len(chosen):
             continue
         ids = [store.ids[row] for row in chosen]
-        tensors: list[Tensor] = []
-        for image, tensor in decoded(extractor.model, _pictures(extractor, block, ids), ahead=batch):
-            if isinstance(tensor, Tensor):
-                tensors.append(tensor)
+        inputs: list[Input] = []
+        for image, read in extractor.decoded(extractor.listed(block, set(ids))):
+            if isinstance(read, Input):
+                inputs.append(read)
             else:
-                found.faults.append(f"image {image.id}: {tensor.what}")
-        if len(tensors) < len(ids):
+                found.faults.append(f"image {image.id}: {read.what}")
+        if sum(len(one.ids) for one in inputs) < len(ids):
             continue
+        most = max(len(one.ids) for one in inputs)
         distances = [
             _apart(values, store.read(rows=chosen, level=level).values.numpy())
-            for level, values in extractor.computed(ids, tensors)["values"].items()
+            for level, values in extractor.computed(inputs, most)["values"].items()
         ]
         apart = np.max(distances, axis=0)
         found.rows += len(ids)
@@ -145,8 +142,3 @@ def _apart(new: np.ndarray, old: np.ndarray) -> np.ndarray:
     """The largest distance of each image's contributions, relative to the largest of them."""
     a, b = new.astype(np.float32), old.astype(np.float32)
     return np.abs(a - b).max((1, 2)) / np.abs(a).max((1, 2)).clip(np.finfo(np.float32).tiny)
-
-
-def _pictures(extractor: Extractor, block: int, ids: list[str]) -> Iterator[Any]:
-    wanted = set(ids)
-    return islice((one for one in extractor.listed(block) if one.id in wanted), len(ids))

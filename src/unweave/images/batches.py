@@ -1,12 +1,13 @@
-"""Images as batches of a model's own input, with the next ones decoded while the model works on this one."""
+"""Images as batches of what a model takes, with the next ones decoded while the model works on these."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from functools import partial
+from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -34,6 +35,8 @@ class Source(Protocol):
 
 
 AnySource = TypeVar("AnySource", bound=Source)
+Read = TypeVar("Read")
+Batch = TypeVar("Batch")
 
 
 @runtime_checkable
@@ -44,10 +47,6 @@ class Preprocessor(Protocol):
         """What the model takes of one image, such as `[channel, height, width]`."""
 
 
-_Read: TypeAlias = tuple[Tensor | DataError, list[Note]]
-"""An image's tensor, or why there is none; and what there is to say of it."""
-
-
 class Skipped(NamedTuple):
     """An image that was left out, and why."""
 
@@ -55,12 +54,11 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Batches:
-    """Batches of preprocessed images, in the order of the images.
+class Batches(Generic[AnySource, Read, Batch]):
+    """Batches of what is read of images, in the order of the images.
 
-    Iterating yields `(ids, tensor [image, channel, height, width])`, or what else the model takes of each image. Every
-    batch but the last is full: the place of a broken image is taken by the next one. While the caller works on a batch,
-    threads decode the images of the following one, so at most two batches are held. Each iteration starts from the
+    Every batch but the last is full: the place of a broken image is taken by the next one. While the caller works on a
+    batch, threads read the images of the following one, so at most two batches are held. Each iteration starts from the
     first image.
 
     Attributes:
@@ -69,13 +67,19 @@ class Batches:
     """
 
     def __init__(
-        self, model: Preprocessor, images: Sequence[Source], batch_size: int, on_error: OnError = "skip"
+        self,
+        images: Sequence[AnySource],
+        read: Callable[[AnySource], Read],
+        joined: Callable[[Sequence[str], Sequence[Read]], Batch],
+        batch_size: int,
+        on_error: OnError = "skip",
     ) -> None:
         """Remember what to read; nothing is opened yet.
 
         Args:
-            model: Its `preprocess` turns a picture into a tensor.
             images: What to read.
+            read: What is made of an image; raises an DataError where it cannot be.
+            joined: What is made of a batch, from the ids of its images and what was read of them.
             batch_size: Images in a batch.
             on_error: `skip` leaves a broken image out and notes it in `skipped`; `raise` stops with its DataError.
 
@@ -84,7 +88,8 @@ class Batches:
         """
         if batch_size < 1:
             raise DataError(f"A batch of {batch_size} images is not possible.", cure="use a batch size of 1 or more")
-        self._model, self._images, self._batch_size, self._on_error = model, images, batch_size, on_error
+        self._images, self._read, self._joined = images, read, joined
+        self._batch_size, self._on_error = batch_size, on_error
         self.skipped: list[Skipped] = []
         self.failure: DataError | None = None
 
@@ -93,61 +98,74 @@ class Batches:
         """How many images there are, broken ones included."""
         return len(self._images)
 
-    def __iter__(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-        """Read the images from the first one on."""
+    def __iter__(self) -> Iterator[tuple[tuple[str, ...], Batch]]:
+        """The ids of a batch, and what was made of it, from the first image on."""
         self.skipped.clear()
         ids: list[str] = []
-        tensors: list[Tensor] = []
-        for image, found in decoded(self._model, self._images, ahead=self._batch_size):
+        read: list[Read] = []
+        for image, found in decoded(self._images, self._read, ahead=self._batch_size):
             if isinstance(found, DataError):
                 if self._on_error == "raise":
                     raise found
                 self.failure = found if not self.skipped else self.failure
                 self.skipped.append(Skipped(image.id, found.what))
                 continue
-            tensors.append(found)
+            read.append(found)
             ids.append(image.id)
-            if len(tensors) == self._batch_size:
-                yield tuple(ids), stacked(ids, tensors)
-                ids, tensors = [], []
-        if tensors:
-            yield tuple(ids), stacked(ids, tensors)
+            if len(read) == self._batch_size:
+                yield tuple(ids), self._joined(ids, read)
+                ids, read = [], []
+        if read:
+            yield tuple(ids), self._joined(ids, read)
 
 
 def decoded(
-    model: Preprocessor, images: Iterable[AnySource], *, ahead: int
-) -> Iterator[tuple[AnySource, Tensor | DataError]]:
-    """Preprocessed images in their order, or why there is none, while threads read the next ones.
+    images: Iterable[AnySource], read: Callable[[AnySource], Read], *, ahead: int
+) -> Iterator[tuple[AnySource, Read | DataError]]:
+    """What is read of images in their order, or why there is nothing, while threads read the next ones.
 
     Args:
-        model: Its `preprocess` turns a picture into a tensor.
         images: What to read; taken only when its turn comes.
+        read: What is made of an image, such as `partial(preprocessed, model)`.
         ahead: How many images are read before they are asked for.
     """
     coming = iter(images)
-    waiting: deque[tuple[AnySource, Future[_Read]]] = deque()
+    waiting: deque[tuple[AnySource, Future[tuple[Read | DataError, list[Note]]]]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="unweave-images")
+
+    def kept(image: AnySource) -> tuple[Read | DataError, list[Note]]:
+        with keeping() as notes:
+            try:
+                return read(image), notes
+            except DataError as error:
+                return error, notes
+
     try:
         while True:
             while len(waiting) < ahead and (image := next(coming, None)) is not None:
-                waiting.append((image, pool.submit(_tensor, model, image)))
+                waiting.append((image, pool.submit(kept, image)))
             if not waiting:
                 return
             image, future = waiting.popleft()
-            found, kept = future.result()
-            for note in kept:
+            found, notes = future.result()
+            for note in notes:
                 note.say()
             yield image, found
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tensor(model: Preprocessor, image: Source) -> _Read:
-    with keeping() as kept:
-        try:
-            return input_of(model, image.read(), image.id), kept
-        except DataError as error:
-            return error, kept
+def preprocessed(model: Preprocessor, image: Source) -> Tensor:
+    """An image as the model's own input, without the axis of images.
+
+    Args:
+        model: Its `preprocess` turns a picture into a tensor.
+        image: What to read.
+
+    Raises:
+        DataError: It cannot be read, or as for `input_of`.
+    """
+    return input_of(model, image.read(), image.id)
 
 
 def input_of(model: Preprocessor, picture: Image, name: str) -> Tensor:
@@ -185,9 +203,13 @@ class _Beside(Protocol):
         """Refuse a preprocessing that needed it and saw the picture alone."""
 
 
-def batches(model: Preprocessor, images: Sequence[Source], batch_size: int, on_error: OnError = "skip") -> Batches:
-    """Preprocessed batches of the images, in order (see `Batches`)."""
-    return Batches(model, images, batch_size, on_error)
+def batches(
+    model: Preprocessor, images: Sequence[AnySource], batch_size: int, on_error: OnError = "skip"
+) -> Batches[AnySource, Tensor, Tensor]:
+    """Preprocessed batches of the images, in order: `[image, channel, height, width]`, or what else the model takes of
+    each (see `Batches`).
+    """
+    return Batches(images, partial(preprocessed, model), stacked, batch_size, on_error)
 
 
 def stacked(ids: Sequence[str], tensors: Sequence[Tensor]) -> Tensor:

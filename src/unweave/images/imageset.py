@@ -16,14 +16,16 @@ from jaxtyping import Bool
 from PIL import Image
 
 from unweave.errors import DataError
+from unweave.images.batches import Source
 from unweave.images.reading import Reading
+from unweave.regions import check as check_regions
 
 Field = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a set.
+    """One image of a set, or a region of one.
 
     Attributes:
         id: Its name, unlike that of any other image of the set.
@@ -35,6 +37,11 @@ class Picture:
     fields: dict[str, Field]
     row: int
     _set: ImageSet
+
+    @property
+    def region(self) -> str | None:
+        """What of it is meant, such as `token 3,4`; None for the whole."""
+        return str(self.fields["region"]) if self._set.regions else None
 
     def read(self) -> Image.Image:
         """The upright RGB picture; raises an DataError where there is none."""
@@ -54,13 +61,14 @@ class ImageSet(Sequence[Picture]):
     The table costs about 100 bytes for each image; pictures are not held.
 
     Attributes:
-        origin: What it was opened as; opens it again.
+        origin: What it was opened as; opens it again. Empty where nothing does.
         table: One row for each image: the column `id`, and one column for each field.
         read: The picture of a row of the set as it was found; raises an DataError where there is none.
         read_mask: Where the object is in it; None where that is not known.
         split: The split that it was opened with.
         mark: What else tells this set from another with the same table.
         reading: How its files are read, and what was said of them.
+        regions: The regions of each image that rows are of (see `at`); none where each row is a whole image.
     """
 
     origin: str
@@ -70,6 +78,7 @@ class ImageSet(Sequence[Picture]):
     split: str | None = None
     mark: str = ""
     reading: Reading = field(default_factory=Reading)
+    regions: tuple[str, ...] = ()
     _rows: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -108,9 +117,10 @@ class ImageSet(Sequence[Picture]):
 
     def as_code(self) -> str:
         """The Python that opens it again, as far as that is known."""
-        some = "" if self._rows is None else f".take({list(self._rows)})"
-        if self._rows == range(len(self)):
-            some = f"[:{len(self)}]"
+        rows = None if self._rows is None else list(dict.fromkeys(self._rows))
+        some = "" if rows is None else f"[:{len(rows)}]" if rows == [*range(len(rows))] else f".take({rows})"
+        if self.regions:
+            some += f".at({', '.join(map(repr, self.regions))})"
         options = "".join(f", {name}={value!r}" for name, value in self.reading.options.items())
         return f"unweave.open_images({self.origin!r}{options}){some}"
 
@@ -121,12 +131,46 @@ class ImageSet(Sequence[Picture]):
             for name, value in self.reading.options.items()
             for word in (f"--{name.replace('_', '-')}", f"{value:g}")
         ]
-        return [self.origin, *([] if self._rows is None else ["--limit", str(len(self))]), *options]
+        options += [word for region in self.regions for word in (f"--{region.split(' ')[0]}", region.split(" ", 1)[1])]
+        limit = [] if self._rows is None else ["--limit", str(len(self) // max(1, len(self.regions)))]
+        return [self.origin, *limit, *options]
 
     def take(self, places: Sequence[int]) -> ImageSet:
         """Only the images at these places, in this order."""
         rows = places if self._rows is None else [self._rows[place] for place in places]
         return replace(self, table=self.table.take(pa.array(places, pa.int64())), _rows=rows)
+
+    def at(self, *regions: str) -> ImageSet:
+        """The regions of these images, one row for each: their fields are `image` and `region` and those of the image.
+
+        What is made of such a set explains what the model makes of each region (see `unweave.regions`).
+
+        Args:
+            regions: `token ROW,COLUMN` of the model's grid, `prefix NUMBER` for a token beside it, such as the class
+                token; `box LEFT,TOP,RIGHT,BOTTOM` in pixels of the picture; `mask FILE`, where a picture of the same
+                size is not black, or `mask each` for the mask that the set has for each image.
+
+        Raises:
+            ArgumentError: There are none, one comes twice, or it is no region.
+            DataError: These are regions already, the images have no masks, or have fields of these names.
+        """
+        if self.regions or {"image", "region"} & set(self.fields):
+            raise DataError(
+                "These images have a field `image` or `region` already.",
+                where=self.origin,
+                cure="take the regions of the images as they were opened, without such a field",
+            )
+        named = check_regions(regions)
+        if "mask each" in named and self.read_mask is None:
+            raise DataError(
+                "These images have no masks.", where=self.origin, cure="use a set with masks, or `mask FILE`"
+            )
+        places = [place for place in range(len(self)) for _ in named]
+        rows, table = self.take(places), self.table.take(pa.array(places, pa.int64()))
+        ids, each = table["id"], pa.array(list(named) * len(self))
+        both = pa.array([f"{image} {region}" for image, region in zip(ids.to_pylist(), each.to_pylist(), strict=True)])
+        table = table.set_column(0, "id", both).append_column("image", ids).append_column("region", each)
+        return replace(rows, table=table, regions=named)
 
     def without(self, ids: Collection[str]) -> ImageSet:
         """Only the images whose ids are none of these."""
@@ -157,6 +201,19 @@ class ImageSet(Sequence[Picture]):
         """The SHA-256 of ids and fields in their order, and of what is white: the same wherever the same images lie."""
         white = f"white={self.reading.white:g}" if self.reading.white is not None else ""
         return fingerprint(self.table, self.mark + white)
+
+
+def set_of(sources: Sequence[Source]) -> ImageSet:
+    """Images that were found otherwise, as a set, which nothing opens again.
+
+    Args:
+        sources: Files, or drawn samples.
+
+    Raises:
+        DataError: There are none.
+    """
+    table = columns({"id": [source.id for source in sources]}, where="the images")
+    return ImageSet("", table, lambda row: sources[row].read())
 
 
 def fingerprint(table: pa.Table, mark: str = "") -> str:

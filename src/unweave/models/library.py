@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from unweave.errors import ArgumentError, DeviceError, ModelError
 from unweave.graph.finite import check_weights
-from unweave.loading import Loading, Pool
+from unweave.loading import Loading, Pool, Rest
 from unweave.models.checkpoint import Convert, Loaded, load_checkpoint
 from unweave.models.model import Model, example_for
 from unweave.models.positions import resampled
@@ -182,25 +182,26 @@ def load_model(
     random_weights: bool = False,
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
-    representation: str | int | None = None,
-    pool: Pool | None = None,
     device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **rest: Unpack[Rest],
 ) -> Model:
     """Load a model by its id.
 
     Args:
         id: The library, then the library's own name: `timm/NAME`, `open_clip/ARCH/TAG`, `hf/ORG/NAME`, `hf/FOLDER`,
-            `torchvision/NAME`, `pocket/NAME`. Or a `Loading`, which holds all others but the device as well.
+            `torchvision/NAME`, `pocket/NAME`. Or a `Loading`, which holds all others but device and dtype.
         checkpoint: A safetensors or weights-only torch file to take the weights from, as a trainer wrote it: they may
             lie deeper in it, under any prefix, with another head or none, and for another image size.
         random_weights: Seeded random weights, every one of them alive (`unweave.models.weights.randomise`); nothing is
             fetched.
         seed: For the random weights. The caller's own random state is left as it is.
         image_size: Height and width in pixels, or one number for both, where not the model's own.
-        representation: Field or index of the output that is the representation, where not the model's own.
-        pool: How tokens or a map become one vector: the `mean` over all places of the image, or the `class` token;
-            None for the model's own way.
         device: Where the weights go.
+        dtype: What they are cast to.
+        rest: `representation`: field or index of the output that is the representation, where not the model's own.
+            `pool`: how tokens or a map become one vector: the `mean` over all places of the image, or the `class`
+            token. `checkpoint_key`: what the weights are called, where the checkpoint has them several times.
 
     Returns:
         The model; its `notes` say what was taken off, resampled and left out.
@@ -214,9 +215,8 @@ def load_model(
         NonFiniteError: A weight is NaN or infinite.
     """
     if isinstance(id, Loading):
-        return _loaded(id, device, torch.float32)
-    loading = Loading(id, checkpoint, random_weights, seed, image_size, None, representation, pool)
-    return _loaded(loading, device, torch.float32)
+        return _loaded(id, device, dtype)
+    return _loaded(Loading(id, checkpoint, random_weights, seed, image_size, **rest), device, dtype)
 
 
 def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) -> Model:
@@ -365,11 +365,14 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelE
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
-    """The names that are nearest to one: those that hold it, then by how many letters have to be changed."""
+    """The names that are nearest to one: those that begin with it, those that hold it, then all by how many letters have
+    to be changed.
+    """
     wanted = name.casefold()
 
-    def distance(own: str) -> tuple[bool, int, str]:
-        return wanted not in own.casefold(), _edits(wanted, own.casefold()), own
+    def distance(known: str) -> tuple[bool, bool, int, str]:
+        folded = known.casefold()
+        return not folded.startswith(wanted), wanted not in folded, _edits(wanted, folded), known
 
     return sorted(set(known), key=distance)[:count]
 

@@ -172,6 +172,8 @@ def picked(output: object, field: Field) -> Tensor:
         ModelError: There is none.
     """
     value = output
+    if isinstance(output, Tensor) and field == 0:
+        field = None  # the first of one
     if isinstance(field, str) and _at(output, field) is None:
         for name in field.split("."):
             value = _at(value, name)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -282,3 +283,14 @@ def describe(
         "std": [float(value) for value in std],  # type: ignore[attr-defined]
         "interpolation": interpolation,
     }
+
+
+def viewed(preprocess: Preprocess, picture: Image.Image) -> Float[np.ndarray, "height width 3"]:
+    """A picture as the model sees it, cut and scaled, 0 ... 1: the preprocessing without its normalisation, which is
+    told from what it makes of black and of white. Of many bands, and of clips, the picture that stands for them.
+    """
+    preprocess = getattr(preprocess, "pictured", preprocess)
+    black, white = (preprocess(Image.new("RGB", picture.size, shade)) for shade in ("black", "white"))
+    seen, span = preprocess(picture) - black, white - black
+    found = torch.where(span.abs() > 1e-6, seen / span, 0.0).expand(3, -1, -1)
+    return found.permute(1, 2, 0).float().cpu().numpy().clip(0, 1)

@@ -18,12 +18,14 @@ from unweave.errors import ArgumentError, DataError
 from unweave.figures import MapRow, maps_figure, save_figure
 from unweave.images import ImageSet, input_of, open_images
 from unweave.models import Model
+from unweave.models.preprocessing import viewed
 from unweave.reproduction.setting import Setting, Subject
 from unweave.store import Store
 from unweave.tasks import Classification, Sides, ablate, choose, debias
 from unweave.tasks.debiasing import Ranking
-from unweave.tasks.heatmaps import Highest, Mapper, as_pixels, viewed
+from unweave.tasks.heatmaps import Highest, as_pixels
 from unweave.tasks.index import Index
+from unweave.tasks.mapper import Mapper
 from unweave.tasks.precision import agreement, precision
 from unweave.tasks.segmentation import EVIDENCE, OURS, measured
 from unweave.tasks.target import Target, toward_classes, toward_texts

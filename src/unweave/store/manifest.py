@@ -36,6 +36,7 @@ IDENTITY = (
     "computed_in",
     "dtype",
     "dim",
+    "regional",
 )
 """What has to agree before rows may stand beside each other."""
 
@@ -46,6 +47,7 @@ class Listing:
 
     Attributes:
         data, split, white, max_pixels: What they were opened as (see `unweave.images.open_images`).
+        regions: The regions of each that rows are of (see `ImageSet.at`); none where each row is a whole image.
         images: How many there are.
         fingerprint: Of their ids and fields.
         first, blocks: The first of the blocks that hold them, and how many those are.
@@ -59,6 +61,7 @@ class Listing:
     blocks: int
     white: float | int | None = None
     max_pixels: int | None = None
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Manifest:
         tolerance: The largest error of a sum that was allowed.
         listings: The images, in the order in which they were added.
         versions: Of the libraries that made it.
+        regional: Whether rows are regions of images, rather than whole images.
         version: Of the format of the store.
     """
 
@@ -102,6 +106,7 @@ class Manifest:
     tolerance: float
     listings: tuple[Listing, ...]
     versions: Mapping[str, str]
+    regional: bool = False
     version: int = VERSION
 
     @property

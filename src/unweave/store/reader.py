@@ -323,7 +323,14 @@ class Store:
             known.attention,
             known.nonlinear,
             tuple(
-                Listed(listing.data, listing.split, listing.fingerprint, listing.white, listing.max_pixels)
+                Listed(
+                    listing.data,
+                    listing.split,
+                    listing.fingerprint,
+                    listing.white,
+                    listing.max_pixels,
+                    listing.regions,
+                )
                 for listing in known.listings
             ),
         )

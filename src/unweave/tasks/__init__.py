@@ -5,9 +5,11 @@ from unweave.tasks.checkpoints import Checkpoint, checkpoint
 from unweave.tasks.choice import Choice, Chosen, choose
 from unweave.tasks.classifier import Classification, Classifier
 from unweave.tasks.debiasing import Debiasing, Ranking, Sides, debias
-from unweave.tasks.heatmaps import Heatmaps, Highest, heatmap
+from unweave.tasks.heatmaps import Highest, heatmap
+from unweave.tasks.maps import Heatmaps
 from unweave.tasks.retrieval import Retrieval, search
-from unweave.tasks.segmentation import Segmentation, segment
+from unweave.tasks.segmentation import segment
+from unweave.tasks.segments import Segmentation
 
 __all__ = [
     "Ablation",

@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unweave.errors import AlignmentError, ArgumentError, ModelError
-from unweave.extraction import pictures
+from unweave.extraction import whole_pictures
 from unweave.images import batches
 from unweave.models import Model
 from unweave.progress import OnProgress, silent
@@ -189,6 +189,6 @@ def _carried(tried: Mapping[int, np.ndarray], before: np.ndarray) -> int | None:
 
 def _inputs(model: Model, view: View, on_images: Callable[[int], None]) -> Iterator[Tensor]:
     """The images of a view, as the model's input."""
-    for ids, images in batches(model, pictures(view), _BATCH, "raise"):
+    for ids, images in batches(model, whole_pictures(view), _BATCH, "raise"):
         yield images.to(model.device, model.dtype)
         on_images(len(ids))
