@@ -21,7 +21,7 @@ from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.names import Names, inside
 from unweave.graph.graph import line_of, operation
-from unweave.structure.labels import cells, lost
+from unweave.structure.places import cells, lost
 
 
 @dataclass(frozen=True)

@@ -365,8 +365,8 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> ModelE
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
-    """The names that are nearest to one: those that begin with it, those that hold it, then all by how many letters have
-    to be changed.
+    """The names that are nearest to one: those that begin with it, those that hold it, then all by how many letters
+    have to be changed.
     """
     wanted = name.casefold()
 

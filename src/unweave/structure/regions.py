@@ -30,7 +30,8 @@ from unweave.graph.graph import Extent, Graph, extents_of, line_of, operation
 from unweave.graph.interpret import applied, interpret, length
 from unweave.operations.regions import pool
 from unweave.operations.table import row
-from unweave.structure.labels import cells, differs, lengths
+from unweave.structure.labels import differs, lengths
+from unweave.structure.places import cells
 from unweave.structure.residual import Paths
 
 aten = torch.ops.aten
