@@ -41,11 +41,13 @@ class Grid:
         height, width: The layer's own token grid.
         cells: For each token, `row * width + column`; `-1 - k` for the k-th prefix (class, register) token; `PADDING`
             for one that only fills a window.
+        times: For each token of a clip, which of its frames, or groups of frames, it comes from; empty for images.
     """
 
     height: int
     width: int
     cells: tuple[int, ...]
+    times: tuple[int, ...] = ()
 
     @property
     def prefix(self) -> int:
@@ -63,6 +65,7 @@ class Component:
         layer: The ordinal of its block in execution order, from 0; None outside the blocks.
         head, token, neuron: The piece of the branch, where the level splits it.
         row, column: The token's cell on the layer's own grid; None for prefix tokens and where there is no token.
+        time: Of a token of a clip, which of its frames, or groups of frames, it comes from.
     """
 
     path: str
@@ -73,6 +76,7 @@ class Component:
     neuron: int | None = None
     row: int | None = None
     column: int | None = None
+    time: int | None = None
 
     def __str__(self) -> str:
         text = f"{self.path}.bias" if self.kind == "bias" and self.path else self.path or self.kind
@@ -85,7 +89,7 @@ class Component:
     @property
     def whole(self) -> Component:
         """What a token is a part of: the same component, summed over its tokens."""
-        return replace(self, token=None, row=None, column=None) if self.token is not None else self
+        return replace(self, token=None, row=None, column=None, time=None) if self.token is not None else self
 
     def as_dict(self) -> dict[str, object]:
         """The fields that are set, ready for JSON, with the rendered name under `name`."""

@@ -37,12 +37,12 @@ def token(row: int, column: int) -> Region:
     """One token of the grid, by its row and column, from 0."""
 
     def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
-        if not (0 <= row < grid.height and 0 <= column < grid.width):
+        if not (row in range(grid.height) and column in range(grid.width)):
             raise ArgumentError(
                 f"There is no token in row {row}, column {column}.",
                 cure=f"use rows 0 to {grid.height - 1} and columns 0 to {grid.width - 1}",
             )
-        return _over_cells(grid, torch.eye(grid.height * grid.width)[row * grid.width + column])
+        return _over_cells(grid, torch.eye(grid.height * grid.width)[int(row * grid.width + column)])
 
     return Region(f"token {row},{column}", weigh)
 
@@ -85,13 +85,23 @@ def mask(inside: np.ndarray | Tensor, name: str = "mask") -> Region:
             gets it, at any resolution.
         name: What to call it.
     """
-    values = torch.as_tensor(np.asarray(inside), dtype=torch.float32)
+    try:
+        values = torch.as_tensor(np.asarray(inside), dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"A {type(inside).__name__} is no mask.", cure="give an array [height, width] from 0 to 1"
+        ) from error
 
     def weigh(grid: Grid, size: tuple[int, int]) -> Tensor:
-        if values.dim() != 2 or not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
+        if values.dim() != 2:
             raise ArgumentError(
-                f"A mask is [height, width] from 0 to 1, not {list(values.shape)}.",
-                cure="give one mask for each region",
+                f"A mask is [height, width], not {list(values.shape)}.", cure="give one mask for each region"
+            )
+        if not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
+            raise ArgumentError(
+                "A mask has values below zero, or none.",
+                where=name,
+                cure="give true and false, or how much from 0 to 1",
             )
         if not float(values.max()) > 0:
             raise ArgumentError("Nothing is inside the mask.", where=name, cure="leave this region out")
@@ -174,11 +184,22 @@ def weights_of(
     Raises:
         ArgumentError: A region lies outside of the image, there are none, or images have different numbers of them.
     """
+    if not isinstance(regions, (str, Region, Sequence)):
+        raise ArgumentError(
+            f"A {type(regions).__name__} is no region.",
+            cure="give regions such as unweave.regions.token(3, 4), or weights of tokens as a torch tensor",
+        )
     listed = [regions] if isinstance(regions, (str, Region)) else list(regions)
     if not listed:
         raise ArgumentError("There are no regions.", cure="give at least one, such as unweave.regions.token(3, 4)")
     same = [region for region in listed if isinstance(region, (str, Region))]
     several = [same] if same else [list(own) for own in listed if not isinstance(own, (str, Region))]
+    odd = next((region for own in several for region in own if not isinstance(region, (str, Region))), None)
+    if odd is not None:
+        raise ArgumentError(
+            f"A {type(odd).__name__} is no region.",
+            cure="give regions such as unweave.regions.token(3, 4), or their names",
+        )
     each = [[named(region) if isinstance(region, str) else region for region in own] for own in several]
     if len(each) not in (1, images) or len({len(own) for own in each}) > 1 or not each[0]:
         raise ArgumentError(

@@ -285,3 +285,36 @@ def test_a_model_without_tokens_says_so() -> None:
 
     with pytest.raises(CaptureError, match="no tokens"):
         unweave.plan(Flat().eval(), torch.randn(2, 3, 8, 8), regions=True)
+
+
+class Projected(nn.Module):
+    """A tower whose tokens are multiplied by a matrix, and given the type of others of another grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.matrix = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.patches(images)
+        coarse = nn.functional.avg_pool2d(fine, 2).flatten(2).transpose(1, 2)
+        return (coarse @ self.matrix).type_as(fine.flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_places_pass_a_matrix_of_weights_and_what_only_lends_its_type() -> None:
+    plan = unweave.plan(Projected().eval(), torch.randn(2, 3, 16, 16), regions=True)
+    assert (plan.grid.height, plan.grid.width) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (regions.mask(-torch.ones(4, 4)), "below zero"),
+        (regions.mask(torch.ones(3, 4, 4)), r"not \[3, 4, 4\]"),
+    ],
+)
+def test_what_is_no_mask_is_refused(given: regions.Region, says: str) -> None:
+    images = torch.randn(2, 3, 16, 16)
+    plan = unweave.plan(Projected().eval(), images, regions=True)
+    with pytest.raises(ArgumentError, match=says):
+        plan.run(images, given)

@@ -328,6 +328,33 @@ def test_arrays_beside_photographs_are_no_images(tmp_path):
     assert open_images(str(tmp_path)).ids == ["b.png"]
 
 
+def test_four_planes_one_after_the_other_are_bands(tmp_path):
+    planes = np.arange(4 * 40 * 50, dtype=np.uint16).reshape(4, 40, 50)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="minisblack", planarconfig="separate")
+    picture = unweave.open_images(tmp_path)[0].read()
+    assert np.array_equal(picture.info["bands"].read(4), np.moveaxis(planes, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"), "pip install imagecodecs"),
+        (ImportError("No module named 'compression'"), "pip install imagecodecs"),
+        (OSError("the file is cut off"), "the file is cut off"),
+    ],
+)
+def test_bands_that_cannot_be_decoded_name_the_file(tmp_path, monkeypatch, error, says):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 50, 3), np.uint16), photometric="rgb")
+    picture = unweave.open_images(tmp_path, white=255)[0]
+
+    def asarray(page):
+        raise error
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    with pytest.raises(DataError, match=rf"a\.tif[\s\S]*{says}|{says}[\s\S]*a\.tif"):
+        picture.read().info["bands"].read(3)
+
+
 def test_without_the_library_a_tiff_says_what_to_install(tmp_path, monkeypatch):
     six(tmp_path / "a.tif")
     there = builtins.__import__

@@ -54,6 +54,20 @@ class Anything(Vit):
         return super().forward(given["pixel_values"])
 
 
+class Record(Vit):
+    """By keyword in, and a mapping out."""
+
+    def forward(self, *, pixel_values: Tensor, return_dict: bool = True) -> dict[str, Tensor]:
+        return {"image_embeds": super().forward(pixel_values)}
+
+
+def compiled_within() -> nn.Module:
+    module = Vit()
+    for number, block in enumerate(module.blocks):
+        module.blocks[number] = torch.compile(block, backend="eager")
+    return module
+
+
 class Optional(Vit):
     def forward(self, picture: Tensor | None = None) -> Tensor:
         return super().forward(picture)
@@ -66,6 +80,8 @@ TAKES: dict[str, Callable[[], nn.Module]] = {
     "keyword": Keyword,
     "anything": Anything,
     "optional": Optional,
+    "record": Record,
+    "compiled within": compiled_within,
     "parallel": lambda: nn.DataParallel(Vit()),
     "compiled": lambda: torch.compile(Vit(), backend="eager"),
     "both": lambda: torch.compile(nn.DataParallel(Vit()), backend="eager"),
@@ -116,6 +132,24 @@ def test_a_forward_that_needs_more_than_images_says_what() -> None:
         with pytest.raises(ModelError, match=r"needs more than images: text[\s\S]+holds the others as buffers"):
             attempt()
     unweave.plan(ready(Alone()), pictures())
+
+
+def test_a_forward_that_takes_anything_asks_for_the_name_of_the_images() -> None:
+    class Named(Vit):
+        def forward(self, **given: Tensor) -> Tensor:
+            return super().forward(given["scan"])
+
+    with pytest.raises(ModelError, match="images="):
+        Model.from_module(ready(Named()), input_size=IMAGE)
+    Model.from_module(ready(Named()), input_size=IMAGE, images="scan")
+
+
+def test_weights_of_types_that_do_not_go_together_are_told_to_be_cast() -> None:
+    module = ready(Vit()).bfloat16()
+    module.blocks[1].float()
+    with pytest.raises(ModelError, match=r"module\.float\(\)"):
+        Model.from_module(module, input_size=IMAGE)
+    Model.from_module(module.float(), input_size=IMAGE)
 
 
 def test_a_forward_that_somebody_put_in_its_place_is_the_one_that_is_read() -> None:

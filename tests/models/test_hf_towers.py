@@ -247,3 +247,54 @@ def test_a_model_that_needs_more_than_images_is_refused_with_what_it_needs(tmp_p
     saved(tmp_path, "SegGptForImageSegmentation", "SegGptConfig", options)
     with pytest.raises(unweave.errors.ModelError, match=r"(?s)prompt_pixel_values.*Model\.from_module"):
         load_model(f"hf/{tmp_path}")
+
+
+def test_a_model_that_has_not_all_of_its_side_of_images_gives_its_tower(tmp_path):
+    module = saved(tmp_path, "BlipForConditionalGeneration", "BlipConfig", {"vision_config": VIT, "text_config": TEXT})
+    model = load_model(f"hf/{tmp_path}")
+    images = model.example(2)
+    with torch.no_grad():
+        torch.testing.assert_close(model.readout(images), module.vision_model(images).pooler_output)
+    assert any("the image tower alone" in note for note in model.notes)
+
+
+def test_a_side_of_images_that_reads_text_gives_its_tower(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    former = {**sizes, "intermediate_size": 32, "encoder_hidden_size": 32}
+    text = {"model_type": "opt", **sizes, "ffn_dim": 32, "word_embed_proj_dim": 32}
+    options = {"vision_config": VIT, "qformer_config": former, "text_config": text, "num_query_tokens": 4}
+    module = saved(tmp_path, "InstructBlipForConditionalGeneration", "InstructBlipConfig", options)
+    model = load_model(f"hf/{tmp_path}")
+    images = model.example(2)
+    with torch.no_grad():
+        torch.testing.assert_close(model.readout(images), module.vision_model(images).pooler_output)
+
+
+def test_clips_meet_texts_as_images_do(tmp_path):
+    mit = {"mit_hidden_size": 32, "mit_intermediate_size": 32, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2}
+    options = {"vision_config": {**VIT, "num_frames": 2, **mit}, "text_config": TEXT, "projection_dim": 32}
+    module = saved(tmp_path, "XCLIPModel", "XCLIPConfig", options)
+    model = load_model(f"hf/{tmp_path}")
+    clips = model.example(2)
+    assert clips.shape == (2, 2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.readout(clips), module.get_video_features(clips).pooler_output)
+
+
+def test_a_vector_is_not_said_to_be_a_mean(tmp_path):
+    saved(tmp_path, "SiglipModel", "SiglipConfig", {"vision_config": VIT, "text_config": TEXT})
+    assert not any("mean" in note for note in load_model(f"hf/{tmp_path}").notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "prefix"), [("VideoMAEModel", "VideoMAEConfig", 0), ("VivitModel", "VivitConfig", 1)]
+)
+def test_tokens_of_clips_have_time_row_and_column(name, config, prefix, tmp_path):
+    tubelet = 2 if name.startswith("VideoMAE") else [2, 8, 8]
+    saved(tmp_path, name, config, {**VIT, "num_frames": 4, "tubelet_size": tubelet})
+    plan = unweave.plan(load_model(f"hf/{tmp_path}"), level="token")
+    tokens = [part for part in plan.components if part.head == 0 and part.layer == 0]
+    places = [(part.time, part.row, part.column) for part in tokens]
+    assert places[:prefix] == [(None, None, None)] * prefix
+    assert places[prefix:] == [(time, row, column) for time in range(2) for row in range(4) for column in range(4)]
+    assert tokens[-1].whole.time is None

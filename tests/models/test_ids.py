@@ -57,6 +57,41 @@ def test_a_folder_of_timm_has_its_classes_and_its_size(in_timm):
     assert drawn.module.num_classes == 7 and drawn.weights_hash != model.weights_hash
 
 
+def test_transformers_reads_the_folder_that_timm_wrote_at_the_size_it_was_built_for(in_timm):
+    pytest.importorskip("transformers")
+    folder, module = in_timm
+    model = load_model(f"hf/{folder}")
+    assert model.input_size == (3, 96, 96) and model.preprocess(Image.new("RGB", (90, 70))).shape == (3, 96, 96)
+    images = model.example(2)
+    with torch.no_grad():
+        torch.testing.assert_close(model.classifier(model.readout(images)), module(images))
+
+
+def test_a_folder_of_timm_whose_weights_are_of_another_size_says_both(in_timm):
+    pytest.importorskip("transformers")
+    folder, _ = in_timm
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["img_size"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"pos_embed \(\[1, 37, 64\] in the file, \[1, 17, 64\] here\)"):
+        load_model(f"hf/{folder}")
+
+
+@pytest.mark.parametrize(
+    ("id", "hint"),
+    [
+        ("facebook/dinov2-base", "`hf/facebook/dinov2-base`"),
+        ("hf-hub:timm/some", "`timm/hf-hub:timm/some` or `open_clip/hf-hub:timm/some`"),
+        ("tim/resnet18", "`timm/resnet18`"),
+        ("resnet18", "`timm/resnet18`"),
+        ("", "timm/vit_base_patch16_224.dino"),
+    ],
+)
+def test_an_id_without_a_library_is_told_which(id, hint):
+    with pytest.raises(ModelError, match=f"an id such as {hint}$"):
+        load_model(id)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -28,7 +28,8 @@ from unweave.decomposition.walk import walk
 from unweave.graph.export import capture
 from unweave.graph.graph import Graph, arguments, operation
 from unweave.operations.table import TABLE, Row
-from unweave.structure.labels import FILLED, OTHER, cells, lengths, moved, sent
+from unweave.structure.labels import FILLED, OTHER, lengths, moved, sent
+from unweave.structure.places import cells
 from unweave.structure.residual import Paths
 from unweave.surgery.outlets import known, outlets
 

@@ -110,7 +110,8 @@ Representation: TypeAlias = Annotated[
 Pool: TypeAlias = Annotated[
     Literal["mean", "class"] | None,
     typer.Option(
-        help="How tokens become one vector: their mean, or the first of them; the model's own way if not given.",
+        help="How tokens become one vector: the mean of those of the image, or the class token; the model's own way if "
+        "not given.",
         rich_help_panel=_HOW,
     ),
 ]

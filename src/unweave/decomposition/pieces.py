@@ -21,7 +21,7 @@ from unweave.components import Component, Grid, Kind, Level
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.names import Names, inside
 from unweave.graph.graph import line_of, operation
-from unweave.structure.labels import cells, lost
+from unweave.structure.places import cells, lost
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class _Pieces:
             for term, (heads, tokens) in zip(site.terms, kept, strict=True)
         ]
         heads, tokens = kept[0]
-        places = self._token_places(site, site.terms[0], tokens, path) if tokens else [(None, None, None)]
+        places = self._token_places(site, site.terms[0], tokens, path) if tokens else [(None, None, None, None)]
         layered = self.level == "layer"
         components = tuple(
             Component(
@@ -240,15 +240,16 @@ class _Pieces:
                 None,
                 row,
                 column,
+                time,
             )
-            for head, (token, row, column) in product(range(size_of(heads)), places)
+            for head, (token, row, column, time) in product(range(size_of(heads)), places)
         )
         return Piece(components, tuple(readings), branch, order, _common(readings))
 
     def _token_places(
         self, site: Site, term: Term, tokens: Indices, path: str
-    ) -> list[tuple[int | None, int | None, int | None]]:
-        """For each token entry: its number in the layer's own sequence, and its cell on the layer's grid."""
+    ) -> list[tuple[int | None, int | None, int | None, int | None]]:
+        """For each token entry: its number in the layer's own sequence, its cell on the layer's grid, and its time."""
         assert isinstance(site.source, fx.Node)
         numbers = _numbers(term, tokens)
         channels = [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel]
@@ -258,11 +259,14 @@ class _Pieces:
         else:
             node = lost(self.graph, site.source)
             self.unplaced[path] = f"{operation(node)} in {self.graph.module(node) or 'the model'} ({line_of(node)})"
-        places: list[tuple[int | None, int | None, int | None]] = []
+        places: list[tuple[int | None, int | None, int | None, int | None]] = []
         for number in numbers:
             cell = grid.cells[number] if grid is not None and number < len(grid.cells) else -1
-            known = grid is not None and cell >= 0
-            places.append((number, cell // grid.width, cell % grid.width) if known and grid else (number, None, None))
+            if grid is None or cell < 0:
+                places.append((number, None, None, None))
+            else:
+                time = grid.times[number] if grid.times else None
+                places.append((number, cell // grid.width, cell % grid.width, time))
         return places
 
     def _sources(
@@ -299,7 +303,7 @@ class _Pieces:
                 if self.level == "token":
                     places = self._token_places(only, *terms[0], path)
                     components = tuple(
-                        Component(path, kind, layer, None, token, None, row, column) for token, row, column in places
+                        Component(path, kind, layer, None, token, None, *place) for token, *place in places
                     )
                 else:
                     neurons = range(size_of(kept[0]))

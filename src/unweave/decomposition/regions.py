@@ -30,7 +30,7 @@ from unweave.graph.graph import Graph, line_of, operation
 from unweave.graph.precision import exact
 from unweave.regions import Region, tokens, weights_of
 from unweave.results import Shown
-from unweave.structure.labels import lost
+from unweave.structure.places import lost
 from unweave.structure.regions import Tokens, regional, tokens_of
 
 Regions: TypeAlias = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ class _Wrapper(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.export's warnings, and without what it logs of a failure that an error tells anyway."""
+    """Without torch.export's warnings, and without what it logs and prints of a failure that an error tells anyway."""
     logger = logging.getLogger(GuardOnDataDependentSymNode.__module__)
 
     def serious(record: logging.LogRecord) -> bool:
@@ -189,8 +190,7 @@ def _quiet() -> Iterator[None]:
 
     logger.addFilter(serious)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             yield
     finally:
         logger.removeFilter(serious)

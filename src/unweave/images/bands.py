@@ -50,8 +50,20 @@ class Bands:
 
     @property
     def values(self) -> np.ndarray:
-        """The numbers as the file holds them."""
-        return self._values() if callable(self._values) else self._values
+        """The numbers as the file holds them.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        return self._of(self._values) if callable(self._values) else self._values
+
+    def _of(self, read: Callable[[], np.ndarray]) -> np.ndarray:
+        try:
+            return read()
+        except DataError as error:
+            raise DataError(error.what, where=self._name, cure=error.cure) from error
+        except Exception as error:  # whatever the library trips over
+            raise DataError(f"The bands cannot be decoded: {error}.", where=self._name) from error
 
     def read(self, count: int) -> np.ndarray:
         """The numbers, `[height, width, band]`.
@@ -70,7 +82,7 @@ class Bands:
         if not found and self._either and values.shape[0] == count:
             found = [np.moveaxis(values, 0, -1)]
         if not found and self._pages is not None:
-            pages = self._pages()
+            pages = self._of(self._pages)
             found, values = ([pages] if pages.shape[-1] == count else []), pages
         if not found:
             raise self._other(values.shape, count)
@@ -144,7 +156,15 @@ def tiff(source: File, *, limit: float, pages: bool = False) -> np.ndarray:
         within(first.imagewidth, first.imagelength, limit, bands=first.samplesperpixel * len(whole))
         if first.axes not in ("YX", "YXS", "SYX"):
             raise ValueError(f"its axes are {first.axes}, not rows, columns and bands")
-        values = np.stack([page.asarray() for page in whole], -1) if len(whole) > 1 else first.asarray()
+        try:
+            values = np.stack([page.asarray() for page in whole], -1) if len(whole) > 1 else first.asarray()
+        except (KeyError, ValueError, ImportError) as error:
+            if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
+                raise
+            raise DataError(
+                f"The TIFF is compressed ({first.compression.name}), which needs a library.",
+                cure="pip install imagecodecs",
+            ) from error
         turn = first.tags.get(_ORIENTATION)
     values = np.moveaxis(values, 0, -1) if first.axes == "SYX" else values
     return upright(values, 1 if turn is None else int(turn.value))

@@ -105,7 +105,13 @@ class _Decoding:
             return self.of_array(tiff(self.source, limit=self.limit))
         with image:
             within(*image.size, self.limit)
-            image.load()
+            try:
+                image.load()
+            # Pillow opens TIFFs of many bands that lie one after the other, and only then finds that it cannot.
+            except Exception:
+                if image.format != "TIFF" or int(image.tag_v2.get(277, 1)) < 4:  # type: ignore[attr-defined]
+                    raise
+                return self.of_array(tiff(self.source, limit=self.limit))
             return self.of_image(image)
 
     def opened(self) -> Image.Image:

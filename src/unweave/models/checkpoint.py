@@ -14,16 +14,17 @@ lies above it may differ. Everything that was done is said.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from unweave.errors import ArgumentError, ModelError
+from unweave.models.heads import fit_head, heads, top
 from unweave.models.tables import Tables, read_tables
 
 State = dict[str, Tensor]
@@ -31,7 +32,7 @@ State = dict[str, Tensor]
 Convert = Callable[[State, nn.Module], State]
 """A library's own way to make a state dict fit a module of its own: names of other code, positions of another size."""
 
-_AVERAGED = ("ema", "average", "avg", "swa", "shadow", "momentum", "student")
+_AVERAGED = ("ema", "average", "avg", "swa", "shadow", "momentum", "encoder_k", "student")
 """What names of a table or a prefix say where it is the second choice: a running average, or who learns from one."""
 
 
@@ -106,8 +107,10 @@ def load_checkpoint(
         ArgumentError: Nothing in the file is called by the key.
         ModelError: The file cannot be read, or does not fit: what is missing, unexpected and differently shaped.
     """
-    tables, wanted = read_tables(path), module.state_dict()
-    place, others = _chosen(tables, module, tower, key, str(path))
+    wanted = module.state_dict()
+    of_file = read_tables(path)
+    tables = {name: _joined(table, wanted) for name, table in of_file.items()}
+    place, others = _chosen(tables, module, tower, key, str(path), needed)
     table = tables[place.table]
     given = {
         place.root + name[len(place.prefix) :]: tensor
@@ -115,13 +118,15 @@ def load_checkpoint(
         if name.startswith(place.prefix)
     }
     notes = _about_the_place(place, others, table)
+    if table is not of_file[place.table]:
+        notes.append("The numbers of chunks of blocks are taken out of the names.")
     state = given
     if convert is not None:
         state = _converted(given, module, convert, tower)
         notes += _about_conversion(given, state, wanted)
     if state.keys() != wanted.keys() or not _fits(state, wanted, tower):
         required = frozenset(wanted) if needed is None else needed()
-        notes += _fit_head(module, state, required, tower)
+        notes += fit_head(module, state, required, tower)
         wanted = module.state_dict()
         _check(state, module, required, tower, str(path))
         notes += _about_the_rest(state, wanted, required)
@@ -134,9 +139,39 @@ def load_checkpoint(
 # --- where the weights are
 
 
-def _chosen(tables: Tables, module: nn.Module, tower: str, key: str | None, where: str) -> tuple[_Place, list[_Place]]:
+_CHUNK = re.compile(r"\.\d+\.(?=\d+\.)")
+"""Between the name of a list and the number of a part in it: the number of a chunk, as sharded training names parts."""
+
+
+def _joined(table: State, wanted: Mapping[str, Tensor]) -> State:
+    """A table whose lists of parts are not cut into chunks; as it is, where that has not more of the wanted names."""
+    joined = {_CHUNK.sub(".", name): tensor for name, tensor in table.items()}
+    if len(joined) < len(table) or joined.keys() == table.keys():
+        return table
+
+    def known(names: Iterable[str]) -> int:
+        ends = (name[start:] for name in names for start in (0, *_starts(name)))
+        return sum(end in wanted for end in ends)
+
+    return joined if known(joined) > known(table) else table
+
+
+def _starts(name: str) -> list[int]:
+    """Where the segments of a name begin, but for the first."""
+    return [at + 1 for at, letter in enumerate(name) if letter == "."]
+
+
+def _chosen(
+    tables: Tables,
+    module: nn.Module,
+    tower: str,
+    key: str | None,
+    where: str,
+    needed: Callable[[], frozenset[str]] | None,
+) -> tuple[_Place, list[_Place]]:
     """The place that fits best, and the others that fit as well."""
-    places = sorted(_places(tables, module, tower), key=lambda place: (-place.fitting, -place.named, place.averaged))
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items() if name.startswith(tower)}
+    places = sorted(_places(tables, wanted), key=lambda place: (-place.fitting, -place.named, place.averaged))
     if key is not None:
         asked = [word for word in key.split(".") if word]
         among = [place for place in places if _holds(place.words, asked)]
@@ -157,18 +192,27 @@ def _chosen(tables: Tables, module: nn.Module, tower: str, key: str | None, wher
             cure="choose the model id that the checkpoint was saved from, or convert its names",
         )
     best = places[0]
-    return best, [own for own in places[1:] if own.root == best.root and own.fitting == best.fitting]
+    rivals = [own for own in places if own.root == best.root and 10 * own.fitting > 9 * best.fitting]
+    if len(rivals) > 1 and needed is not None:  # a head, that one has and another has not, does not decide
+        required = needed()
+        counts = {
+            (own.table, own.prefix, own.root): own.fitting
+            for own in _places(tables, {name: shape for name, shape in wanted.items() if name in required})
+        }
+        rivals = [replace(own, fitting=counts.get((own.table, own.prefix, own.root), 0)) for own in rivals]
+        rivals.sort(key=lambda own: (-own.fitting, own.averaged))
+    best = rivals[0]
+    return best, [own for own in rivals[1:] if own.fitting == best.fitting]
 
 
-def _places(tables: Tables, module: nn.Module, tower: str) -> list[_Place]:
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items() if name.startswith(tower)}
+def _places(tables: Tables, wanted: Mapping[str, torch.Size]) -> list[_Place]:
     found: list[_Place] = []
     for root in _roots(wanted):
         shapes = {name[len(root) :]: shape for name, shape in wanted.items() if name.startswith(root)}
         for table, tensors in tables.items():
             fitting, named = Counter[str](), Counter[str]()
             for name, tensor in tensors.items():
-                for start in [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]:
+                for start in (0, *_starts(name)):
                     shape = shapes.get(name[start:])
                     if shape is not None:
                         named[name[:start]] += 1
@@ -249,36 +293,6 @@ def _about_conversion(given: State, state: State, wanted: Mapping[str, Tensor]) 
     return notes
 
 
-def _fit_head(module: nn.Module, state: State, required: frozenset[str], tower: str) -> list[str]:
-    """Give the classifier as many classes as the checkpoint has."""
-    part, notes = module.get_submodule(tower.rstrip(".")), list[str]()
-    for path in _heads(module, required, tower):
-        head, weight = module.get_submodule(path), state.get(f"{path}.weight")
-        if weight is None or weight.ndim not in (2, 4) or weight.shape == getattr(head, "weight", weight[:0]).shape:
-            continue
-        reset: Any = getattr(part, "reset_classifier", None)
-        if callable(reset):
-            reset(len(weight))
-        elif isinstance(head, nn.Linear):
-            new = nn.Linear(head.in_features, len(weight), bias=head.bias is not None)
-            module.set_submodule(path, new.to(head.weight))
-        else:
-            continue
-        notes.append(f"The classifier has {len(weight):,} classes, as in the file.")
-    module.eval()
-    return list(dict.fromkeys(notes))
-
-
-def _heads(module: nn.Module, required: frozenset[str], tower: str) -> list[str]:
-    """The paths of what the representation does not need: by the module's word, and what holds nothing required."""
-    ask = getattr(module.get_submodule(tower.rstrip(".")), "get_classifier", None)
-    named = ask() if callable(ask) else None
-    named = named if isinstance(named, (tuple, list)) else [named]
-    paths = [path for path, part in module.named_modules() if path and any(part is head for head in named)]
-    paths += [name.rpartition(".")[0] for name in module.state_dict() if name not in required]
-    return [path for path in dict.fromkeys(paths) if path.startswith(tower)]
-
-
 # --- what fits, and what does not
 
 
@@ -291,7 +305,8 @@ def _check(state: State, module: nn.Module, required: frozenset[str], tower: str
         for name in sorted(required)
         if name in state and name in wanted and name not in made and state[name].shape != wanted[name].shape
     ]
-    unexpected = sorted(name for name in state if name not in wanted and _is_among(name, module, required, tower))
+    over = [name for name in state if name not in wanted]
+    unexpected = sorted(name for name in over if _is_among(name, over, module, required, tower))
     misfits = [("missing", missing), ("unexpected", unexpected), ("differently shaped", shapes)]
     if any(names for _, names in misfits):
         listed = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits if names)
@@ -300,15 +315,18 @@ def _check(state: State, module: nn.Module, required: frozenset[str], tower: str
         )
 
 
-def _is_among(name: str, module: nn.Module, required: frozenset[str], tower: str) -> bool:
+def _is_among(name: str, over: Collection[str], module: nn.Module, required: frozenset[str], tower: str) -> bool:
     """Whether an unexpected tensor lies among those that the representation needs.
 
     A part of its own beside them is above them, or of something else (a decoder, a projector). What lies deeper, or
     where the module has a part without weights, or one more of a list of parts, is of another model. So is a tensor
-    that is no part's, such as registers, unless it is what masked patches are replaced by, or a temperature.
+    that is no part's, such as registers, unless it is what masked patches are replaced by, or a temperature, or goes by
+    its name with such a part (`decoder_pos_embed` with `decoder_blocks`). What a profiler counts is no weight.
     """
-    heads = _heads(module, required, tower)
-    if not name.startswith(tower) or any(name.startswith(f"{head}.") for head in heads):
+    tops = [top(head, required) for head in heads(module, required, tower)]
+    if not name.startswith(tower) or any(name.startswith(f"{head}.") for head in tops):
+        return False
+    if name.rpartition(".")[2] in _COUNTED:
         return False
     parts, words, depth = dict(module.named_modules()), name.split("."), 0
     while depth < len(words) - 1 and ".".join(words[: depth + 1]) in parts:
@@ -317,8 +335,15 @@ def _is_among(name: str, module: nn.Module, required: frozenset[str], tower: str
     if known not in _roots(required):
         return True
     if depth == len(words) - 1:
-        return not (words[-1].startswith("mask") or "logit" in words[-1])
+        first = f"{known}{words[-1].partition('_')[0]}_"
+        goes = any(own.startswith(first) and "." in own[len(known) :] for own in over)
+        goes &= not any(own.startswith(first) for own in required)
+        return not (goes or words[-1].startswith("mask") or "logit" in words[-1])
     return words[depth].isdigit()
+
+
+_COUNTED = ("total_ops", "total_params")
+"""What thop leaves in the modules that it counts the operations of."""
 
 
 def _cure(missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]) -> str:
@@ -328,7 +353,10 @@ def _cure(missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[st
         return "give the image size that the checkpoint was trained at (`image_size`)"
     if missing and not unexpected and not shapes:
         return "save all of the model's state dict, or choose the model id that the checkpoint was saved from"
-    return "choose the model id that the checkpoint was saved from, and its image size"
+    return (
+        "choose the model id that the checkpoint was saved from, and its image size; "
+        "or build that model in Python, load the file there, and give it to `Model.from_module`"
+    )
 
 
 def _check_tensors(state: State, wanted: Mapping[str, Tensor], where: str) -> None:

@@ -8,7 +8,7 @@ where the representation is) happens once, in `load_model`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module, metadata
@@ -114,12 +114,14 @@ class Request:
         name: The library's own name.
         pretrained: Fetch the library's weights; otherwise only build the architecture.
         image_size: Height and width in pixels, one number where they are the same; None for the model's own.
+        bare: Whether tokens, or another output than the model's own, are asked for.
     """
 
     id: str
     name: str
     pretrained: bool
     image_size: int | tuple[int, int] | None = None
+    bare: bool = False
 
     @property
     def lengths(self) -> tuple[int, int] | None:
@@ -155,7 +157,7 @@ class Source:
         unpool: Makes the tower return tokens, or a map, in place of what it pools of them; gives their field or index.
         convert: The library's own conversion of a checkpoint to the module, positions of another image size included.
         heads: Paths in the tower of its classifiers, where it has several and does not name them.
-        missing: Weights that the library did not find, and drew by chance.
+        missing: Weights that the library did not find, and drew by chance; with the shapes, where it is for them.
         notes: What was assumed, taken off or left out, each a sentence.
     """
 
@@ -169,7 +171,7 @@ class Source:
     unpool: Callable[[nn.Module], str | int | None] | None = None
     convert: Convert | None = None
     heads: tuple[str, ...] = ()
-    missing: frozenset[str] = frozenset()
+    missing: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -220,7 +222,8 @@ def load_model(
 def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) -> Model:
     id = loading.id
     library, name = _resolve(id)
-    request = Request(id, name, not loading.random_weights and loading.checkpoint is None, loading.image_size)
+    pretrained, bare = not loading.random_weights and loading.checkpoint is None, loading.representation is not None
+    request = Request(id, name, pretrained, loading.image_size, bare or loading.pool is not None)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
         torch.default_generator.manual_seed(loading.seed)
@@ -231,7 +234,7 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
     absent = source.missing
     if loading.checkpoint is not None:
         loaded = _from_checkpoint(source, loading)
-        notes, absent = notes + loaded.notes, loaded.missing
+        notes, absent = notes + loaded.notes, dict.fromkeys(loaded.missing, "")
         if isinstance(loading.image_size, tuple) and not any("resampled" in note for note in notes):
             size = " x ".join(map(str, loading.image_size))
             notes += (f"The file's positions are taken for those of {size} pixels.",)
@@ -252,11 +255,15 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         source = replace(source, representation=source.unpool(tower))
     parts = _split(source, loading, loading.pool)
     drawn = _drawn(parts.body, source.module, absent)
-    if drawn:
+    if drawn and _matter(drawn, parts.body, example_for(parts.body, source.input_size, 1)):
+        first = next(iter(drawn))
+        shapes = f" ({drawn[first]})" if drawn[first] else ""
         raise ModelError(
-            f"{len(drawn)} weights are missing from the file, such as {drawn[0]}.",
+            f"{len(drawn)} weights are missing from the file{', or of another shape there' if shapes else ''}, such as "
+            f"{first}{shapes}.",
             where=id,
-            cure="use the configuration that the weights were saved with, or `random_weights`",
+            cure="use the configuration that the weights were saved with, or `random_weights`; or, where another "
+            "output does without them, read that one (`representation`)",
         )
     preprocess, preprocessing = fitted(source.preprocess, source.preprocessing, source.input_size[-3])
     classifier = parts.classifier
@@ -303,10 +310,24 @@ def _from_checkpoint(source: Source, loading: Loading) -> Loaded:
     )
 
 
-def _drawn(part: nn.Module, module: nn.Module, missing: frozenset[str]) -> list[str]:
-    """The weights of a part of a module that the module has by chance."""
-    drawn = {id(weight) for name, weight in module.named_parameters() if name in missing}
-    return [name for name, weight in part.named_parameters() if id(weight) in drawn]
+def _drawn(part: nn.Module, module: nn.Module, missing: Mapping[str, str]) -> dict[str, str]:
+    """The weights of a part of a module that the module has by chance, by their names in the part."""
+    drawn = {id(weight): missing[name] for name, weight in module.named_parameters() if name in missing}
+    return {name: drawn[id(weight)] for name, weight in part.named_parameters() if id(weight) in drawn}
+
+
+@torch.no_grad()
+def _matter(names: Iterable[str], body: nn.Module, images: torch.Tensor) -> bool:
+    """Whether any of these weights has to do with the representation: where they are NaN, so is it."""
+    weights = [body.get_parameter(name) for name in names]
+    kept = [weight.clone() for weight in weights]
+    try:
+        for weight in weights:
+            weight.fill_(torch.nan)
+        return not bool(body(images).isfinite().all())
+    finally:
+        for weight, own in zip(weights, kept, strict=True):
+            weight.copy_(own)
 
 
 def _path(source: Source) -> str:
@@ -376,10 +397,14 @@ def _resolve(id: str) -> tuple[Library, str]:
     prefix, _, name = id.partition("/")
     if prefix not in LIBRARIES:
         near, hint = nearest(prefix, LIBRARIES, 1)[0], LIBRARIES["timm"].example
-        if not name:
+        if id.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+            hint = f"`timm/{id}` or `open_clip/{id}`"
+        elif prefix and not name:
             hint = f"`timm/{id}`"
-        elif _edits(prefix, near) <= 3:
+        elif prefix and _edits(prefix, near) <= 3:
             hint = f"`{near}/{name}`"
+        elif prefix and "/" not in name and ":" not in prefix:
+            hint = f"`hf/{id}`"
         raise ModelError(
             f"The model id {id!r} does not begin with a library ({', '.join(LIBRARIES)}).", cure=f"an id such as {hint}"
         )

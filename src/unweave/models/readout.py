@@ -90,6 +90,14 @@ def twin(module: nn.Module) -> nn.Module:
         ) from error
 
 
+def _uncompile(body: nn.Module) -> None:
+    """Puts what was compiled in the place of what `torch.compile` wrapped around it; it computes the same."""
+    for parent in list(body.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and "_orig_mod" in child._modules:
+                setattr(parent, name, unwrapped(child))
+
+
 @torch.no_grad()
 def split(
     module: nn.Module,
@@ -132,6 +140,7 @@ def split(
         "returns": returns,
     }
     Original(module, body, partial(_again, size=tuple(example.shape), options=options))
+    _uncompile(body)
     if argument is not None:
         _call_with(body, _reader(argument))
     asked = _own_heads(body) if heads is not None and not heads else []
@@ -199,7 +208,8 @@ def whole(module: nn.Module, example: Tensor) -> Readout:
     """
     module = unwrapped(module)
     check_supported(module)
-    if image_argument(module) is None:
+    compiled = any("_orig_mod" in part._modules for part in module.modules())
+    if image_argument(module) is None and not compiled:
         try:
             output = output_of(module, varied(example))
         except Exception:  # which capture explains, with the line
@@ -246,8 +256,17 @@ def _running(module: nn.Module, example: Tensor) -> Iterator[None]:
         raise ModelError(
             f"The model does not run on images of {size}: {first_line(error)}",
             where=", ".join(filter(None, (type(module).__qualname__, user_line(error)))),
-            cure="give the size it was made for (`image_size`, `input_size`), or a module that takes images alone",
+            cure=_cure(module),
         ) from error
+
+
+def _cure(module: nn.Module) -> str:
+    cures = ["give the size it was made for (`image_size`, `input_size`)", "give a module that takes images alone"]
+    if len({weight.dtype for weight in module.parameters() if weight.is_floating_point()}) > 1:
+        cures.insert(0, "cast its weights to one type (`module.float()`)")
+    if image_argument(module) is not None:
+        cures.insert(0, "name the argument that takes the images (`images=`)")
+    return ", or ".join(cures)
 
 
 # --- which submodules are the classifier
@@ -375,9 +394,8 @@ _FORWARD = "unweave_forward"
 
 def _call_with(body: nn.Module, read: _Read) -> None:
     # A bound method, not a closure: a deep copy of the twin (to float64, say) then calls the copy.
-    kept = vars(body).pop("forward", None)
-    if kept is not None and _FORWARD not in vars(body):
-        vars(body)[_FORWARD] = kept  # what somebody put in the place of the class's own
+    # What somebody put in the place of the class's own; the second time it is ours.
+    vars(body).setdefault(_FORWARD, vars(body).pop("forward", None))
     body.forward = types.MethodType(read, body)
 
 
@@ -388,7 +406,7 @@ def _pre_logits(self: Any, images: Tensor) -> Tensor:
 def _reader(argument: str | None, own: Reading = Reading()) -> _Read:  # noqa: B008
     """A forward that takes images alone, and returns what is read of the module's own."""
 
-    def read(self: nn.Module, images: Tensor) -> Tensor:
+    def read(self: nn.Module, images: Tensor) -> Any:  # whatever the module returns, where it is all of it
         forward = vars(self).get(_FORWARD) or types.MethodType(type(self).forward, self)
         output = forward(images) if argument is None else forward(**{argument: images})
         return output if own.plain else own(output)

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ class _Settings:
     def __init__(self, *args: object, **options: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
+
+
+def _mapping(*_: object) -> dict[Any, Any]:
+    """Stands in the place of a mapping that torch does not fill."""
+    return {}
 
 
 def _harmless() -> list[Any]:
@@ -76,6 +82,8 @@ def _harmless() -> list[Any]:
         )
     ]
     return [
+        *(bool, int, float, str, list, dict, slice, datetime, timedelta),
+        (_mapping, "collections.defaultdict"),
         argparse.Namespace,
         types.SimpleNamespace,
         *numpy,

@@ -41,7 +41,7 @@ def load(request: Request) -> Source:
             if folder is None:
                 raise
             raise ModelError(
-                f"timm cannot load the model: {first_line(error)}",
+                f"timm cannot load the model: {' '.join(str(error).split())[:300] or type(error).__name__}",
                 where=request.id,
                 cure="use a folder with the config.json and the weights that timm's `save_for_hf` writes",
             ) from error

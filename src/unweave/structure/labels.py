@@ -1,4 +1,4 @@
-"""Labels sent through a graph in place of values: where the tokens of a layer lie in the image, and where entries go.
+"""Labels sent through a graph in place of values: where entries go, and what are channels and what are positions.
 
 An operation that only moves entries is run on labels as it is on values (views, permutations, window partitions,
 rolls, concatenations), so nothing is assumed about layouts. What else is known of an operation stands in its row: one
@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 
-from unweave.components import PADDING, Grid
 from unweave.graph.graph import Graph, arguments, extents_of
 from unweave.graph.interpret import length
 from unweave.operations.table import row
@@ -113,138 +111,6 @@ def sent(
         else:
             readers.append(node)
     return {node: labels.long() for node, labels in reached.items()}, readers
-
-
-# -- places in the image -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Places:
-    """For every entry of a node (of one image) the number of its place on a grid of this size, counted from one."""
-
-    numbers: Tensor
-    height: int
-    width: int
-
-
-_placed: WeakKeyDictionary[Graph, dict[fx.Node, _Places | None]] = WeakKeyDictionary()
-
-
-def cells(graph: Graph, node: fx.Node, channels: Sequence[int]) -> Grid | None:
-    """The grid that the positions of a node lie on.
-
-    Args:
-        graph: The captured model.
-        node: A node with token axes.
-        channels: Its axes that are not positions (beside the images).
-
-    Returns:
-        The grid, with one cell for each flat position (axes in order), or None where it cannot be told.
-    """
-    places = _places(graph, node)
-    if places is None:
-        return None
-    index = tuple(
-        0 if dim in channels or (extent.batch and extent.size == 1) else slice(None)
-        for dim, extent in enumerate(extents_of(node))
-    )
-    numbers, prefix = [], 0
-    for number in places.numbers[index].flatten().long().tolist():
-        prefix += number == OTHER
-        numbers.append(number - 1 if number > 0 else PADDING if number == FILLED else -prefix)
-    return Grid(places.height, places.width, tuple(numbers)) if max(numbers, default=-1) >= 0 else None
-
-
-def lost(graph: Graph, node: fx.Node) -> fx.Node:
-    """Where it can no longer be told where the entries of a node without a grid lie in the image."""
-    placed = _placed.setdefault(graph, {})
-    while (origins := _origins(graph, node)) and not any(placed.get(source) for source in origins):
-        node = origins[0]
-    return node
-
-
-def _places(graph: Graph, node: fx.Node) -> _Places | None:
-    """Numbers the entries of a node, and of what they come from, without recursion (graphs are deep)."""
-    placed = _placed.setdefault(graph, {})
-    stack = [node]
-    while stack:
-        current = stack[-1]
-        missing = [source for source in _origins(graph, current) if source not in placed]
-        if current in placed or not missing:
-            stack.pop()
-            if current not in placed:
-                try:
-                    placed[current] = _numbered(graph, current, placed)
-                except (RuntimeError, IndexError, TypeError, ValueError):  # an operation that takes no such numbers
-                    placed[current] = None
-        stack += [] if current in placed else missing
-    return placed[node]
-
-
-def _origins(graph: Graph, node: fx.Node) -> list[fx.Node]:
-    """The inputs whose places the node's places follow: of several the one that is computed first (the trunk of a sum,
-    the queries of an attention).
-    """
-    known = row(node)
-    inputs = [source for source in node.all_input_nodes if graph.image_dependent(source)]
-    if known.moves:
-        return inputs
-    if known.attends:
-        return [arguments(node)[known.attends[0]]]
-    if known.mixes in ("window", "grid", "last") or known.norm:
-        return inputs[:1]
-    return [min(inputs, key=graph.order.__getitem__)] if known.elementwise and inputs else []
-
-
-def _numbered(graph: Graph, node: fx.Node, placed: Mapping[fx.Node, _Places | None]) -> _Places | None:
-    if not isinstance(node.meta.get("val"), Tensor):
-        return None
-    known, shape = row(node), lengths(node, 1)
-    located = [placed[source] for source in _origins(graph, node) if placed.get(source) is not None]
-    before = located[0] if located else None
-    if before is not None and known.mixes in ("window", "grid") and _patchwise(before, shape):
-        merged = _merged(_Places(before.numbers.flatten(1), before.height, before.width), shape[:2])
-        return _Places(merged.numbers.reshape(shape), merged.height, merged.width)
-    if node is graph.input or (known.mixes in ("window", "grid") and len(shape) > 3):
-        height, width = shape[-2:]
-        if before is not None and (before.height, before.width) == (height, width) and len(shape) == 4:
-            return _Places(before.numbers[:, :1].expand(shape), height, width)
-        numbers = torch.arange(1, height * width + 1, dtype=torch.float64).view(height, width)
-        return _Places(numbers.expand(shape), height, width)
-    if before is None or (known.mixes in ("window", "grid") and list(before.numbers.shape[2:]) != shape[2:]):
-        return None
-    if known.moves:
-        labels = {source: places.numbers for source, places in placed.items() if places is not None}
-        return _Places(moved(graph, node, labels, 1, OTHER), before.height, before.width)
-    if known.mixes == "last":
-        return _merged(before, shape)
-    if known.mixes == "window":
-        return _Places(before.numbers[:, :1].expand(shape), before.height, before.width)
-    if known.attends:
-        return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
-    numbers = before.numbers.expand(shape)
-    for source in node.all_input_nodes if known.adds else ():
-        if not graph.image_dependent(source) and _floating(source):  # a token written where there was room for it
-            filled = (numbers == FILLED) & (graph.value(source).cpu() != 0)
-            numbers = torch.where(filled, float(OTHER), numbers)
-    return _Places(numbers, before.height, before.width)
-
-
-def _patchwise(before: _Places, shape: list[int]) -> bool:
-    """Whether a convolution is given patches, one beside the other on the axis of images, and makes a token of each."""
-    return shape[0] > 1 and before.numbers.shape[0] == shape[0] and all(length == 1 for length in shape[2:])
-
-
-def _merged(before: _Places, shape: list[int]) -> _Places:
-    """Places after a layer that mixes the last axis: tokens merged into its channels make a coarser grid."""
-    first = before.numbers[..., :1].long()
-    if bool((before.numbers == first).all()):
-        return _Places(before.numbers[..., :1].expand(shape), before.height, before.width)
-    rows, columns = (first - 1).clamp_min(0) // before.width, (first - 1).clamp_min(0) % before.width
-    coarse_rows, down = torch.unique(rows, return_inverse=True)
-    coarse_columns, across = torch.unique(columns, return_inverse=True)
-    merged = torch.where(first <= 0, first, down * len(coarse_columns) + across + 1).double()
-    return _Places(merged.expand(shape), len(coarse_rows), len(coarse_columns))
 
 
 # -- channels and positions --------------------------------------------------------------------------------------------
@@ -397,7 +263,7 @@ class Origins:
             return Origin(channels.expand(shape), positions.expand(shape))
         if not known.contracts or len(varying) > 1:
             return None
-        weights = [source for source in node.all_input_nodes if source is not varying[0] and _floating(source)]
+        weights = [source for source in node.all_input_nodes if source is not varying[0] and floating(source)]
         tensors = [varying[0], *weights]
         ones = {source: torch.ones(lengths(source, 1), dtype=torch.float64) for source in tensors}
         drawn = {source: _random(lengths(source, 1), self.graph.order[node]) for source in tensors}
@@ -425,7 +291,7 @@ class Origins:
             alike = {
                 source: torch.ones(lengths(source, 1), dtype=torch.float64)
                 for source in node.all_input_nodes
-                if source is not values and _floating(source)
+                if source is not values and floating(source)
             }
         return moved(self.graph, node, {**alike, values: labels}, 1, FILLED)
 
@@ -439,6 +305,7 @@ def _random(sizes: Sequence[int], seed: int) -> Tensor:
     return torch.rand(tuple(sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _floating(node: fx.Node) -> bool:
+def floating(node: fx.Node) -> bool:
+    """Whether a node is a tensor of floating-point numbers."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.is_floating_point()

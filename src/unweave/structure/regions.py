@@ -30,7 +30,8 @@ from unweave.graph.graph import Extent, Graph, extents_of, line_of, operation
 from unweave.graph.interpret import applied, interpret, length
 from unweave.operations.regions import pool
 from unweave.operations.table import row
-from unweave.structure.labels import cells, differs, lengths
+from unweave.structure.labels import differs, lengths
+from unweave.structure.places import cells
 from unweave.structure.residual import Paths
 
 aten = torch.ops.aten
@@ -240,7 +241,7 @@ def _token_axes(paths: Paths, node: fx.Node) -> tuple[int, ...] | None:
 
     def lies_apart(dim: int) -> bool:
         grid = cells(paths.graph, node, [other for other in range(len(extents_of(node))) if other != dim])
-        return grid is not None and len(set(grid.cells)) > 1
+        return grid is not None and len({*zip(grid.cells, grid.times or grid.cells, strict=True)}) > 1
 
     placed = tuple(dim for dim in wide if lies_apart(dim))
     if placed and len(placed) < len(wide):

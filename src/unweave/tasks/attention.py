@@ -23,7 +23,7 @@ from unweave.graph.graph import arguments, extents_of
 from unweave.graph.interpret import ValueOf, applied, interpret
 from unweave.operations.attention import probabilities
 from unweave.operations.table import row
-from unweave.structure.labels import cells
+from unweave.structure.places import cells
 
 
 @dataclass(frozen=True, eq=False)

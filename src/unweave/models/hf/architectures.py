@@ -6,10 +6,12 @@ The library's own tables and conventions decide (`modeling_auto`, `get_image_fea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from unweave.errors import ModelError
@@ -31,6 +33,7 @@ class Architecture:
         part: Whether only a part of it is called: the submodule of `tower`.
         classifies: Whether it returns classes.
         notes: What was left out, in words.
+        instead: What is built where the named class lacks weights of this one.
     """
 
     build: Any
@@ -40,6 +43,7 @@ class Architecture:
     part: bool = False
     classifies: bool = False
     notes: tuple[str, ...] = ()
+    instead: Architecture | None = None
 
     @property
     def whole(self) -> bool:
@@ -47,8 +51,13 @@ class Architecture:
         return self.method == "forward" and not self.part
 
 
-def architecture(config: Any, id: str) -> Architecture:
+def architecture(config: Any, id: str, *, bare: bool = False) -> Architecture:
     """What to build of a configuration.
+
+    Args:
+        config: As transformers reads it.
+        id: For messages.
+        bare: Whether a classifier is left out, for tokens or another output than logits are asked for.
 
     Raises:
         ModelError: Nothing in it takes images.
@@ -64,25 +73,36 @@ def architecture(config: Any, id: str) -> Architecture:
         *_names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
         *_names(auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
     }
-    if known is not None and named in classifiers:
+    if known is not None and named in classifiers and not bare:
         return Architecture(known, config, named, classifies=True)
-    if not named and getattr(config, "pretrained_cfg", None) and (getattr(config, "num_labels", 0) or 0) > 0:
+    if (
+        not bare
+        and not named
+        and getattr(config, "pretrained_cfg", None)
+        and (getattr(config, "num_labels", 0) or 0) > 0
+    ):
         built = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)  # timm's own files name no class
         if built is not None:
             return Architecture(built, config, classifies=True)
     base = _base(config, named)
     if known is not None and named in _names(auto.MODEL_FOR_BACKBONE_MAPPING_NAMES):
         return Architecture(known, config, named)
+    holds = tower_config(config) is not None
+    towers = [
+        Architecture(built, config, named, part=True, notes=_left_out(named, built.__name__, "image tower"))
+        for built in (known, base)
+        if built is not None and holds
+    ]
     for built in (base, known):
-        if built is not None and hasattr(built, FEATURES):
+        method = None if built is None else _features(built)
+        if built is not None and method is not None:
             notes = _left_out(named, built.__name__, "side of images")
-            return Architecture(built, config, named, FEATURES, notes=notes)
-    within = tower_config(config) is not None
-    if known is not None and ("VisionModel" in named or known is base) and _sees(known) and not within:
+            instead = towers[0] if towers and known is not None and built is not known else None
+            return Architecture(built, config, named, method, notes=notes, instead=instead)
+    if known is not None and ("VisionModel" in named or known is base) and _sees(known) and not holds:
         return Architecture(known, config, named)
-    for built in (known, base):
-        if built is not None and within:
-            return Architecture(built, config, named, part=True, notes=_left_out(named, built.__name__, "image tower"))
+    if towers:
+        return towers[0]
     if base is not None and _sees(base):
         return Architecture(base, config, named, notes=_replaced(named, base.__name__))
     if known is not None and _sees(known):
@@ -115,6 +135,26 @@ def tower(model: nn.Module, config: Any) -> str:
         if path and type(getattr(part, "config", None)) is type(wanted):
             return path
     raise ValueError("it has no submodule that was built of its vision_config or backbone_config")
+
+
+def within(architecture: Architecture, names: Collection[str]) -> bool:
+    """Whether what is built has weights of these names, under any prefix."""
+    with torch.device("meta"):
+        own = architecture.build(architecture.config).state_dict()
+    ends = {name[start:] for name in own for start in (0, *(at + 1 for at, letter in enumerate(name) if letter == "."))}
+    return ends.issuperset(names)
+
+
+def _features(built: Any) -> str | None:
+    """The method that gives what a model of images and text reads of pixels alone; None where there is none."""
+    for method in FEATURES:
+        call = getattr(built, method, None)
+        if call is not None and not any(
+            own.default is own.empty and name.endswith("input_ids")
+            for name, own in inspect.signature(call).parameters.items()
+        ):
+            return method
+    return None
 
 
 def _base(config: Any, named: str) -> Any:

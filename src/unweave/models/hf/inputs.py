@@ -85,7 +85,10 @@ def inputs_of(
     processor = None if name is None else processor_of(name)
     beside = {argument for argument in needed if argument.endswith(("grid_thw", "spatial_shapes", "image_sizes"))}
     size = sized(config, image_size)
-    if processor is not None and image_size is None:
+    of_timm = getattr(processor, "data_config", None)
+    if processor is not None and isinstance(of_timm, dict):  # it is made of timm's record, which may be of another size
+        processor = type(processor)({**_get(config, "pretrained_cfg"), "input_size": list(size)})
+    if processor is not None and (image_size is None or of_timm):
         fixed = _fixed(processor, needed)
         if fixed is not None:
             preprocess, described = preprocessing.fitted(fixed.preprocess, fixed.described, size[0])

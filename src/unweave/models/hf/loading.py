@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +16,7 @@ from torch import nn
 
 from unweave.errors import ModelError, UnweaveError
 from unweave.hub import fetching, is_about_files
-from unweave.models.hf.architectures import Architecture, architecture, tower
+from unweave.models.hf.architectures import Architecture, architecture, tower, within
 from unweave.models.hf.inputs import Inputs, inputs_of
 from unweave.models.hf.mapping import attend_packed
 from unweave.models.hf.towers import Layout, Tower, takes
@@ -37,6 +38,8 @@ def load(request: Request) -> Source:
     import transformers
 
     folder = is_folder(request.name)
+    if not folder and (request.name.count("/") > 1 or request.name.startswith(("/", ".", "~"))):
+        raise ModelError(f"There is no folder {request.name!r}.", where=request.id, cure="give the path of a folder")
     with fetching(request.id, allowed=not folder, cure=_CURE), reading(request.id):
         try:
             config = transformers.AutoConfig.from_pretrained(request.name, trust_remote_code=False)
@@ -44,7 +47,7 @@ def load(request: Request) -> Source:
             raise ModelError(
                 f"transformers cannot tell which model this is: {first_line(error)}", where=request.id, cure=_CURE
             ) from error
-        return _source(architecture(config, request.id), config, request)
+        return _source(architecture(config, request.id, bare=request.bare), config, request)
 
 
 def is_folder(name: str) -> bool:
@@ -101,13 +104,17 @@ def running(name: str, images: torch.Tensor, request: Request) -> Iterator[None]
             where=request.id,
             cure="leave `image_size` out"
             if request.image_size is not None
-            else "load the model yourself, and give its tower, with a forward of images alone, to Model.from_module",
+            else "give `image_size`, if it is for another size; or load the model yourself, and give its tower, with a "
+            "forward of images alone, to Model.from_module",
         ) from error
 
 
 def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     build, notes = chosen.build, list(chosen.notes)
     notes += _unmasked(chosen.config)
+    arguments = getattr(chosen.config, "model_args", None)
+    if isinstance(arguments, dict):
+        arguments.pop("num_classes", None)  # timm writes it twice, and transformers gives it itself
     if request.image_size is not None and not request.pretrained:
         _resize(chosen.config, request.image_size)
     with torch.device("meta"):
@@ -124,7 +131,9 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     if not chosen.whole:
         with running(chosen.build.__name__, images, request):
             kept = reached(build, chosen.config, lambda model: Tower(model, **options, each=True)(images[:1]))
-    missing: frozenset[str] = frozenset()
+        if chosen.instead is not None and not within(chosen.instead, kept):
+            return _source(chosen.instead, config, request)
+    missing: dict[str, str] = {}
     if request.pretrained:
         found = loaded(build, chosen.config, request.name, reached=kept, id=request.id)
         model, missing = found.model, found.missing
@@ -137,14 +146,15 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     notes += inputs.notes
     made: Any = _itself
     with running(chosen.build.__name__, images, request):
+        options["layout"] = _ordered(model, images, options)
         options |= _way(model, images, options, chosen)
         if options["each"] or options["pools"] or not options["layout"].plain:
             made = partial(Tower, **options)
-            notes += _pooling(made(model), images) if options["pools"] else []
+            notes += _pooling(made(model), images) if options["pools"] and not request.bare else []
         if missing:
-            missing &= touched(model, lambda: made(model)(images[:1]))
-            if missing:
-                notes.append(f"{len(missing)} weights are missing from the file; what they make is left out.")
+            used = touched(model, lambda: made(model)(images[:1]))
+            missing = {name: shapes for name, shapes in missing.items() if name in used}
+            notes += _about(missing)
         heads = _heads(made(model), images) if chosen.classifies else ()
     return Source(
         model,
@@ -195,13 +205,26 @@ def _told(inputs: Inputs, chosen: Architecture, call: Any, request: Request) -> 
     """How the model is given images, with what it is told beside them."""
     layout, constants = inputs.layout, dict(inputs.layout.constants)
     if takes(call, "noise") and layout.plain:  # by whose order a masked autoencoder shuffles its patches
-        patch = int(getattr(chosen.config, "patch_size", 16))
-        tokens = (inputs.size[-2] // patch) * (inputs.size[-1] // patch)
+        patch = getattr(chosen.config, "patch_size", 16)
+        height, width = (patch, patch) if isinstance(patch, int) else patch[-2:]
+        tokens = (inputs.size[-2] // height) * (inputs.size[-1] // width)
         constants["noise"] = torch.arange(tokens, dtype=torch.float32)[None]
     enlarged = request.image_size is not None and request.pretrained and layout.places is None
     if enlarged and takes(call, "interpolate_pos_encoding"):
         constants["interpolate_pos_encoding"] = True
     return Layout(layout.shape, layout.places, constants, layout.argument)
+
+
+def _ordered(model: nn.Module, images: torch.Tensor, options: dict[str, Any]) -> Layout:
+    """The layout without the order of patches, where the model makes the same of images without being told one."""
+    layout: Layout = options["layout"]
+    constants = {name: value for name, value in layout.constants.items() if name != "noise"}
+    if len(constants) < len(layout.constants):
+        plain = replace(layout, constants=constants)
+        once, again = (_tried(model, images, options | {"layout": plain, "pools": True}) for _ in range(2))
+        if torch.equal(once["pooler_output"], again["pooler_output"]):
+            return plain
+    return layout
 
 
 def _way(model: nn.Module, images: torch.Tensor, options: dict[str, Any], chosen: Architecture) -> dict[str, Any]:
@@ -247,13 +270,25 @@ def _represents(fields: dict[str, torch.Tensor]) -> bool:
     return first is not None and (first.ndim < 4 or first.shape[2:] == (1, 1))
 
 
+def _about(missing: Mapping[str, str]) -> list[str]:
+    """What is said of weights that the file does not have."""
+    absent = [name for name, shapes in missing.items() if not shapes]
+    others = [f"{name} ({shapes})" for name, shapes in missing.items() if shapes]
+    told = [f"{len(absent)} weights are missing from the file; what they make is left out."] if absent else []
+    return told + ([f"Of another shape, and left out with what they make: {', '.join(others[:4])}."] if others else [])
+
+
 def _pooling(module: nn.Module, images: torch.Tensor) -> list[str]:
     """What is said of how a representation was pooled."""
     with torch.no_grad():
         found = module(images)
-    if "tokens" not in found:
-        return ["The representation is the mean over the places of the last map."]
-    return [f"The representation is the mean over {found['tokens'].shape[1]} tokens."]
+    if "tokens" in found:
+        return [f"The representation is the mean over {found['tokens'].shape[1]} tokens."]
+    if "map" in found:
+        return [
+            f"The representation is the mean over the {' x '.join(map(str, found['map'].shape[2:]))} places of a map."
+        ]
+    return []  # a vector is taken as it is
 
 
 def _heads(module: nn.Module, images: torch.Tensor) -> tuple[str, ...]:

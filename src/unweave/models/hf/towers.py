@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from unweave.models.hf.mapping import mapped
 from unweave.models.output import FIELDS
 
-FEATURES = "get_image_features"
-"""What transformers calls the method that makes of pixels what a model of images and text reads of them."""
+FEATURES = ("get_image_features", "get_video_features")
+"""What transformers calls the methods that make of pixels what a model of images and text reads of them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Tower(nn.Module):
     """A model of transformers as a module that takes images alone.
 
     It returns what the model calls its representation, or else a mean over tokens or places, as `pooler_output`; and
-    the fields of the model's own output beside it, those of `unweave.models.output.FIELDS`.
+    the fields of the model's own output beside it, those of `unweave.models.output.FIELDS`, and the `tokens` or the
+    `map` that the mean was taken over.
 
     Args:
         model: A model of transformers.
@@ -118,10 +119,11 @@ class Tower(nn.Module):
         fields = {name: value for name in FIELDS if isinstance(value := _get(output, name), Tensor)}
         if not self.pools:
             return fields
-        described = _get(output, "pooler_output") if self.method == FEATURES else None
+        described = _get(output, "pooler_output") if self.method in FEATURES else None
         value = described if described is not None else next(_representations(output, fields))
         tokens = _joined(value, packed=self.each)
-        return {**fields, "pooler_output": pooled(tokens)} | ({"tokens": tokens} if tokens.ndim == 3 else {})
+        places = {} if tokens.ndim < 3 else {"tokens" if tokens.ndim == 3 else "map": tokens}
+        return {**fields, "pooler_output": pooled(tokens), **places}
 
 
 def _get(output: object, name: str) -> object:

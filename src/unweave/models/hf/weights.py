@@ -29,12 +29,13 @@ class Loaded:
 
     Attributes:
         model: In evaluation mode.
-        missing: Weights that the file does not hold, and that were drawn by chance.
+        missing: Weights that the file does not hold, or not in their shape, and that were drawn by chance; with the
+            shapes, where it is for them.
         notes: What was taken off and left out, in words.
     """
 
     model: nn.Module
-    missing: frozenset[str]
+    missing: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
@@ -51,7 +52,7 @@ def loaded(build: Any, config: Any, name: str, *, reached: frozenset[str] | None
     Raises:
         ModelError: Weights of layers that images reach are left over, or their names have several prefixes.
     """
-    options: dict[str, Any] = {"config": config, "output_loading_info": True}
+    options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if reached is None:
         source: str | None = name
         kept = build
@@ -85,7 +86,13 @@ def loaded(build: Any, config: Any, name: str, *, reached: frozenset[str] | None
     rest = [key for key in over if key.rpartition(".")[2] not in _UNREAD]
     if rest and reached is None:
         notes += (f"{len(rest)} weights of the file are left out: {_few(rest)}.",)
-    return Loaded(model, frozenset(missing), notes)
+    absent = {*missing, *(key for key, *_ in told["mismatched_keys"])}
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key in absent and not bool(weight.isfinite().all()):
+                weight.zero_()  # it was never written to, and has to be tried before it can be told whether it matters
+    shapes = {key: f"{list(of_file)} in the file, {list(own)} here" for key, of_file, own in told["mismatched_keys"]}
+    return Loaded(model, dict.fromkeys(missing, "") | shapes, notes)
 
 
 def drawn(build: Any, config: Any, reached: frozenset[str] | None) -> nn.Module:
@@ -230,6 +237,7 @@ def _prefix(missing: set[str], unexpected: set[str], base: str, id: str) -> tupl
     """
     if not missing or not unexpected:
         return None
+    found: dict[tuple[str, str], int] = {}
     for put in (f"{base}.", "") if base else ("",):
         inner = {key.removeprefix(put) for key in missing if key.startswith(put)}
         if not inner:
@@ -244,9 +252,8 @@ def _prefix(missing: set[str], unexpected: set[str], base: str, id: str) -> tupl
                 where=id,
                 cure="save the one model that is meant by itself, with `save_pretrained`",
             )
-        if fitting:
-            return fitting[0], put
-    return None
+        found |= {(prefix, put): count[prefix] for prefix in fitting}
+    return max(found, key=found.__getitem__, default=None)
 
 
 def _belongs(key: str, model: nn.Module) -> bool:
