@@ -113,7 +113,7 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     if not hasattr(module, "get_text_features"):
         raise ModelError("The model has no text tower.", where=id, cure=_CURE)
     if random:  # the two were drawn apart
-        drawn = images.readout.state_dict()
+        drawn = images.module.state_dict()
         part = next((part for part in module.modules() if drawn.keys() <= part.state_dict().keys()), None)
         if part is not None:
             part.load_state_dict(drawn, strict=False)
