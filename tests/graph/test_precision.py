@@ -51,6 +51,28 @@ def test_the_last_thread_to_leave_puts_them_back() -> None:
     assert switches() == before
 
 
+def test_the_older_switches_agree_and_come_back() -> None:
+    """PyTorch reads them while it captures, and refuses to where they differ from the newer ones."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with exact(torch.device("cuda")):
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_switches_that_somebody_mixed_are_left_as_they_were() -> None:
+    conv, kept = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        before = switches()
+        with pytest.raises(RuntimeError, match="mix"):
+            assert torch.backends.cudnn.allow_tf32
+        with exact(torch.device("cuda")):
+            assert switches() == ["ieee"] * 3
+        assert switches() == before
+    finally:
+        conv.fp32_precision = kept
+
+
 def test_a_processor_needs_no_switch() -> None:
     before = switches()
     with exact(torch.device("cpu")):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import Any
@@ -11,32 +12,55 @@ import torch
 
 
 class _FullPrecision:
-    """Float32 without TF32 while any thread is inside; the process's switches are then as they were."""
+    """Float32 without TF32 while any thread is inside; the process's switches are then as they were.
 
-    def __init__(self, switches: tuple[Any, ...]) -> None:
-        self._switches = switches
-        self._before: list[str] = []
+    PyTorch has two kinds of switches for the same: one for each operation (`fp32_precision`), and older ones for all of
+    a library (`allow_tf32`). It refuses to read an older one that says something else than the newer ones, and reads it
+    while a module is captured; so both are turned, and both are put back.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[list[str], list[bool | None]] = ([], [])
         self._inside = 0
         self._lock = Lock()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._before = [switch.fp32_precision for switch in self._switches]
-                for switch in self._switches:
-                    switch.fp32_precision = "ieee"
+                self._before = [switch.fp32_precision for switch in _SWITCHES], [_allowed(one) for one in _LIBRARIES]
+                _turn(["ieee"] * len(_SWITCHES), [False] * len(_LIBRARIES))
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                for switch, before in zip(self._switches, self._before, strict=True):
-                    switch.fp32_precision = before
+                _turn(*self._before)
 
 
 _cudnn: Any = torch.backends.cudnn
-_FULL_PRECISION = _FullPrecision((torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn))
+_LIBRARIES: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn)
+_SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn)
+
+
+def _allowed(library: Any) -> bool | None:
+    """What an older switch says; None where it differs from the newer ones, so that nobody can read it."""
+    try:
+        return library.allow_tf32
+    except RuntimeError:
+        return None
+
+
+def _turn(precisions: Sequence[str], allowed: Sequence[bool | None]) -> None:
+    with warnings.catch_warnings(action="ignore"):  # that the older switches are old
+        for library, own in zip(_LIBRARIES, allowed, strict=True):
+            if own is not None:
+                library.allow_tf32 = own
+    for switch, precision in zip(_SWITCHES, precisions, strict=True):  # which the older ones turn as well
+        switch.fp32_precision = precision
+
+
+_FULL_PRECISION = _FullPrecision()
 
 
 @contextmanager
