@@ -413,6 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # for all alike: plans are exact
     bench = Bench(device, 2, 2, 1) if given.quick else Bench(device, given.batch, given.repeats, 5)
     settings = {"machine": machine(device), "image_size": given.image_size, "code": _fingerprint()}
     record = Record.opened(given.json, {**settings, "batch": bench.batch, "repeats": bench.repeats})
