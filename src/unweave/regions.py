@@ -99,7 +99,7 @@ def mask(inside: np.ndarray | Tensor, name: str = "mask") -> Region:
             )
         if not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
             raise ArgumentError(
-                "A mask has values below zero, or none.",
+                "A mask has values that are below zero or not finite.",
                 where=name,
                 cure="give true and false, or how much from 0 to 1",
             )

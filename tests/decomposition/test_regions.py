@@ -253,7 +253,7 @@ def test_a_mask_of_any_resolution() -> None:
         (lambda: regions.box(0, 0, 65, 10), "no box"),
         (lambda: regions.mask(torch.zeros(4, 4)), "Nothing is inside"),
         (lambda: regions.mask(torch.ones(4)), "A mask is"),
-        (lambda: regions.mask(torch.full((4, 4), float("nan"))), "A mask is"),
+        (lambda: regions.mask(torch.full((4, 4), float("nan"))), "A mask has values"),
         (lambda: [], "no regions"),
         (lambda: "cells", "no region 'cells'"),
         (lambda: "token 3", "no region 'token 3'"),
