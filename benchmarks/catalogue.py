@@ -125,7 +125,7 @@ IMAGE_SIZES = {
 }
 """Smaller images than the model's own, where those would cost minutes."""
 
-_GIANT = {"img_size": 224, "patch_size": 14, "init_values": 1e-5, "num_classes": 0}
+
 _DINOV2 = {"architectures": ["Dinov2Model"], "model_type": "dinov2", "image_size": 518, "patch_size": 14}
 
 PUBLISHED: dict[str, dict[str, Any]] = {

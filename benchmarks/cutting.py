@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-DEPTH, STAGE, FRAMES = 4, 2, 8
-"""The most layers, blocks of one stage, and frames that are left."""
+DEPTH, BLOCKS, STAGE, FRAMES = 4, 16, 2, 8
+"""The most layers, blocks in all, blocks of one stage where there are more, and frames that are left."""
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "layers", "encoder_layers")
 STAGES = ("depths", "blocks_per_stage", "layers_per_stage", "num_block_repeats")
@@ -42,7 +42,8 @@ def _cut(values: dict[str, Any], path: str, side: int, told: dict[str, str]) -> 
         _cut(values[name], f"{path}{name}.", side, told)
     stages = [name for name in STAGES if isinstance(values.get(name), list)]
     for name in stages:
-        fewer = [min(count, STAGE) if isinstance(count, int) else count for count in values[name]]
+        flat = all(isinstance(count, int) for count in values[name]) and sum(values[name]) > BLOCKS
+        fewer = [min(count, STAGE) for count in values[name]] if flat else values[name]
         if fewer != values[name]:
             if "text" not in path:
                 told[path + name] = f"blocks {_joined(values[name])} -> {_joined(fewer)}"

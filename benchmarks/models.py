@@ -50,17 +50,15 @@ _FORK = multiprocessing.get_context("fork")
 
 
 class Rows:
-    """The rows known so far, one a line of a file; a line is added in one go, and one that was torn is left out."""
+    """The rows known so far, one a line of a file; a line is added in one go, and one that was torn is cut off."""
 
     def __init__(self, file: Path = ROWS) -> None:
         self.file = file
-        self.known: dict[str, dict[str, Any]] = {}
-        for line in file.read_text().splitlines() if file.exists() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            self.known[row["id"]] = row
+        written = file.read_bytes() if file.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]
+        if whole != written:
+            os.truncate(file, len(whole))
+        self.known: dict[str, dict[str, Any]] = {row["id"]: row for row in map(json.loads, whole.splitlines())}
 
     def of(self, id: str, *, seconds: float = SECONDS, gigabytes: float = GIGABYTES) -> dict[str, Any]:
         """The row of a model, measured if it is not known."""
@@ -214,6 +212,7 @@ def _regional(model: unweave.Model) -> str:
 
 
 def main(
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of models; all of the catalogue if none.")] = None,
     only: Annotated[str, typer.Option(help="Ids, or groups, that fit a pattern.")] = "*",
     rows: Annotated[Path, typer.Option(help="Where rows are kept.")] = ROWS,
     seconds: Annotated[float, typer.Option(help="What one model may take.")] = SECONDS,
@@ -224,7 +223,7 @@ def main(
 ) -> None:
     """Measure every model that has no row yet, or publish the rows."""
     known, console = Rows(rows), Console(stderr=True, highlight=False)
-    listed = catalogue()
+    listed = dict.fromkeys(ids, "") if ids else catalogue()
     if publish:
         from publishing import published
 
