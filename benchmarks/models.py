@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where its neighbours are, whic
 from catalogue import catalogue, loadings, tower
 
 import unweave
+from unweave.decomposition.branches import FREEZE
 from unweave.errors import UnweaveError
 from unweave.models import opened
 
@@ -124,8 +125,10 @@ def measured(id: str, *, seconds: float = SECONDS, gigabytes: float = GIGABYTES)
     process.join()
     ours.close()
     if failure:
-        row |= {"regions": failure} if "error" in row else {"failure": failure, "named": True}
-    if process.exitcode not in (0, -9) and failure.startswith("the process died"):
+        left = "failure" if "error" not in row else "frozen" if "regions" in row else "regions"
+        row |= {left: {"failure": failure} if left == "frozen" else failure}
+        row |= {"named": True} if left == "failure" else {}
+    if failure.startswith("the process died"):
         row |= {"named": False}
     return row | {"took": round(time.monotonic() - start, 1)}
 
@@ -159,6 +162,10 @@ def _report(id: str, parent: Connection) -> None:
             parent.send(("row", row))
             parent.send(("doing", "reading regions"))
             row |= {"regions": _regional(model).replace(folder, "FOLDER")}
+            if any(lump.endswith(FREEZE) for lump in row["lumps"]):
+                parent.send(("row", row))
+                parent.send(("doing", "freezing"))
+                row |= {"frozen": _frozen(model)}
             break
         parent.send(("row", row))
     parent.send(("done", None))
@@ -171,24 +178,44 @@ def _decomposed(model: unweave.Model, dtype: str, parent: Connection) -> dict[st
     plan = unweave.plan(model)
     seconds = time.perf_counter() - start
     parent.send(("doing", "decomposing two images"))
-    result = plan.run(_images(model, dtype), tolerance=float("inf"))
-    lumped = [place for place, component in enumerate(plan.components) if component.kind == "lumped"]
-    share = result.values[:, lumped].sum(1).norm(dim=-1) / result.representation.norm(dim=-1)
     return {
         "dtype": dtype,
         "size": list(model.input_size),
         "dim": plan.dim,
         "parameters": sum(weight.numel() for weight in model.readout.parameters()),
-        "kinds": dict(Counter(component.kind for component in plan.components)),
         "attention": plan.coverage.attention_layers,
-        "resolved": plan.coverage.resolved,
         "unresolved": list(plan.coverage.unresolved),
         "lumps": [f"{lump.operation} in {lump.module or 'the model'}: {lump.reason}" for lump in plan.lumps],
         "notes": list(model.notes),
+        "seconds": round(seconds, 1),
+        **_resolved(plan, _images(model, dtype)),
+    }
+
+
+def _resolved(plan: unweave.Plan, images: torch.Tensor) -> dict[str, Any]:
+    """Components, resolved attention layers, the share of what is lumped, and the error of the sum."""
+    result = plan.run(images, tolerance=float("inf"))
+    lumped = [place for place, component in enumerate(plan.components) if component.kind == "lumped"]
+    share = result.values[:, lumped].sum(1).norm(dim=-1) / result.representation.norm(dim=-1)
+    return {
+        "kinds": dict(Counter(component.kind for component in plan.components)),
+        "resolved": plan.coverage.resolved,
         "error": float(result.error.max()),
         "share": float(share.mean()),
-        "seconds": round(seconds, 1),
     }
+
+
+def _frozen(model: unweave.Model) -> dict[str, Any]:
+    """How far it is resolved where nonlinearities on the trunk are held as gates."""
+    try:
+        plan = unweave.plan(model, nonlinear="freeze")
+        needed = (2 * plan.memory_per_image + plan.constant_bytes) / 1e9
+        if needed > GIGABYTES:
+            return {"failure": f"takes {needed:.0f} GB"}
+        found = _resolved(plan, _images(model, "float32"))
+    except Exception as error:
+        return {"failure": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {name: found[name] for name in ("kinds", "resolved", "error", "share")}
 
 
 def _images(model: unweave.Model, dtype: str) -> torch.Tensor:

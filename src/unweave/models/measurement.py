@@ -90,7 +90,7 @@ def search(wanted: str) -> tuple[Measurement, ...]:
     found = tuple(row for row in rows if text in _letters(row.id) or text in _letters(row.group))
     if found and text:
         return found
-    names = {name: None for row in rows for name in (row.group, row.id)}
+    names = {name: None for row in rows for name in (row.group, row.id.rpartition("/")[2])}
     raise ModelError(
         f"No model in the table is called {wanted!r}.",
         cure=f"the nearest: {', '.join(nearest(wanted, names))}; a model need not be in it: "
