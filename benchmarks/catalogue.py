@@ -303,8 +303,14 @@ TABLES = (
 )
 """transformers' own tables of vision classes (`modeling_auto`)."""
 
-SIDES = (256, 512, 4096, None)
-"""Pixels to a side that configurations of transformers are cut to, the smallest first; None for what is not cut."""
+WAYS: tuple[dict[str, Any] | None, ...] = (
+    {"side": 256, "narrow": True},
+    {"side": 256},
+    {"side": 512},
+    {"side": 4096},
+    None,
+)
+"""How configurations of transformers are cut, the smallest first, until one can be built; None for what is not cut."""
 
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 """The least text tower: the image tower is what is measured."""
@@ -417,9 +423,9 @@ def _open_clip(config: dict[str, Any], folder: Path) -> unweave.Loading:
 def _transformers(name: str, folder: Path) -> Iterator[tuple[unweave.Loading, str]]:
     config = classes()[name](architectures=[name])
     tried = []
-    for number, side in enumerate(SIDES):
+    for number, options in enumerate(WAYS):
         try:
-            way, told = cut(config, side) if side else (config, "")
+            way, told = cut(config, **options) if options else (config, "")
         except Exception:
             continue  # its parts do not go together
         if told not in tried:

@@ -14,6 +14,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -93,37 +94,44 @@ def measured(id: str, *, seconds: float = SECONDS, gigabytes: float = GIGABYTES)
         seconds: What it may take; the row then says how far it came.
         gigabytes: What it may hold in memory.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        return _watched(id, Path(folder), seconds, gigabytes)
+
+
+def _watched(id: str, folder: Path, seconds: float, gigabytes: float) -> dict[str, Any]:
     ours, theirs = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_report, args=(id, theirs), daemon=True)
+    process = _FORK.Process(target=_report, args=(id, folder, theirs), daemon=True)
     start = time.monotonic()
     process.start()
     theirs.close()
     row: dict[str, Any] = {"id": id, "date": date.today().isoformat()}
     doing, failure = "loading", ""
     watched = psutil.Process(process.pid)
-    while not failure:
-        try:
-            if ours.poll(0.1):
-                kind, value = ours.recv()
-                if kind == "doing":
-                    doing = value
-                elif kind == "row":
-                    row |= value
-                else:
-                    break
-                continue
-            held = watched.memory_info().rss
-        except (EOFError, psutil.Error):
-            failure = f"the process died while {doing}"
-            break
-        if held > gigabytes * 1e9:
-            failure = f"it does not build in {gigabytes:g} GB" if doing == "loading" else ""
-            failure = failure or f"{doing} takes more than {gigabytes:g} GB"
-        elif time.monotonic() - start > seconds:
-            failure = f"{doing} is not done after {seconds:g} seconds"
-    process.kill()
-    process.join()
-    ours.close()
+    try:
+        while not failure:
+            try:
+                if ours.poll(0.1):
+                    kind, value = ours.recv()
+                    if kind == "doing":
+                        doing = value
+                    elif kind == "row":
+                        row |= value
+                    else:
+                        break
+                    continue
+                held = watched.memory_info().rss
+            except (EOFError, psutil.Error):
+                failure = f"the process died while {doing}"
+                break
+            if held > gigabytes * 1e9:
+                failure = f"it does not build in {gigabytes:g} GB" if doing == "loading" else ""
+                failure = failure or f"{doing} takes more than {gigabytes:g} GB"
+            elif time.monotonic() - start > seconds:
+                failure = f"{doing} is not done after {seconds:g} seconds"
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
     if failure:
         left = "failure" if "error" not in row else "frozen" if "regions" in row else "regions"
         row |= {left: {"failure": failure} if left == "frozen" else failure}
@@ -133,41 +141,40 @@ def measured(id: str, *, seconds: float = SECONDS, gigabytes: float = GIGABYTES)
     return row | {"took": round(time.monotonic() - start, 1)}
 
 
-def _report(id: str, parent: Connection) -> None:
+def _report(id: str, folder: Path, parent: Connection) -> None:
     """Measures a model and tells the parent process: what it is doing, and parts of the row as they are known."""
     warnings.simplefilter("ignore")
     os.environ["HF_HUB_OFFLINE"] = "1"
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
-    with tempfile.TemporaryDirectory() as folder:
-        row: dict[str, Any] = {}
-        for loading, told in loadings(id, Path(folder)):
-            tried = {"cut": told} if told else {}
-            try:
-                parent.send(("doing", "loading"))
-                model = opened(loading)
-                tried |= _decomposed(model, "float32", parent)
-                if not tried["error"] <= BOUNDS["float32"]:
-                    wide = opened(loading, dtype="float64")
-                    tried |= {"float32": tried["error"]} | _decomposed(wide, "float64", parent)
-            except Exception as error:
-                reason = str(error).replace(folder, "FOLDER").strip() or type(error).__name__
-                tried |= {"failure": reason if isinstance(error, UnweaveError) else f"{type(error).__name__}: {reason}"}
-                tried |= {"named": isinstance(error, UnweaveError)}
-                if not tried["named"]:
-                    tried |= {"trace": "".join(traceback.format_exception(error)[-4:])[-1500:]}
-                row = row or tried
-                continue
-            row = tried
-            parent.send(("row", row))
-            parent.send(("doing", "reading regions"))
-            row |= {"regions": _regional(model).replace(folder, "FOLDER")}
-            if any(lump.endswith(FREEZE) for lump in row["lumps"]):
-                parent.send(("row", row))
-                parent.send(("doing", "freezing"))
-                row |= {"frozen": _frozen(model)}
-            break
+    row: dict[str, Any] = {}
+    for loading, told in loadings(id, folder):
+        tried = {"cut": told} if told else {}
+        try:
+            parent.send(("doing", "loading"))
+            model = opened(loading)
+            tried |= _decomposed(model, "float32", parent)
+            if not tried["error"] <= BOUNDS["float32"]:
+                wide = opened(loading, dtype="float64")
+                tried |= {"float32": tried["error"]} | _decomposed(wide, "float64", parent)
+        except Exception as error:
+            reason = str(error).replace(str(folder), "FOLDER").strip() or type(error).__name__
+            tried |= {"failure": reason if isinstance(error, UnweaveError) else f"{type(error).__name__}: {reason}"}
+            tried |= {"named": isinstance(error, UnweaveError)}
+            if not tried["named"]:
+                tried |= {"trace": "".join(traceback.format_exception(error)[-4:])[-1500:]}
+            row = row or tried
+            continue
+        row = tried
         parent.send(("row", row))
+        parent.send(("doing", "reading regions"))
+        row |= {"regions": _regional(model).replace(str(folder), "FOLDER")}
+        if any(lump.endswith(FREEZE) for lump in row["lumps"]):
+            parent.send(("row", row))
+            parent.send(("doing", "freezing"))
+            row |= {"frozen": _frozen(model)}
+        break
+    parent.send(("row", row))
     parent.send(("done", None))
 
 
@@ -263,6 +270,7 @@ def main(
             if "failure" in known.known.get(id, {}):
                 del known.known[id]
     open_ = [id for id in wanted if id not in known.known]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the process of the model too
     start = time.monotonic()
     for count, id in enumerate(open_):
         passed = time.monotonic() - start
@@ -271,7 +279,9 @@ def main(
         left = passed / count * (len(open_) - count) / 60 if count else float("nan")
         row = known.of(id, seconds=seconds, gigabytes=gigabytes)
         told = row.get("failure") or f"error {row['error']:.0e}, {row['resolved']}/{row['attention']}, {row['regions']}"
-        console.print(f"{count + 1}/{len(open_)} ({left:.0f} min left) {id}: {told.splitlines()[0]} [{row.get('took')} s]")
+        console.print(
+            f"{count + 1}/{len(open_)} ({left:.0f} min left) {id}: {told.splitlines()[0]} [{row.get('took')} s]"
+        )
 
 
 if __name__ == "__main__":

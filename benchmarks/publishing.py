@@ -134,7 +134,7 @@ _HEAD = """\
 This page is made by `python -m benchmarks.models --publish`; do not edit it. Search it with your browser, or on the
 command line: `unweave models --search dinov3`.
 
-{rows} models; {ran} are decomposed, {whole} of them to the end: every attention layer is resolved and nothing is lumped.
+{rows} models; {ran} are decomposed, {whole} of them to the end: every attention layer resolved, nothing lumped.
 {regional} have plans of regions. {failed} are not decomposed, and say why. Measured {dates}
 with {versions}, by
 
