@@ -1,17 +1,9 @@
-"""Which models the table of models holds, and how each is built with random weights and no network."""
+"""Which models the table of models holds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-from cutting import cut
-
-import unweave
-from unweave.models.hf.architectures import architecture
 
 FAMILIES = {
     "beit": "beit_base_patch16_224",
@@ -194,6 +186,32 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Configurations of models on the hub, as their authors publish them."""
 
+CONFIGURED: dict[str, dict[str, Any]] = {
+    "Gemma3ForConditionalGeneration": {"vision_config": {"model_type": "siglip_vision_model", "image_size": 896}},
+    "Idefics3ForConditionalGeneration": {"vision_config": {"image_size": 364, "patch_size": 14}},
+    "PerceptionLMForConditionalGeneration": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_large_patch14_336",
+            "model_args": {
+                "depth": 2,
+                "img_size": [448, 448],
+                "global_pool": "",
+                "use_post_transformer_norm": False,
+                "init_values": 0.1,
+                "ref_feat_shape": [32, 32],
+                "embed_dim": 1024,
+            },
+            "do_pooling": False,
+        },
+        "projector_pooling_ratio": 2,
+        "vision_use_cls_token": True,
+    },
+    "PerceiverForImageClassificationFourier": {"num_cross_attention_heads": 1},
+    "PerceiverForImageClassificationConvProcessing": {"num_cross_attention_heads": 1},
+}
+"""What models on the hub set where the defaults of a class do not go together."""
+
 NEWEST: dict[str, tuple[str, ...]] = {
     "DINOv3 ViT": (
         "timm/vit_small_patch16_dinov3",
@@ -270,17 +288,32 @@ NEWEST: dict[str, tuple[str, ...]] = {
         "hf/google/medsiglip-448",
         "open_clip/hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
     ),
-    "LLaVA": ("hf/LlavaForConditionalGeneration", "hf/LlavaNextForConditionalGeneration"),
-    "LLaVA-OneVision": ("hf/LlavaOnevisionForConditionalGeneration",),
+    "LLaVA": (
+        "hf/LlavaForConditionalGeneration",
+        "hf/LlavaForConditionalGeneration --representation last_hidden_state",
+        "hf/LlavaNextForConditionalGeneration",
+        "hf/LlavaNextForConditionalGeneration --representation last_hidden_state",
+    ),
+    "LLaVA-OneVision": (
+        "hf/LlavaOnevisionForConditionalGeneration",
+        "hf/LlavaOnevisionForConditionalGeneration --representation last_hidden_state",
+    ),
     "PaliGemma": ("hf/PaliGemmaForConditionalGeneration",),
     "Gemma 3": ("hf/Gemma3ForConditionalGeneration",),
-    "InternVL": ("hf/InternVLForConditionalGeneration", "hf/InternVLVisionModel"),
+    "InternVL": (
+        "hf/InternVLForConditionalGeneration",
+        "hf/InternVLForConditionalGeneration --representation last_hidden_state",
+        "hf/InternVLVisionModel",
+    ),
     "Idefics3": ("hf/Idefics3ForConditionalGeneration",),
     "PerceptionLM": ("hf/PerceptionLMForConditionalGeneration",),
     "Qwen-VL": (
         "hf/Qwen2VLForConditionalGeneration",
+        "hf/Qwen2VLForConditionalGeneration --representation last_hidden_state",
         "hf/Qwen2_5_VLForConditionalGeneration",
+        "hf/Qwen2_5_VLForConditionalGeneration --representation last_hidden_state",
         "hf/Qwen3VLForConditionalGeneration",
+        "hf/Qwen3VLForConditionalGeneration --representation last_hidden_state",
     ),
 }
 """What is asked for in 2026, by the names that it goes by."""
@@ -302,18 +335,6 @@ TABLES = (
     "VISUAL_QUESTION_ANSWERING",
 )
 """transformers' own tables of vision classes (`modeling_auto`)."""
-
-WAYS: tuple[dict[str, Any] | None, ...] = (
-    {"side": 256, "narrow": True},
-    {"side": 256},
-    {"side": 512},
-    {"side": 4096},
-    None,
-)
-"""How configurations of transformers are cut, the smallest first, until one can be built; None for what is not cut."""
-
-_NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
-"""The least text tower: the image tower is what is measured."""
 
 
 def catalogue() -> dict[str, str]:
@@ -361,74 +382,3 @@ def _sees(known: Any) -> bool:
         return str(known.main_input_name).startswith("pixel_values") or hasattr(known, "get_image_features")
     except (AttributeError, ImportError):
         return False
-
-
-def loadings(id: str, folder: Path) -> Iterator[tuple[unweave.Loading, str]]:
-    """How a model is loaded with random weights, the first way first, and what of it was cut.
-
-    Args:
-        id: The library and the name of the model or, of transformers, of the class.
-        folder: Where configurations are written.
-    """
-    library, _, name = id.partition("/")
-    size = IMAGE_SIZES.get(id)
-    cut_to = f"images of {size} px" if size else ""
-    if id in PUBLISHED:
-        yield _published(id, library, folder), ""
-    elif library == "open_clip":
-        yield _open_clip(_without_text(name), folder), ""
-    elif library == "hf":
-        yield from _transformers(name, folder)
-    else:
-        yield unweave.Loading(id, random_weights=True, image_size=size), cut_to
-
-
-@cache
-def tower(id: str) -> str | None:
-    """What tells one image tower from others: models with the same are measured once. None where nothing does."""
-    library, _, name = id.partition("/")
-    if id in PUBLISHED or library not in ("open_clip", "hf"):
-        return None
-    if library == "open_clip":
-        return json.dumps(_without_text(name), sort_keys=True)
-    try:
-        config = classes()[name](architectures=[name])
-        chosen = architecture(config, id)
-    except Exception:
-        return None
-    return f"{type(config).__name__} {chosen.build.__name__} {chosen.method} {chosen.part} {chosen.classifies}"
-
-
-def _without_text(name: str) -> dict[str, Any]:
-    import open_clip
-
-    config = open_clip.get_model_config(name)
-    return {key: value for key, value in config.items() if key not in ("text_cfg", "multimodal_cfg")}
-
-
-def _published(id: str, library: str, folder: Path) -> unweave.Loading:
-    if library == "open_clip":
-        return _open_clip(PUBLISHED[id], folder)
-    (folder / "config.json").write_text(json.dumps(PUBLISHED[id]))
-    place = f"hf/{folder}" if library == "hf" else f"{library}/local-dir:{folder}"
-    return unweave.Loading(place, random_weights=True)
-
-
-def _open_clip(config: dict[str, Any], folder: Path) -> unweave.Loading:
-    written = {"model_cfg": {**config, "text_cfg": _NO_TEXT}, "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(written))
-    return unweave.Loading(f"open_clip/local-dir:{folder}", random_weights=True)
-
-
-def _transformers(name: str, folder: Path) -> Iterator[tuple[unweave.Loading, str]]:
-    config = classes()[name](architectures=[name])
-    tried = []
-    for number, options in enumerate(WAYS):
-        try:
-            way, told = cut(config, **options) if options else (config, "")
-        except Exception:
-            continue  # its parts do not go together
-        if told not in tried:
-            tried.append(told)
-            way.save_pretrained(folder / str(number))
-            yield unweave.Loading(f"hf/{folder / str(number)}", random_weights=True), told

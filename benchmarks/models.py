@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +34,8 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))  # where its neighbours are, whichever way it is run
 
-from catalogue import catalogue, loadings, tower
+from building import loadings, tower
+from catalogue import catalogue
 
 import unweave
 from unweave.decomposition.branches import FREEZE
@@ -43,8 +45,8 @@ from unweave.models import opened
 BOUNDS = {"float32": 1e-5, "float64": 1e-10}
 """The largest error of a sum."""
 
-SECONDS, GIGABYTES = 300, 8
-"""What one model may take."""
+SECONDS, GIGABYTES, PATIENCE = 300, 8, 10
+"""What one model may take of a processor and of memory, and how many times as long by the clock."""
 
 ROWS = Path(__file__).parents[1] / ".models.jsonl"
 
@@ -90,8 +92,8 @@ def measured(id: str, *, seconds: float = SECONDS, gigabytes: float = GIGABYTES)
     """A row, measured in a process of its own.
 
     Args:
-        id: See `catalogue.loadings`.
-        seconds: What it may take; the row then says how far it came.
+        id: See `building.loadings`.
+        seconds: What it may take of a processor; the row then says how far it came.
         gigabytes: What it may hold in memory.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -119,14 +121,14 @@ def _watched(id: str, folder: Path, seconds: float, gigabytes: float) -> dict[st
                     else:
                         break
                     continue
-                held = watched.memory_info().rss
+                held, times = watched.memory_info().rss, watched.cpu_times()
             except (EOFError, psutil.Error):
                 failure = f"the process died while {doing}"
                 break
             if held > gigabytes * 1e9:
                 failure = f"it does not build in {gigabytes:g} GB" if doing == "loading" else ""
                 failure = failure or f"{doing} takes more than {gigabytes:g} GB"
-            elif time.monotonic() - start > seconds:
+            elif max(times.user + times.system, (time.monotonic() - start) / PATIENCE) >= seconds:
                 failure = f"{doing} is not done after {seconds:g} seconds"
     finally:
         process.kill()
@@ -148,7 +150,7 @@ def _report(id: str, folder: Path, parent: Connection) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
     row: dict[str, Any] = {}
-    for loading, told in loadings(id, folder):
+    for loading, told in _ways(id, folder, row):
         tried = {"cut": told} if told else {}
         try:
             parent.send(("doing", "loading"))
@@ -163,7 +165,7 @@ def _report(id: str, folder: Path, parent: Connection) -> None:
             tried |= {"named": isinstance(error, UnweaveError)}
             if not tried["named"]:
                 tried |= {"trace": "".join(traceback.format_exception(error)[-4:])[-1500:]}
-            row = row or tried
+            row = tried
             continue
         row = tried
         parent.send(("row", row))
@@ -176,6 +178,14 @@ def _report(id: str, folder: Path, parent: Connection) -> None:
         break
     parent.send(("row", row))
     parent.send(("done", None))
+
+
+def _ways(id: str, folder: Path, row: dict[str, Any]) -> Iterator[tuple[unweave.Loading, str]]:
+    """How a model is loaded; where its library cannot even make its configuration, that is its row."""
+    try:
+        yield from loadings(id, folder)
+    except Exception as error:
+        row |= {"failure": f"its configuration cannot be made: {type(error).__name__}: {error}", "named": True}
 
 
 def _decomposed(model: unweave.Model, dtype: str, parent: Connection) -> dict[str, Any]:
@@ -249,7 +259,7 @@ def main(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of models; all of the catalogue if none.")] = None,
     only: Annotated[str, typer.Option(help="Ids, or groups, that fit a pattern.")] = "*",
     rows: Annotated[Path, typer.Option(help="Where rows are kept.")] = ROWS,
-    seconds: Annotated[float, typer.Option(help="What one model may take.")] = SECONDS,
+    seconds: Annotated[float, typer.Option(help="What one model may take of a processor.")] = SECONDS,
     gigabytes: Annotated[float, typer.Option(help="What one model may hold in memory.")] = GIGABYTES,
     minutes: Annotated[float, typer.Option(help="No model is begun after so long.")] = float("inf"),
     again: Annotated[bool, typer.Option(help="Measure the models once more that failed.")] = False,

@@ -54,7 +54,7 @@ def _told(row: dict[str, Any], group: str) -> dict[str, Any]:
         told["dtype"] = row["dtype"]
     if "lumped" in row["kinds"]:
         told["lumped"] = round(row["share"], 3)
-    told |= {"regions": _first(row["regions"]), "reason": _why(row)}
+    told |= {"regions": _first(row["regions"]), "frozen": _opened(row), "reason": _why(row)}
     notes = [row["cut"]] if row.get("cut") else []
     if "same" in row:
         notes.append(f"the same image tower as {row['same']}, measured there")
@@ -68,6 +68,16 @@ def _why(row: dict[str, Any]) -> str:
         return ""
     more = f" ({len(found) - 1} more)" if found[1:] else ""
     return f"{reason(row['id'])} {found[0].replace(FROZEN, 'it is not linear (freeze passes it)')}{more}".strip()
+
+
+def _opened(row: dict[str, Any]) -> str:
+    """What freezing resolves."""
+    frozen = row.get("frozen")
+    if frozen is None or "failure" in frozen:
+        return "" if frozen is None else _first(frozen["failure"])
+    kinds = ", ".join(f"{frozen['kinds'][kind]} {kind}" for kind in KINDS if kind in frozen["kinds"])
+    layers = f"; attention {frozen['resolved']}/{row['attention']}" if row["attention"] else ""
+    return f"{kinds}{layers}; {frozen['share']:.0%} lumped"
 
 
 def _first(text: str) -> str:
@@ -112,7 +122,8 @@ def _table(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _line(row: Measurement) -> str:
-    said = " ".join(filter(None, [row.reason, *(f"*{note.rstrip('.')}*." for note in row.notes)]))
+    frozen = row.frozen and f"Frozen: {row.frozen}."
+    said = " ".join(filter(None, [row.reason, frozen, *(f"*{note.rstrip('.')}*." for note in row.notes)]))
     if row.error is None:
         cells = [row.id, "none", "", "", "", "", said]
     else:
@@ -148,9 +159,9 @@ five minutes and 8 GB. The columns:
   is exact by construction: its error says nothing;
 * *error*: the relative error of the sum, which is to be at most 1e-5;
 * *regions*: whether `unweave.plan(model, regions=True)` decomposes any region, exactly;
-* the last: why it is not resolved to the end, with the first place and how many others there are ("freeze passes it":
-  `nonlinear="freeze"` takes the activation there as a gate that is held). In italics what was cut to measure it, and
-  what was assumed.
+* the last: why it is not resolved to the end, with the first place and how many others there are. Where "freeze passes
+  it", `nonlinear="freeze"` takes the activation as a gate that is held; what that resolves is said behind "Frozen". In
+  italics what was cut to measure it, and what was assumed.
 
 Models that are not here are planned in seconds, and say the same of themselves:
 

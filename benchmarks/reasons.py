@@ -7,6 +7,12 @@ import fnmatch
 REASONS: tuple[tuple[str, ...], ...] = (
     (
         "The activation after the last residual sum acts on the trunk itself.",
+        "torchvision/*resne[tx]*",
+        "torchvision/regnet*",
+        "hf/ResNet*",
+        "hf/RegNet*",
+        "hf/RTDetrResNet*",
+        "open_clip/RN*",
         "timm/halonet26t",
         "timm/dla34",
         "timm/regnety_002",
@@ -19,6 +25,7 @@ REASONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "The trunk ends in an activation before it is pooled.",
+        "hf/Bit*",
         "timm/resnetv2_18",
         "timm/nf_regnet_b0",
         "timm/nasnetalarge",
@@ -31,6 +38,15 @@ REASONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "A convolution with an activation follows the last residual sum, before pooling.",
+        "torchvision/efficientnet*",
+        "torchvision/mobilenet_v2",
+        "torchvision/mnasnet*",
+        "hf/EfficientNet*",
+        "hf/MobileNetV2*",
+        "hf/MobileViTFor*",
+        "hf/MobileViTModel",
+        "open_clip/MobileCLIP*-S*",
+        "timm/fastvit_mci*",
         "timm/cpubone_nano",
         "timm/tinynet_a",
         "timm/efficientvit_b0",
@@ -63,6 +79,13 @@ REASONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "There is no residual stream.",
+        "torchvision/alexnet",
+        "torchvision/vgg*",
+        "torchvision/squeezenet*",
+        "torchvision/inception_v3",
+        "torchvision/googlenet",
+        "hf/MobileNetV1*",
+        "hf/PPLCNet*",
         "timm/mobileone_s0",
         "timm/inception_v3",
         "timm/inception_v4",
@@ -71,6 +94,7 @@ REASONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "Dense concatenation instead of a residual stream.",
+        "torchvision/densenet*",
         "timm/densenet121",
         "timm/rdnet_tiny",
         "timm/ese_vovnet19b_slim",
@@ -89,6 +113,7 @@ REASONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "An activation lies between each attention and its projection, and on the trunk at each downsampling.",
+        "hf/Levit*",
         "timm/levit_128s",
     ),
     (
@@ -123,6 +148,14 @@ REASONS: tuple[tuple[str, ...], ...] = (
     (
         "The inner transformer's tokens reach the class token only through the outer attention of their block.",
         "timm/tnt_s_patch16_224",
+    ),
+    (
+        "What the language model reads is behind a projector with an activation; `--representation last_hidden_state` "
+        "reads the tower itself.",
+        "hf/Llava*Generation",
+        "hf/InternVL*Generation",
+        "hf/Qwen*VLForConditionalGeneration",
+        "hf/Qwen*VLModel",
     ),
 )
 """A sentence, and patterns of the ids that it holds for."""

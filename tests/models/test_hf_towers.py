@@ -229,7 +229,8 @@ def test_the_tower_of_a_dual_encoder_a_detector_or_a_segmenter(name, config, opt
 
 def test_what_is_left_out_and_pooled_is_said(tmp_path):
     saved(tmp_path, *FAMILIES["LLaVA"])
-    said = " ".join(load(Request("hf/x", str(tmp_path), True)).notes)
+    source = load(Request("hf/x", str(tmp_path), True))
+    said = " ".join(source.notes + source.pooling)
     assert "Of LlavaForConditionalGeneration (as LlavaModel) the side of images alone is loaded" in said
     assert "mean over 16 tokens" in said
 
@@ -247,3 +248,13 @@ def test_a_model_that_needs_more_than_images_is_refused_with_what_it_needs(tmp_p
     saved(tmp_path, "SegGptForImageSegmentation", "SegGptConfig", options)
     with pytest.raises(unweave.errors.ModelError, match=r"(?s)prompt_pixel_values.*Model\.from_module"):
         load_model(f"hf/{tmp_path}")
+
+
+def test_what_is_said_of_the_representation_holds_of_the_one_that_is_asked_for(tmp_path):
+    saved(tmp_path, *FAMILIES["LLaVA"])
+    projected, tower = load_model(f"hf/{tmp_path}"), load_model(f"hf/{tmp_path}", representation="last_hidden_state")
+    said = [[note for note in model.notes if "representation" in note] for model in (projected, tower)]
+    assert said[0] == ["The representation is the mean over 16 tokens."]
+    assert len(said[1]) == 1 and "`last_hidden_state`" in said[1][0]
+    coverage = unweave.plan(tower).coverage
+    assert coverage.resolved == coverage.attention_layers == 2

@@ -87,4 +87,6 @@ def _lines(row: Measurement) -> Iterator[Text]:
             yield Text(f"lumped: {in_percent(row.lumped)} of the representation", "yellow")
         yield Text(f"error: {row.error:.0e} in {row.dtype}")
         yield Text(f"regions: {row.regions}")
+        if row.frozen:
+            yield Text(f"with nonlinear='freeze': {row.frozen}")
     yield from (Text(line, "dim") for line in (row.reason, *row.notes) if line)

@@ -36,6 +36,7 @@ class Measurement:
         dtype: What that was computed in.
         lumped: The length of the sum of all lumped components, relative to the representation's.
         regions: `yes`, or why there is no plan of regions.
+        frozen: What `nonlinear="freeze"` resolves, in words, where an activation on the trunk stops the plan.
         reason: Why it is not resolved to the end, or not decomposed at all; empty where nothing is missing.
         notes: What was assumed and left out when it was loaded, and what was cut of it to measure it.
         date: When it was measured.
@@ -50,6 +51,7 @@ class Measurement:
     dtype: str = "float32"
     lumped: float = 0.0
     regions: str = ""
+    frozen: str = ""
     reason: str = ""
     notes: tuple[str, ...] = ()
     date: str = ""

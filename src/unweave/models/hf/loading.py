@@ -136,11 +136,12 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     images = images.to(dtype)
     notes += inputs.notes
     made: Any = _itself
+    pooling: tuple[str, ...] = ()
     with running(chosen.build.__name__, images, request):
         options |= _way(model, images, options, chosen)
         if options["each"] or options["pools"] or not options["layout"].plain:
             made = partial(Tower, **options)
-            notes += _pooling(made(model), images) if options["pools"] else []
+            pooling = _pooling(made(model), images) if options["pools"] else ()
         if missing:
             missing &= touched(model, lambda: made(model)(images[:1]))
             if missing:
@@ -154,6 +155,7 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
         tower=made,
         missing=missing,
         notes=tuple(notes),
+        pooling=pooling,
         heads=heads,
     )
 
@@ -247,13 +249,13 @@ def _represents(fields: dict[str, torch.Tensor]) -> bool:
     return first is not None and (first.ndim < 4 or first.shape[2:] == (1, 1))
 
 
-def _pooling(module: nn.Module, images: torch.Tensor) -> list[str]:
+def _pooling(module: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
     """What is said of how a representation was pooled."""
     with torch.no_grad():
         found = module(images)
     if "tokens" not in found:
-        return ["The representation is the mean over the places of the last map."]
-    return [f"The representation is the mean over {found['tokens'].shape[1]} tokens."]
+        return ("The representation is the mean over the places of the last map.",)
+    return (f"The representation is the mean over {found['tokens'].shape[1]} tokens.",)
 
 
 def _heads(module: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
