@@ -318,6 +318,22 @@ NEWEST: dict[str, tuple[str, ...]] = {
 }
 """What is asked for in 2026, by the names that it goes by."""
 
+NAMED = (
+    "timm/deit_base_patch16_224",
+    "timm/deit_base_distilled_patch16_224",
+    "timm/vit_base_patch16_224.dino",
+    "timm/vit_base_patch14_dinov2",
+    "timm/vit_base_patch14_reg4_dinov2",
+    "timm/vit_base_patch16_siglip_224",
+    "timm/swin_base_patch4_window7_224",
+    "timm/swinv2_base_window8_256",
+    "timm/maxvit_small_tf_224",
+    "timm/eva02_base_patch14_224",
+    "timm/cait_s24_224",
+    "timm/pvt_v2_b2",
+)
+"""Models that the README names, at full size."""
+
 TABLES = (
     "IMAGE_CLASSIFICATION",
     "BACKBONE",
@@ -349,6 +365,7 @@ def catalogue() -> dict[str, str]:
         "transformers": [f"hf/{name}" for name in classes()],
         "torchvision": [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)],
         "open_clip": [f"open_clip/{name}" for name in open_clip.list_models()],
+        "named in the README": list(NAMED),
         "timm": [f"timm/{name}" for name in FAMILIES.values()],
     }
     for group, ids in listed.items():

@@ -46,7 +46,7 @@ def cut(config: Any, side: int, *, narrow: bool = False) -> tuple[Any, str]:
         narrow: Whether widths and heads are cut too.
 
     Returns:
-        It, and what was cut: `layers of vision_config 27 -> 4; images 1024 -> 512`; empty where it is small as it is.
+        It, and what was cut: `layers 27 -> 2; images 1024 -> 256 px; widths / 4`; empty where it is small as it is.
 
     Raises:
         Exception: What the class says of values that do not go together.

@@ -262,7 +262,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="What one model may take of a processor.")] = SECONDS,
     gigabytes: Annotated[float, typer.Option(help="What one model may hold in memory.")] = GIGABYTES,
     minutes: Annotated[float, typer.Option(help="No model is begun after so long.")] = float("inf"),
-    again: Annotated[bool, typer.Option(help="Measure the models once more that failed.")] = False,
+    again: Annotated[bool, typer.Option(help="Measure once more what failed, or has no word on regions.")] = False,
     publish: Annotated[bool, typer.Option(help="Write the tables from the rows that there are.")] = False,
 ) -> None:
     """Measure every model that has no row yet, or publish the rows."""
@@ -277,7 +277,8 @@ def main(
     wanted = [id for id, group in listed.items() if fnmatch.fnmatch(id, only) or fnmatch.fnmatch(group, only)]
     if again:
         for id in wanted:
-            if "failure" in known.known.get(id, {}):
+            row = known.known.get(id, {})
+            if "failure" in row or row.get("regions") == "not measured":
                 del known.known[id]
     open_ = [id for id in wanted if id not in known.known]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the process of the model too

@@ -17,7 +17,7 @@ from unweave.models.measurement import TABLE, Measurement, measurements
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
-LIBRARIES = ("transformers", "open_clip", "torchvision", "timm")
+LISTS = ("transformers", "open_clip", "torchvision", "timm", "named in the README")
 VERSIONS = {"torch": "torch", "timm": "timm", "open_clip": "open_clip_torch"}
 VERSIONS |= {name: name for name in ("transformers", "torchvision")}
 
@@ -108,7 +108,7 @@ def page(rows: Iterable[Measurement], versions: Mapping[str, str], missing: list
     ]
     for group, ids in NEWEST.items():
         lines += ["", f"### {group}", "", *_table(by_id[id] for id in ids if id in by_id)]
-    for library in LIBRARIES:
+    for library in LISTS:
         own = [row for row in rows if row.group == library]
         lines += ["", f"## {library}", "", _HEADS[library], "", *_table(own)]
     if missing:
@@ -180,4 +180,5 @@ _HEADS = {
     "open_clip": "Every configuration; those with the same image tower share a measurement. Text towers are not built.",
     "torchvision": "Every classifier.",
     "timm": "A small model of each module.",
+    "named in the README": "Models of timm that the README names, at full size.",
 }

@@ -28,7 +28,9 @@ def test_every_miss_of_the_table_has_its_reason():
         assert row.regions or row.error is None, row
 
 
-@pytest.mark.parametrize(("wanted", "found"), [("dinov3", "timm/vit_base_patch16_dinov3"), ("SigLIP2", "hf/Siglip2Model")])
+@pytest.mark.parametrize(
+    ("wanted", "found"), [("dinov3", "timm/vit_base_patch16_dinov3"), ("SigLIP2", "hf/Siglip2Model")]
+)
 def test_a_model_is_found_by_its_name_however_it_is_written(wanted, found):
     assert found in [row.id for row in models.search(wanted)]
 
