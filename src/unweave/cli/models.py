@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,7 +72,8 @@ def _searched(wanted: str, json: bool) -> None:
 
 
 def _plain(row: Measurement) -> dict[str, object]:
-    return {**asdict(row), "components": dict(row.components), "whole": row.whole}
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    return {**values, "components": dict(row.components), "whole": row.whole}
 
 
 def _lines(row: Measurement) -> Iterator[Text]:

@@ -137,7 +137,7 @@ def explain(
     if isinstance(model, str):
         model = load_model(model)
     options: Options = {"level": level, "select": select, "attention": attention, "strict": strict}
-    made = plan(model, nonlinear=nonlinear, **options)
+    made = plan(model, **{**options, "nonlinear": nonlinear})
     if nonlinear == "stop" and any(lump.freezable for lump in made.lumps):
-        return made.explanation(frozen=plan(model, nonlinear="freeze", **options))
+        return made.explanation(frozen=plan(model, **{**options, "nonlinear": "freeze"}))
     return made.explanation()
