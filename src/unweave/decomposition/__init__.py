@@ -136,8 +136,15 @@ def explain(
 
     if isinstance(model, str):
         model = load_model(model)
-    options: Options = {"level": level, "select": select, "attention": attention, "strict": strict}
-    made = plan(model, **{**options, "nonlinear": nonlinear})
+    options: Options = {
+        "level": level,
+        "select": select,
+        "attention": attention,
+        "nonlinear": nonlinear,
+        "strict": strict,
+    }
+    made = plan(model, **options)
     if nonlinear == "stop" and any(lump.freezable for lump in made.lumps):
-        return made.explanation(frozen=plan(model, **{**options, "nonlinear": "freeze"}))
+        freezing: Options = {**options, "nonlinear": "freeze"}
+        return made.explanation(frozen=plan(model, **freezing))
     return made.explanation()
