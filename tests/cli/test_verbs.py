@@ -270,6 +270,7 @@ def test_explain_says_where_nothing_can_be_followed(run):
     result = run("explain", "timm/resnet10t", "--random-weights")
     assert result.exit_code == 0, result.output
     assert in_order(result.stdout, "Where nothing can be followed", "aten.relu", "it is not linear")
+    assert in_order(result.stdout, "with nonlinear='freeze': ", "4 conv, 1 embed", "per image")
 
 
 def test_explain_json(run):
@@ -282,6 +283,17 @@ def test_models(run):
     assert result.exit_code == 0 and in_order(result.stdout, "timm/NAME", "open_clip/ARCH/TAG", "unweave explain timm/")
     libraries = json.loads(run("models", "--json").stdout)["libraries"]
     assert {library["prefix"] for library in libraries} >= {"timm", "open_clip", "hf", "torchvision"}
+
+
+def test_models_are_searched_for_how_far_they_are_resolved(run):
+    result = run("models", "--search", "DINOv3 ViT")
+    assert result.exit_code == 0, result.output
+    said = "timm/vit_base_patch16_dinov3", "144 head, 12 mlp", "12 of 12 layers resolved", "error:", "regions: yes"
+    assert in_order(result.stdout, *said)
+    rows = json.loads(run("models", "--search", "dinov3", "--json").stdout)["rows"]
+    assert {"hf/DINOv3ViTModel", "timm/vit_base_patch16_dinov3"} <= {row["id"] for row in rows if row["whole"]}
+    missed = run("models", "--search", "no such model")
+    assert missed.exit_code == 2 and in_order(missed.stderr, "'no such model'", "the nearest", "--random-weights")
 
 
 def test_help_is_quick_and_imports_no_torch():

@@ -229,7 +229,8 @@ def test_the_tower_of_a_dual_encoder_a_detector_or_a_segmenter(name, config, opt
 
 def test_what_is_left_out_and_pooled_is_said(tmp_path):
     saved(tmp_path, *FAMILIES["LLaVA"])
-    said = " ".join(load(Request("hf/x", str(tmp_path), True)).notes)
+    source = load(Request("hf/x", str(tmp_path), True))
+    said = " ".join(source.notes + source.pooling)
     assert "Of LlavaForConditionalGeneration (as LlavaModel) the side of images alone is loaded" in said
     assert "mean over 16 tokens" in said
 
@@ -298,3 +299,13 @@ def test_tokens_of_clips_have_time_row_and_column(name, config, prefix, tmp_path
     assert places[:prefix] == [(None, None, None)] * prefix
     assert places[prefix:] == [(time, row, column) for time in range(2) for row in range(4) for column in range(4)]
     assert tokens[-1].whole.time is None
+
+
+def test_what_is_said_of_the_representation_holds_of_the_one_that_is_asked_for(tmp_path):
+    saved(tmp_path, *FAMILIES["LLaVA"])
+    projected, tower = load_model(f"hf/{tmp_path}"), load_model(f"hf/{tmp_path}", representation="last_hidden_state")
+    said = [[note for note in model.notes if "representation" in note] for model in (projected, tower)]
+    assert said[0] == ["The representation is the mean over 16 tokens."]
+    assert len(said[1]) == 1 and "`last_hidden_state`" in said[1][0]
+    coverage = unweave.plan(tower).coverage
+    assert coverage.resolved == coverage.attention_layers == 2

@@ -126,11 +126,25 @@ def explain(
     nonlinear: Literal["stop", "freeze"] = "stop",
     strict: bool = False,
 ) -> Explanation:
-    """What a model is decomposed into: components, operations and rules, coverage, memory.
+    """What a model is decomposed into: components, operations and rules, coverage, memory; and what more
+    `nonlinear="freeze"` would resolve, where something is lumped that it passes.
 
     Args:
         model, level, select, attention, nonlinear, strict: As for `plan`.
     """
-    return plan(
-        model, level=level, select=select, attention=attention, nonlinear=nonlinear, strict=strict
-    ).explanation()
+    from unweave.models import load_model
+
+    if isinstance(model, str):
+        model = load_model(model)
+    options: Options = {
+        "level": level,
+        "select": select,
+        "attention": attention,
+        "nonlinear": nonlinear,
+        "strict": strict,
+    }
+    made = plan(model, **options)
+    if nonlinear == "stop" and any(lump.freezable for lump in made.lumps):
+        freezing: Options = {**options, "nonlinear": "freeze"}
+        return made.explanation(frozen=plan(model, **freezing))
+    return made.explanation()

@@ -71,6 +71,10 @@ class Branch:
     convolves: bool = False
 
 
+FREEZE = "`nonlinear='freeze'` passes it as a gate held at its value"
+"""How the reason ends where there is a way on."""
+
+
 @dataclass(frozen=True)
 class Lump:
     """Why what lies below an operation is one component.
@@ -88,6 +92,11 @@ class Lump:
     reason: str
     rule: str = ""
     inside: Literal["trunk", "branch"] = "trunk"
+
+    @property
+    def freezable(self) -> bool:
+        """Whether a plan with `nonlinear="freeze"` goes on here."""
+        return self.reason.endswith(FREEZE)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ class Explanation(Result):
             rows = [[lump["operation"], lump["module"], lump["line"], lump["reason"]] for lump in report["lumps"]]
             columns = {"stopped at": "left", "module": "left", "line": "left", "because": "left"}
             parts += [Text(), rich_table("Where nothing can be followed", columns, rows)]
+        if "frozen" in report:
+            parts += [Text(), Text(_opened(report["frozen"]))]
         for path, place in report["unplaced"].items():
             parts.append(Text(f"where the tokens of {path} lie in the image is lost at {place}"))
         for rule in dict.fromkeys(lump["rule"] for lump in report["lumps"] if lump["rule"]):
@@ -137,6 +139,14 @@ def _components_table(components: Sequence[Component]) -> RenderableType:
     total = ["", "all", *(str(sum(counts[kind] for counts in layers.values())) for kind in kinds)]
     columns = {"layer": "left", "from": "left"} | {str(kind): "right" for kind in kinds}
     return rich_table("Components of each layer", columns, [*rows, total])
+
+
+def _opened(frozen: Mapping[str, Any]) -> str:
+    """What a plan resolves that freezes nonlinearities on the trunk."""
+    kinds = ", ".join(f"{frozen['kinds'][kind]} {kind}" for kind in KINDS if kind in frozen["kinds"])
+    coverage, memory = frozen["coverage"], _in_mebibytes(frozen["memory_per_image"])
+    layers = f"{coverage['resolved']} of {coverage['attention_layers']} attention layers resolved"
+    return f"with nonlinear='freeze': {kinds}; {layers}; {memory} per image"
 
 
 def _in_mebibytes(count: int) -> str:

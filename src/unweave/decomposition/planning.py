@@ -353,9 +353,17 @@ class Plan(Shown):
         """
         return tuple(str(self.components[column]) for column in self._program(None).dense)
 
-    def explanation(self) -> Explanation:
-        """What the plan consists of, as a result: it shows, draws and saves itself."""
-        return Explanation(self.components, self.report(), card={"model": self.name, "level": self.level})
+    def explanation(self, frozen: Plan | None = None) -> Explanation:
+        """What the plan consists of, as a result: it shows, draws and saves itself.
+
+        Args:
+            frozen: The plan of the same model with `nonlinear="freeze"`, to be told of beside it.
+        """
+        report = self.report()
+        if frozen is not None:
+            told = frozen.report()
+            report["frozen"] = {name: told[name] for name in ("kinds", "coverage", "memory_per_image")}
+        return Explanation(self.components, report, card={"model": self.name, "level": self.level})
 
     def told(self) -> list[RenderableType]:
         """The same as `explanation` shows."""

@@ -37,7 +37,7 @@ from torch import Tensor, fx
 from unweave.adjoint.merge import merged as merged_terms
 from unweave.adjoint.operand import BATCH, Axis, Constant, Irregular, Operand, Runtime, fresh
 from unweave.adjoint.term import Term
-from unweave.decomposition.branches import Branch, Lump, Role, Site, Walk, chain
+from unweave.decomposition.branches import FREEZE, Branch, Lump, Role, Site, Walk, chain
 from unweave.decomposition.heads import agreed, heads_of, is_merged, keys_of, laid_apart
 from unweave.decomposition.passing import divided, passes
 from unweave.graph.graph import Graph, arguments, extents_of, line_of, operation
@@ -294,8 +294,7 @@ class _Walker:
             return "the walk reached the images"
         if known is None:
             return "it has no rule"
-        cure = "; `nonlinear='freeze'` passes it as a gate held at its value"
-        return "it is not linear" + (cure if self._is_gate(node, known, branch) else "")
+        return "it is not linear" + (f"; {FREEZE}" if self._is_gate(node, known, branch) else "")
 
 
 def _depth(branch: Branch) -> int:

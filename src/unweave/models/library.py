@@ -159,6 +159,7 @@ class Source:
         heads: Paths in the tower of its classifiers, where it has several and does not name them.
         missing: Weights that the library did not find, and drew by chance; with the shapes, where it is for them.
         notes: What was assumed, taken off or left out, each a sentence.
+        pooling: What is said of how the tower pools its representation, which holds of no other one.
     """
 
     module: nn.Module
@@ -173,6 +174,7 @@ class Source:
     heads: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pooling: tuple[str, ...] = ()
 
 
 def load_model(
@@ -229,6 +231,8 @@ def _loaded(loading: Loading, device: str | torch.device, dtype: torch.dtype) ->
         torch.default_generator.manual_seed(loading.seed)
         source: Source = import_module(f"unweave.models.{library.prefix}").load(request)
     module, notes = source.module.eval(), source.notes
+    if loading.representation is None and loading.pool is None:
+        notes += source.pooling
     if loading.random_weights:
         randomise(module, loading.seed)
     absent = source.missing

@@ -145,12 +145,13 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
     images = images.to(dtype)
     notes += inputs.notes
     made: Any = _itself
+    pooling: tuple[str, ...] = ()
     with running(chosen.build.__name__, images, request):
         options["layout"] = _ordered(model, images, options)
         options |= _way(model, images, options, chosen)
         if options["each"] or options["pools"] or not options["layout"].plain:
             made = partial(Tower, **options)
-            notes += _pooling(made(model), images) if options["pools"] and not request.bare else []
+            pooling = _pooling(made(model), images) if options["pools"] else ()
         if missing:
             used = touched(model, lambda: made(model)(images[:1]))
             missing = {name: shapes for name, shapes in missing.items() if name in used}
@@ -164,6 +165,7 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
         tower=made,
         missing=missing,
         notes=tuple(notes),
+        pooling=pooling,
         heads=heads,
     )
 
@@ -278,17 +280,16 @@ def _about(missing: Mapping[str, str]) -> list[str]:
     return told + ([f"Of another shape, and left out with what they make: {', '.join(others[:4])}."] if others else [])
 
 
-def _pooling(module: nn.Module, images: torch.Tensor) -> list[str]:
-    """What is said of how a representation was pooled."""
+def _pooling(module: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
+    """What is said of how a representation was pooled; nothing of a vector, which is taken as it is."""
     with torch.no_grad():
         found = module(images)
     if "tokens" in found:
-        return [f"The representation is the mean over {found['tokens'].shape[1]} tokens."]
+        return (f"The representation is the mean over {found['tokens'].shape[1]} tokens.",)
     if "map" in found:
-        return [
-            f"The representation is the mean over the {' x '.join(map(str, found['map'].shape[2:]))} places of a map."
-        ]
-    return []  # a vector is taken as it is
+        places = " x ".join(map(str, found["map"].shape[2:]))
+        return (f"The representation is the mean over the {places} places of a map.",)
+    return ()
 
 
 def _heads(module: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
