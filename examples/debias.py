@@ -2,7 +2,7 @@
 
 import unweave
 
-parts = {"train": 300, "validation": 200, "test": 200}
+parts = {"train": 200, "validation": 120, "test": 120}
 stores = [unweave.extract("pocket/clip", f"pocket/birds/0/{part}/{count}", part) for part, count in parts.items()]
 sides = unweave.Sides(*stores)
 how = unweave.Classification("probe", space="pocket/clip", regularisation=0.04)

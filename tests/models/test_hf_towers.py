@@ -66,6 +66,18 @@ def test_towers_decompose_exactly(family, tmp_path):
     assert decomposed(load_model(f"hf/{tmp_path}")) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["LLaVA", "Idefics2", "Qwen3-VL"])
+def test_random_weights_are_the_same_each_time(family, tmp_path):
+    """transformers leaves some weights of a model without a file as the memory happened to be."""
+    saved(tmp_path, *FAMILIES[family])
+    first, second = (load_model(f"hf/{tmp_path}", random_weights=True, seed=1) for _ in range(2))
+    assert first.weights_hash == second.weights_hash
+    assert load_model(f"hf/{tmp_path}", random_weights=True, seed=2).weights_hash != first.weights_hash
+    with torch.no_grad():
+        made = first.readout(first.example(2))
+        assert torch.equal(made, second.readout(second.example(2))) and made.isfinite().all()
+
+
 def test_the_shards_of_the_language_model_are_not_opened(tmp_path):
     module = saved(tmp_path, *FAMILIES["LLaVA"], max_shard_size="20KB")
     files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]

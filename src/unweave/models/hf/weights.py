@@ -100,7 +100,14 @@ def drawn(build: Any, config: Any, reached: frozenset[str] | None) -> nn.Module:
     if reached is None:
         return build._from_config(config) if hasattr(build, "_from_config") else build(config)
     with _quiet():
-        return _only(build, reached).from_pretrained(None, config=config, state_dict={})
+        model: nn.Module = _only(build, reached).from_pretrained(None, config=config, state_dict={})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():  # some are left as the memory happened to be
+            if weight.ndim > 1:
+                weight.normal_(std=0.02)
+            else:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model
 
 
 class _Touching(TorchFunctionMode):
