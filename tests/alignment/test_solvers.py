@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,13 @@ def test_an_aligner_is_kept_and_read(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(AlignmentError, match="cannot be written"):
         made.save(tmp_path / "file/a")
+
+
+def test_how_the_text_space_is_loaded_is_held_against_what_there_is(tmp_path):
+    made = aligner()
+    replace(made, identity={**made.identity, "space_loading": {"trust": True}}).save(tmp_path / "a")
+    with pytest.raises(AlignmentError, match=r"space_loading\.trust` is unknown"):
+        Aligner.load(tmp_path / "a")
 
 
 def test_pushing_uploads_both_files(monkeypatch):

@@ -25,6 +25,7 @@ from unweave.errors import AlignmentError
 from unweave.figures import Curve, curves_figure
 from unweave.files.fields import record, typed
 from unweave.files.pair import Kind
+from unweave.loading import Loading
 from unweave.results import Result, rich_table
 from unweave.source import Origin
 from unweave.text import TextSpace
@@ -222,8 +223,11 @@ class Aligner(Result):
             if maps.dim() != 3 or len(maps) != count or bias.shape != maps.shape[2:]:
                 raise ValueError(f"{count} maps and a bias have shapes {maps.shape}, {bias.shape}")
             typed(dict[str, Any], dict(aligner.measured), "measured")
+            known = aligner.identity["space_loading"]
             if aligner.of_functions:
-                record(Behaviour, aligner.identity["space_loading"], "space_loading.")
+                record(Behaviour, known, "space_loading.")
+            else:
+                record(Loading, {"id": aligner.identity["space"], **known}, "space_loading.")
         if space is not None:
             aligner.check(space)
             object.__setattr__(aligner, "space", space)
