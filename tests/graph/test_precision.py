@@ -71,6 +71,7 @@ def test_switches_that_somebody_mixed_are_left_as_they_were() -> None:
         assert switches() == before
     finally:
         conv.fp32_precision = kept
+    assert torch.backends.cudnn.allow_tf32 == (kept == "tf32")  # the older switch is what it was
 
 
 def test_a_processor_needs_no_switch() -> None:

@@ -20,15 +20,17 @@ class _FullPrecision:
     """
 
     def __init__(self) -> None:
-        self._before: tuple[list[str], list[bool | None]] = ([], [])
+        self._before: tuple[list[str], list[bool]] = ([], [])
         self._inside = 0
         self._lock = Lock()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._before = [switch.fp32_precision for switch in _SWITCHES], [_allowed(one) for one in _LIBRARIES]
-                _turn(["ieee"] * len(_SWITCHES), [False] * len(_LIBRARIES))
+                precisions, exact = [switch.fp32_precision for switch in _SWITCHES], ["ieee"] * len(_SWITCHES)
+                _turn(exact)
+                self._before = precisions, [_allowed(library) for library in _LIBRARIES]
+                _turn(exact, [False] * len(_LIBRARIES))
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
@@ -43,19 +45,18 @@ _LIBRARIES: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn)
 _SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn)
 
 
-def _allowed(library: Any) -> bool | None:
-    """What an older switch says; None where it differs from the newer ones, so that nobody can read it."""
+def _allowed(library: Any) -> bool:
+    """What an older switch says while the newer ones say no: it cannot be read where it says yes."""
     try:
-        return library.allow_tf32
+        return bool(library.allow_tf32)
     except RuntimeError:
-        return None
+        return True
 
 
-def _turn(precisions: Sequence[str], allowed: Sequence[bool | None]) -> None:
+def _turn(precisions: Sequence[str], allowed: Sequence[bool] = ()) -> None:
     with warnings.catch_warnings(action="ignore"):  # that the older switches are old
-        for library, own in zip(_LIBRARIES, allowed, strict=True):
-            if own is not None:
-                library.allow_tf32 = own
+        for library, own in zip(_LIBRARIES, allowed, strict=False):
+            library.allow_tf32 = own
     for switch, precision in zip(_SWITCHES, precisions, strict=True):  # which the older ones turn as well
         switch.fp32_precision = precision
 
