@@ -77,7 +77,8 @@ def _without_text(name: str) -> dict[str, Any]:
 def _published(id: str, library: str, folder: Path) -> unweave.Loading:
     if library == "open_clip":
         return _open_clip(PUBLISHED[id], folder)
-    (folder / "config.json").write_text(json.dumps(PUBLISHED[id]))
+    written = PUBLISHED[id] if library == "hf" else {**PUBLISHED[id], "pretrained_cfg": {}}
+    (folder / "config.json").write_text(json.dumps(written))
     place = f"hf/{folder}" if library == "hf" else f"{library}/local-dir:{folder}"
     return unweave.Loading(place, random_weights=True)
 

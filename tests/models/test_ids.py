@@ -112,6 +112,9 @@ def test_what_timm_cannot_load_says_what_to_type(name, says, drawn):
 def test_a_folder_that_is_none_of_timm_says_so(tmp_path, in_timm):
     with pytest.raises(ModelError, match=r"(?s)Config file not found.*save_for_hf"):
         load_model(f"timm/local-dir:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "model_args": {}}))
+    with pytest.raises(ModelError, match=r"(?s)unexpected keyword argument.*save_for_hf"):
+        load_model(f"timm/local-dir:{tmp_path}")
     next(path for path in in_timm[0].iterdir() if path.suffix != ".json").unlink()
     with pytest.raises(ModelError, match=r"(?s)No suitable checkpoints.*save_for_hf"):
         load_model(f"timm/local-dir:{in_timm[0]}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unweave.errors import ModelError
+from unweave.errors import ModelError, UnweaveError
 from unweave.hub import fetching
 from unweave.models.library import Request, Source, unknown
 from unweave.models.preprocessing import describe
@@ -37,8 +37,8 @@ def load(request: Request) -> Source:
         try:
             arguments = _arguments(request)
             module = _create(request)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            if folder is None:
+        except Exception as error:  # a folder's files are of anybody's making
+            if folder is None or isinstance(error, UnweaveError):
                 raise
             raise ModelError(
                 f"timm cannot load the model: {' '.join(str(error).split())[:300] or type(error).__name__}",
