@@ -34,6 +34,7 @@ import unweave
 from unweave.decomposition.walk import Walk, walk
 from unweave.errors import UnweaveError
 from unweave.graph.export import capture
+from unweave.graph.precision import exact
 from unweave.models import Model
 
 MODELS = {
@@ -413,14 +414,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # for all alike: plans are exact
     bench = Bench(device, 2, 2, 1) if given.quick else Bench(device, given.batch, given.repeats, 5)
     settings = {"machine": machine(device), "image_size": given.image_size, "code": _fingerprint()}
     record = Record.opened(given.json, {**settings, "batch": bench.batch, "repeats": bench.repeats})
     models = [MODELS.get(name, name) for name in given.models.split(",")]
     tokens = [MODELS.get(name, name) for name in given.tokens.split(",")]
     for model in models:
-        _compared(model, bench, given.image_size, model in tokens, given.methods.split(","), record, console)
+        with exact(device):  # the plain forward pass and the baselines too
+            _compared(model, bench, given.image_size, model in tokens, given.methods.split(","), record, console)
     rows = [row for row in record.rows.values() if row.model in models]
     show(console, rows)
     console.print(settings["machine"])
