@@ -87,10 +87,7 @@ def loaded(build: Any, config: Any, name: str, *, reached: frozenset[str] | None
     if rest and reached is None:
         notes += (f"{len(rest)} weights of the file are left out: {_few(rest)}.",)
     absent = {*missing, *(key for key, *_ in told["mismatched_keys"])}
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if key in absent and not bool(weight.isfinite().all()):
-                weight.zero_()  # it was never written to, and has to be tried before it can be told whether it matters
+    _fill(model, absent)  # which have to be tried before it can be told whether they matter
     shapes = {key: f"{list(of_file)} in the file, {list(own)} here" for key, of_file, own in told["mismatched_keys"]}
     return Loaded(model, dict.fromkeys(missing, "") | shapes, notes)
 
@@ -101,13 +98,21 @@ def drawn(build: Any, config: Any, reached: frozenset[str] | None) -> nn.Module:
         return build._from_config(config) if hasattr(build, "_from_config") else build(config)
     with _quiet():
         model: nn.Module = _only(build, reached).from_pretrained(None, config=config, state_dict={})
-    with torch.no_grad():
-        for name, weight in model.named_parameters():  # some are left as the memory happened to be
+    _fill(model, {name for name, _ in model.named_parameters()})
+    return model
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, absent: set[str]) -> None:
+    """Draws weights that no file has: transformers leaves some of them as the memory happened to be."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    read = {id(weight) for name, weight in named if name not in absent}
+    for name, weight in named:
+        if id(weight) not in read:
             if weight.ndim > 1:
                 weight.normal_(std=0.02)
             else:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model
 
 
 class _Touching(TorchFunctionMode):
