@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
 from unweave.decomposition.explanation import Explanation
-from unweave.decomposition.planning import Plan, make_plan
-from unweave.decomposition.regions import Regional, RegionPlan, make_region_plan
+from unweave.decomposition.planner import Planner
+from unweave.decomposition.planning import Plan
+from unweave.decomposition.regions import Regional, RegionPlan, region_plan
 from unweave.errors import ArgumentError
+from unweave.graph.following import graph_of
+from unweave.graph.precision import exact
 from unweave.results import verb
 
 if TYPE_CHECKING:
@@ -98,22 +101,21 @@ def plan(
             f"A {type(model).__name__} is no model.",
             cure="give a model's id, what `unweave.load_model` returns, or a torch.nn.Module",
         )
-    options: dict[str, Any] = {
-        "level": level,
-        "selection": select,
-        "passing": attention == "through",
-        "freeze": nonlinear == "freeze",
-        "strict": strict,
-    }
-    make = make_region_plan if regions else make_plan
     if isinstance(model, Model):
+        name, body, notes = model.id, model.readout, model.notes
         example = model.example() if example is None else example
-        return make(model.readout, example, name=model.id, notes=model.notes, **options)
-    inner = unwrapped(model)
-    check_supported(inner)
-    example = example_for(inner, (3, 224, 224), 2) if example is None else example
-    read = whole(inner, example)
-    return make(read.body, example, name=type(inner).__name__, notes=read.notes, **options)
+    else:
+        inner = unwrapped(model)
+        check_supported(inner)
+        example = example_for(inner, (3, 224, 224), 2) if example is None else example
+        read = whole(inner, example)
+        name, body, notes = type(inner).__name__, read.body, read.notes
+    planner = Planner(name, attention == "through", nonlinear == "freeze", strict, notes)
+    with exact(example.device):
+        graph = graph_of(body, example)
+    if regions:
+        return region_plan(graph, planner, (example.shape[-2], example.shape[-1]), level, select)
+    return planner(graph, level, select)
 
 
 @verb

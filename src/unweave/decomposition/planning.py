@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from rich.console import Console, RenderableType
-from torch import Tensor, nn
+from torch import Tensor
 
 from unweave.components import LEVELS, Component, Grid, Level, Selection, select
 from unweave.contributions import Contributions, Projections
@@ -27,10 +27,8 @@ from unweave.decomposition.explanation import Explanation
 from unweave.decomposition.pieces import pieces_of
 from unweave.decomposition.program import Program
 from unweave.decomposition.selection import Request, chosen_and_rest, split_by_token
-from unweave.decomposition.walk import walk
-from unweave.errors import ArgumentError, ConservationError, DataError, NonFiniteError, RuleError
+from unweave.errors import ArgumentError, ConservationError, DataError, NonFiniteError
 from unweave.graph.comparison import TOLERANCE as TOLERANCE
-from unweave.graph.following import graph_of
 from unweave.graph.graph import extents_of
 from unweave.graph.precision import exact
 from unweave.results import Shown
@@ -382,48 +380,6 @@ class Plan(Shown):
         console = Console(file=io.StringIO(), width=_UNFOLDED, color_system=None)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
-
-
-def make_plan(
-    module: nn.Module,
-    example: Float[Tensor, "image ..."],
-    *,
-    name: str = "module",
-    level: Level = "head",
-    selection: Selection = None,
-    passing: bool = True,
-    freeze: bool = False,
-    strict: bool = False,
-    notes: tuple[str, ...] = (),
-) -> Plan:
-    """Captures a module, walks back from its output, and decides what to compute.
-
-    Raises:
-        CaptureError: The module does not export.
-        RuleError: Under `strict`, an operation on the path has no rule.
-        RuleError: The selection matches nothing.
-    """
-    with exact(example.device):
-        found = walk(graph_of(module, example), passing=passing, freeze=freeze)
-    if strict:
-        refuse_lumps(found)
-    return replace(planned(name, found, level, selection), notes=notes)
-
-
-def refuse_lumps(found: Walk) -> None:
-    """Refuses a model that cannot be followed to the end.
-
-    Raises:
-        RuleError: Names the operation, and the rule to write.
-    """
-    for lump in found.lumps:
-        raise RuleError(
-            f"{lump.operation} cannot be followed: {lump.reason}.",
-            where=f"{lump.module} ({lump.line})",
-            cure=f"write its rule:\n{lump.rule}"
-            if lump.rule
-            else "decompose without `strict`; what lies below is one component",
-        )
 
 
 def planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:

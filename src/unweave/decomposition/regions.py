@@ -11,21 +11,20 @@ first asked for; which regions they are is known only when it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from jaxtyping import Float
 from rich.console import RenderableType
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
 from unweave.components import Component, Grid, Level, Selection
 from unweave.contributions import Contributions, Projections
-from unweave.decomposition.planning import Plan, planned, refuse_lumps
-from unweave.decomposition.walk import walk
+from unweave.decomposition.planner import Planner
+from unweave.decomposition.planning import Plan
 from unweave.errors import ArgumentError, CaptureError
-from unweave.graph.following import graph_of
 from unweave.graph.graph import Graph, line_of, operation
 from unweave.graph.precision import exact
 from unweave.regions import Region, tokens, weights_of
@@ -98,7 +97,7 @@ class RegionPlan(Shown):
     tokens: Tokens
     size: tuple[int, int]
     _graph: Graph = field(repr=False)
-    _planned: Callable[[Graph, Level, Selection], Plan] = field(repr=False)
+    _planned: Planner = field(repr=False)
     _select: Selection = None
     _plans: dict[int, Plan] = field(default_factory=dict, repr=False)
 
@@ -284,32 +283,20 @@ class _Names:
         return Regional(rows, self.images, self.regions)
 
 
-def make_region_plan(
-    module: nn.Module,
-    example: Float[Tensor, "image ..."],
-    *,
-    name: str = "module",
-    level: Level = "head",
-    selection: Selection = None,
-    passing: bool = True,
-    freeze: bool = False,
-    strict: bool = False,
-    notes: tuple[str, ...] = (),
+def region_plan(
+    graph: Graph, planner: Planner, size: tuple[int, int], level: Level, selection: Selection
 ) -> RegionPlan:
-    """Captures a module, and looks for the tokens that it makes its representation of.
+    """The plan of regions of a captured graph, in which the tokens that its representation is made of are looked for.
+
+    Args:
+        graph: Of the whole model.
+        planner: What makes the plan for each number of regions.
+        size: Height and width of the model's images, in pixels.
+        level: How far branches are split.
+        selection: Which components to compute.
 
     Raises:
-        CaptureError: The module does not export, or it cannot be told where in the image its tokens lie.
-        RuleError: Under `strict`, once it runs: an operation on the path has no rule.
+        CaptureError: It cannot be told where the tokens are.
     """
-    with exact(example.device):
-        graph = graph_of(module, example)
-
-        def planning(graph: Graph, level: Level, select: Selection) -> Plan:
-            found = walk(graph, passing=passing, freeze=freeze)
-            if strict:
-                refuse_lumps(found)
-            return replace(planned(name, found, level, select), notes=notes)
-
-        height, width = example.shape[-2:]
-        return RegionPlan(name, level, tokens_of(graph), (height, width), graph, planning, selection)
+    with exact(graph.input.meta["val"].device):
+        return RegionPlan(planner.name, level, tokens_of(graph), size, graph, planner, selection)
