@@ -31,7 +31,7 @@ CHUNKS = 10
 MATCHED = 0.8
 """The least share of seeds of which every piece is a component."""
 
-ALWAYS = ("known", "parallel", "attention")
+ALWAYS = ("known", "form", "parallel", "attention")
 """Categories of cases that are part of the suite; the others are the sweep's, as the seeds hold them too."""
 
 SAYING_IS_ENOUGH = (

@@ -17,7 +17,7 @@ from unweave import regions
 from unweave.errors import ArgumentError, CaptureError, ConservationError
 from verdicts import held_against
 
-LEAST, CHUNK = 7, 15
+LEAST, CHUNK = 15, 30
 
 NORMED_FIRST = (
     "norm, class token",
