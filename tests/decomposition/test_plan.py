@@ -113,7 +113,7 @@ def test_another_level_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise AssertionError("captured again")
 
-    monkeypatch.setattr("unweave.decomposition.planning.graph_of", refuse)
+    monkeypatch.setattr("unweave.graph.following.capture", refuse)
     assert plan.at(level="layer").level == "layer"
     assert plan.at().components == plan.components
 

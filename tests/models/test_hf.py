@@ -4,21 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_folders import SWIN, VIT
 from unweave.errors import ModelError
 from unweave.models import Model, load_model
 from unweave.models.weights import randomise
 
 transformers = pytest.importorskip("transformers")
-
-VIT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
-SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 
 
 def build(name, config, **options):
