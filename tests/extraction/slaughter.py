@@ -65,8 +65,9 @@ def main(folder: Path, kills: int, seed: int) -> None:
     assert status == 0
     found = {"lifetime": lifetime, "killed": 0, "ended": 0}
     for name, of in (("one", 1), ("two", 2)):
-        store, number = folder / name, 0
+        store, number, lives = folder / name, 0, 0
         while number < kills // 2:
+            lives += 1
             children = [born(photos, store, Part(k, of)) for k in range(1, of + 1)]
             time.sleep(rng.uniform(0, 0.4 * lifetime))
             for child in children:
@@ -78,7 +79,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
                 if not dead:
                     assert status == 0, status
             if (store / "index.parquet").exists():  # it got away with it: begin again
-                store.rename(folder / f"{name}-{number}")
+                store.rename(folder / f"{name}-{lives}")
         for k in range(1, of + 1):
             assert os.waitpid(born(photos, store, Part(k, of)), 0)[1] == 0
     print(json.dumps(found))
