@@ -5,8 +5,11 @@ twenty times. `test_signatures.py` runs the core with all of them checked.
 """
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,3 +32,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family is not None:
             item.add_marker(pytest.mark.xdist_group(str(getattr(family, "name", family))))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shipped_networks() -> Iterator[list[Any]]:
+    """Networks that are shipped are loaded and captured once in a process: nothing that reads them changes them."""
+    from unweave import Loading
+    from unweave.models import library
+
+    load, loaded = library._loaded, []
+
+    @cache
+    def once(id: str, device: str, dtype: torch.dtype) -> Any:
+        loaded.append(load(Loading(id), device, dtype))
+        return loaded[-1]
+
+    def known(loading: Loading, device: Any, dtype: torch.dtype) -> Any:
+        shipped = loading == Loading(loading.id) and loading.id.startswith("pocket/")
+        return once(loading.id, str(device), dtype) if shipped else load(loading, device, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "_loaded", known)
+        yield loaded
+
+
+@pytest.fixture(autouse=True)
+def shipped_networks_stay_as_they_are(shipped_networks: list[Any]) -> Iterator[None]:
+    """A test that changes a network which others read fails."""
+
+    def written() -> list[int]:
+        return [
+            weight._version for model in shipped_networks for weight in model.module.state_dict(keep_vars=True).values()
+        ]
+
+    before, known = written(), len(shipped_networks)
+    yield
+    after = written()[: len(before)]
+    assert after == before, f"one of the {known} shipped networks was changed"

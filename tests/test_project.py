@@ -47,3 +47,10 @@ def test_torch_is_not_imported_before_it_is_needed(statement):
     code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "src")
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.xdist_group("grouped")
+def test_tests_of_a_group_run_on_one_worker(request):
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("one process runs all tests, or they are not grouped")
+    assert request.node.nodeid.endswith("@grouped")
