@@ -181,6 +181,14 @@ FAMILIES = {
             "text_config": LANGUAGE,
         },
     ),
+    "Qwen3-VL, experts": (
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3VLMoeConfig",
+        {
+            "vision_config": {**WIDE, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+            "text_config": LANGUAGE | {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+        },
+    ),
     "Mistral 3": (
         "Mistral3ForConditionalGeneration",
         "Mistral3Config",

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import unweave
-from hf_folders import FAMILIES, SIGLIP2, SWIN, TEXT, VIT, reconfigured, saved
+from hf_folders import FAMILIES, SIGLIP2, SWIN, TEXT, VIT, WIDE, reconfigured, saved
 from unweave.models import load_model
 from unweave.models.hf import load
 from unweave.models.library import Request
@@ -135,6 +135,20 @@ def test_tokens_of_patches_made_in_advance_have_their_row_and_column(tmp_path):
     assert grid.cells == (0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15)  # two by two, as they are merged
 
 
+def test_a_tower_of_patches_made_in_advance_may_stand_alone(tmp_path):
+    options = {**WIDE, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    module = saved(tmp_path, "Qwen3VLVisionModel", "Qwen3VLVisionConfig", options)
+    model = load_model(f"hf/{tmp_path}", image_size=16)
+    picture = Image.effect_noise((16, 16), 80).convert("RGB")
+    processor = transformers.Qwen2VLImageProcessor(patch_size=4, merge_size=2, temporal_patch_size=2)
+    given = processor(images=picture, do_resize=False, return_tensors="pt")
+    with torch.no_grad():
+        wanted = module(given["pixel_values"], grid_thw=given["image_grid_thw"]).pooler_output.mean(0)
+        torch.testing.assert_close(model.readout(model.preprocess(picture)[None])[0], wanted, rtol=1e-4, atol=1e-5)
+    assert "normalised as Qwen2VLImageProcessor does" in " ".join(model.notes)
+    assert decomposed(model) < 1e-5
+
+
 def test_a_processor_that_makes_one_size_is_used_as_it_is(tmp_path):
     module = saved(tmp_path, *FAMILIES["LLaVA"])
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
@@ -238,6 +252,35 @@ def test_a_processor_that_keeps_shapes_is_used_at_one_size(tmp_path):
                 "patch_size": 8,
             },
             lambda module, images: module(images).last_hidden_state.mean((2, 3)),
+        ),
+        (
+            "DetrForObjectDetection",
+            "DetrConfig",
+            {
+                "backbone_config": {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [3]},
+                **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 4},
+                **{"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2},
+                **{"decoder_attention_heads": 2},
+            },
+            lambda module, images: module.model.backbone.model(images)[-1].mean((2, 3)),
+        ),
+        (
+            "RTDetrForObjectDetection",
+            "RTDetrConfig",
+            {
+                "backbone_config": {
+                    "model_type": "rt_detr_resnet",
+                    "embedding_size": 8,
+                    "hidden_sizes": [8, 8, 16, 16],
+                    "depths": [1, 1, 1, 1],
+                    "layer_type": "basic",
+                    "out_features": ["stage2", "stage3", "stage4"],
+                },
+                **{"encoder_in_channels": [8, 16, 16], "encoder_hidden_dim": 16, "d_model": 16, "num_queries": 4},
+                **{"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_layers": 1, "encoder_attention_heads": 2},
+                **{"decoder_attention_heads": 2, "decoder_in_channels": [16, 16, 16]},
+            },
+            lambda module, images: module.model.backbone.model(images).feature_maps[-1].mean((2, 3)),
         ),
     ],
 )

@@ -150,11 +150,31 @@ def test_as_many_channels_as_tokens_are_not_confused() -> None:
 
             def forward(self, images: Tensor) -> Tensor:
                 x = self.embed(images).flatten(2).transpose(1, 2)
-                return self.norm(torch.cat([self.extra.expand(images.shape[0], -1, -1), x], 1))
+                x = torch.cat([self.extra.expand(images.shape[0], -1, -1), x], 1)
+                return self.norm(x + x.mean(1, keepdim=True))
 
         module = ready(Square())
         tokens = module(pictures())
         torch.testing.assert_close(representation_of(module)[0], tokens[:, 0] if before else tokens.mean(1))
+
+
+def test_tokens_that_say_the_same_of_every_image_are_no_class_tokens() -> None:
+    """Models that answer about images are given tokens that begin a picture, and end it, behind the tower."""
+
+    class Framed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.begin, self.end = nn.Conv2d(3, 8, 4, 4), *(nn.Parameter(torch.zeros(8)) for _ in range(2))
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.embed(images).flatten(2).transpose(1, 2)
+            begin, end = (token.expand(len(x), 1, -1) for token in (self.begin, self.end))
+            return torch.cat([begin, x + x.mean(1, keepdim=True), end], 1)
+
+    module = ready(Framed())
+    representation, model = representation_of(module)
+    torch.testing.assert_close(representation, module(pictures())[:, 1:-1].mean(1))
+    assert f"mean over the {PATCHES} tokens" in model.notes[0] and f"(of {PATCHES + 2})" in model.notes[0]
 
 
 def test_channels_may_come_before_tokens() -> None:

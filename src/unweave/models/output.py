@@ -124,10 +124,10 @@ def reading(
 
 def _pooled(name: str, value: Tensor, pool: Pool | None, layout: Layout) -> Reading:
     """How tokens or a map become one vector, and what is said of it."""
-    if pool == "class" and layout.known and not layout.prefix:
+    if pool == "class" and layout.known and not layout.classes:
         raise ModelError(f"No token of {name} is a class token: each comes from the image.", cure="use `pool='mean'`")
-    if pool == "class" or (pool is None and layout.prefix):
-        token = next(iter(layout.prefix), 0)
+    if pool == "class" or (pool is None and layout.classes):
+        token = next(iter(layout.classes), 0)
         said = f"The representation is the class token of {name}: token {token} of {value.shape[1]}."
         return Reading(taken=(1,), token=token, notes=(said,))
     places = layout.places
@@ -244,6 +244,7 @@ class Layout(TorchDispatchMode):
         self._seen: tuple[int, ...] | None = None
         self._behind = False
         self._apart: tuple[int, ...] | None = None
+        self._still: tuple[int, ...] = ()
         self._image = (1, 1)
 
     @property
@@ -273,6 +274,11 @@ class Layout(TorchDispatchMode):
     def prefix(self) -> tuple[int, ...]:
         """Of tokens, those that come from no part of the image."""
         return self._apart or () if self.places == (1,) else ()
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Of those, the ones that tell of the image in the end: the others separate tokens."""
+        return tuple(token for token in self.prefix if token not in self._still)
 
     def look(self, run: Callable[[Tensor], object], example: Tensor) -> None:
         """Runs the module; leaves all as assumed where it does not take three images."""
@@ -311,6 +317,8 @@ class Layout(TorchDispatchMode):
                     return
                 places = (1,)
                 self._apart = apart if self._apart is None else self._apart
+            if same and (places == (1,) or not apart):
+                self._still = apart
         if len(places) == value.ndim - 2 and (same or places == (1,)):
             self._seen = places
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unweave.errors import ModelError
 from unweave.models.hf.towers import FEATURES, takes
@@ -119,8 +120,13 @@ def tower_config(config: Any) -> Any:
     return next((own for name in _TOWERS if (own := getattr(config, name, None)) is not None), None)
 
 
-def tower(model: nn.Module, config: Any) -> str:
-    """The path of the submodule that was built of the tower's configuration.
+def tower(model: nn.Module, config: Any, images: Tensor) -> str:
+    """The path of the submodule that was built of the tower's configuration, or else is the first to take images alone.
+
+    Args:
+        model: Of the whole configuration.
+        config: The whole configuration.
+        images: Some, on the model's device.
 
     Raises:
         ValueError: There is none.
@@ -134,7 +140,25 @@ def tower(model: nn.Module, config: Any) -> str:
     for path, part in model.named_modules():
         if path and type(getattr(part, "config", None)) is type(wanted):
             return path
+    for part in _called_with(model, images):
+        return names[part]
     raise ValueError("it has no submodule that was built of its vision_config or backbone_config")
+
+
+def _called_with(model: nn.Module, images: Tensor) -> list[nn.Module]:
+    """The submodules that a model calls with images and nothing else, the outermost first."""
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not model and len(args) == 1 and args[0] is images and not kwargs:
+            called.append(module)
+
+    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in model.modules()]
+    with torch.no_grad(), suppress(Exception):  # it may want more than images later
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return called
 
 
 def within(architecture: Architecture, names: Collection[str]) -> bool:
@@ -186,7 +210,10 @@ def _foreign(config: Any) -> bool:
 
 
 def _sees(known: Any) -> bool:
-    return str(getattr(known, "main_input_name", "")).startswith("pixel_values")
+    """Whether a class takes images, and neither text nor sound."""
+    modalities = getattr(known, "input_modalities", ())
+    alone = isinstance(modalities, (tuple, list)) and "image" in modalities and {*modalities} <= {"image", "video"}
+    return alone or str(getattr(known, "main_input_name", "")).startswith("pixel_values")
 
 
 def _names(mapping: Any) -> Iterator[str]:

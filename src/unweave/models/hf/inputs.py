@@ -9,7 +9,8 @@ their places in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ _WHOLE: dict[str, Any] = {
     "size_divisor": 1,
 }
 """Options by which processors are told not to cut a picture into several, nor to pad it."""
+
+_BESIDE = ("grid_thw", "spatial_shapes", "image_sizes")
+"""Ends of what arguments are called that tell a model how pixels lie which it takes in patches."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def inputs_of(
     if "pixel_values_videos" in needed or _frames(config):
         return _clip(config, name, image_size, needed)
     processor = None if name is None else processor_of(name)
-    beside = {argument for argument in needed if argument.endswith(("grid_thw", "spatial_shapes", "image_sizes"))}
+    beside = {argument for argument in needed if argument.endswith(_BESIDE)}
     size = sized(config, image_size)
     of_timm = getattr(processor, "data_config", None)
     if processor is not None and isinstance(of_timm, dict):  # it is made of timm's record, which may be of another size
@@ -96,7 +100,7 @@ def inputs_of(
             return replace(fixed, size=(channels, *fixed.size[1:]), preprocess=preprocess, described=described)
     if processor is not None:
         return _numbered(processor, config, size, needed, True)
-    for candidate in () if plain and not beside else _processors(config):
+    for candidate in () if plain and not beside else _processors(config, beside):
         try:
             found = _numbered(candidate, config, size, needed, False)
         except ModelError:
@@ -187,9 +191,9 @@ def _fixed(processor: Any, needed: tuple[str, ...]) -> Inputs | None:
     if pixels is None or others is None or pixels.shape != others.shape or pixels[0].ndim < 3:
         return None
     size = tuple(pixels.shape[-3:])
-    constants = {argument: value for argument, value in beside.items() if argument in needed}
+    constants = _told(beside, needed)
     if math.prod(pixels.shape) != math.prod(size) or any(
-        not _same(own, besides[key]) for key, own in constants.items()
+        not _same(own, _told(besides, needed)[key]) for key, own in constants.items()
     ):
         return None
 
@@ -203,6 +207,12 @@ def _fixed(processor: Any, needed: tuple[str, ...]) -> Inputs | None:
 def _made(processor: Any, image: Image.Image, options: dict[str, Any]) -> dict[str, Any]:
     made = dict(processor(images=image, return_tensors="pt", **options))
     return {name: torch.stack(list(value)) if _tensors(value) else value for name, value in made.items()}
+
+
+def _told(made: Mapping[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
+    """What a processor tells beside pixels, by the names that the model has for it: towers leave `image_` away."""
+    named = {name if name in needed else name.removeprefix("image_"): value for name, value in made.items()}
+    return {name: value for name, value in named.items() if name in needed}
 
 
 def _tensors(value: object) -> bool:
@@ -244,8 +254,33 @@ def _described(settings: dict[str, Any]) -> dict[str, Any]:
 # -- one fixed size ----------------------------------------------------------------------------------------------------
 
 
-def _processors(config: Any) -> Iterator[Any]:
-    """The processors that transformers has for a tower and for the whole model, told of their patches."""
+def _processors(config: Any, beside: Collection[str]) -> Iterator[Any]:
+    """Processors that may go with a model, the likeliest first, told of its patches.
+
+    Args:
+        config: The whole configuration.
+        beside: What the model needs to be told beside the pixels.
+    """
+    vision = next(_inner(config), config)
+    for found in dict.fromkeys((*_of_family(config), *_telling(beside))):
+        try:
+            made = found()
+        except (TypeError, ValueError):  # it cannot be made without a file's settings
+            continue
+        for name, of in (
+            ("patch_size", "patch_size"),
+            ("temporal_patch_size", "temporal_patch_size"),
+            ("merge_size", "spatial_merge_size"),
+        ):
+            value = _get(vision, of)
+            if hasattr(made, name) and value is not None:
+                kept = getattr(made, name)
+                setattr(made, name, {"height": value, "width": value} if isinstance(kept, dict) else value)
+        yield made
+
+
+def _of_family(config: Any) -> Iterator[Any]:
+    """The processors that transformers has for a tower and for the whole model."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     for own in (*_inner(config), config):
@@ -255,22 +290,24 @@ def _processors(config: Any) -> Iterator[Any]:
             found = _by_name(own)
         if found:
             several = found if isinstance(found, dict) else {"": found}
-            processor = several.get("torchvision") or next(iter(several.values()))
-            try:
-                made = processor()
-            except (TypeError, ValueError):  # it cannot be made without a file's settings
-                continue
-            vision = next(_inner(config), config)
-            for name, of in (
-                ("patch_size", "patch_size"),
-                ("temporal_patch_size", "temporal_patch_size"),
-                ("merge_size", "spatial_merge_size"),
-            ):
-                value = _get(vision, of)
-                if hasattr(made, name) and value is not None:
-                    kept = getattr(made, name)
-                    setattr(made, name, {"height": value, "width": value} if isinstance(kept, dict) else value)
-            yield made
+            yield several.get("torchvision") or next(iter(several.values()))
+
+
+def _telling(beside: Collection[str]) -> Iterator[Any]:
+    """Processors that tell what a model needs to be told, those of the most families first: of a family that has none,
+    such as another size of a known one, files name one of these.
+    """
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    names = Counter(
+        names.get("torchvision") if isinstance(names, dict) else names
+        for names in IMAGE_PROCESSOR_MAPPING_NAMES.values()
+    )
+    for name, _ in names.most_common() if beside else ():
+        processor = getattr(transformers, str(name), None)
+        if any(told.endswith(tuple(beside)) for told in getattr(processor, "model_input_names", ())):
+            yield processor
 
 
 def _by_name(config: Any) -> Any:
@@ -304,7 +341,7 @@ def _numbered(processor: Any, config: Any, size: tuple[int, int, int], needed: t
             cure="load the model yourself, and give its tower, with a forward of images alone, to Model.from_module",
         )
     settings, (_, height, width) = processor.to_dict(), size
-    shape, constants = made.pop("pixel_values").shape, {key: value for key, value in made.items() if key in needed}
+    shape, constants = made.pop("pixel_values").shape, _told(made, needed)
     ordered = torch.equal(places, torch.arange(len(places)))
     layout = Layout(tuple(shape), None if ordered else places, constants)
     if not own and ordered and not constants and tuple(shape) == (1, *size):

@@ -17,7 +17,7 @@ from torch import nn
 from unweave.errors import ModelError, UnweaveError
 from unweave.hub import fetching, is_about_files
 from unweave.models.hf.architectures import Architecture, architecture, tower, within
-from unweave.models.hf.inputs import Inputs, inputs_of
+from unweave.models.hf.inputs import Inputs, inputs_of, sized
 from unweave.models.hf.mapping import attend_packed
 from unweave.models.hf.towers import Layout, Tower, takes
 from unweave.models.hf.weights import drawn, loaded, reached, touched
@@ -119,7 +119,8 @@ def _source(chosen: Architecture, config: Any, request: Request) -> Source:
         _resize(chosen.config, request.image_size)
     with torch.device("meta"):
         hollow = build(chosen.config)
-    part = tower(hollow, config) if chosen.part else ""
+        pictures = torch.empty(1, *sized(config, request.image_size))
+    part = tower(hollow, config, pictures) if chosen.part else ""
     call = getattr(hollow.get_submodule(part), chosen.method)
     needed = tuple(inspect.signature(call).parameters)
     inputs = inputs_of(config, _processing(request), request.image_size, needed, plain=chosen.method == "forward")
@@ -214,7 +215,13 @@ def _told(inputs: Inputs, chosen: Architecture, call: Any, request: Request) -> 
     enlarged = request.image_size is not None and request.pretrained and layout.places is None
     if enlarged and takes(call, "interpolate_pos_encoding"):
         constants["interpolate_pos_encoding"] = True
-    return Layout(layout.shape, layout.places, constants, layout.argument)
+    argument = layout.argument if takes(call, layout.argument) else _first(call)
+    return Layout(layout.shape, layout.places, constants, argument)
+
+
+def _first(call: Any) -> str:
+    """What a function calls its first argument, which is the pixels whatever it is called."""
+    return next(iter(inspect.signature(call).parameters))
 
 
 def _ordered(model: nn.Module, images: torch.Tensor, options: dict[str, Any]) -> Layout:

@@ -118,7 +118,7 @@ class Tower(nn.Module):
     def _fields(self, output: object) -> dict[str, Tensor]:
         fields = {name: value for name in FIELDS if isinstance(value := _get(output, name), Tensor)}
         if not self.pools:
-            return fields
+            return {name: _joined(value, packed=self.each) for name, value in fields.items()}
         described = _get(output, "pooler_output") if self.method in FEATURES else None
         value = described if described is not None else next(_representations(output, fields))
         tokens = _joined(value, packed=self.each)

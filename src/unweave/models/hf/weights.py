@@ -98,8 +98,12 @@ def drawn(build: Any, config: Any, reached: frozenset[str] | None) -> nn.Module:
         return build._from_config(config) if hasattr(build, "_from_config") else build(config)
     with _quiet():
         model: nn.Module = _only(build, reached).from_pretrained(None, config=config, state_dict={})
-    _fill(model, {name for name, _ in model.named_parameters()})
+    _fill(model, set(model.state_dict()))
     return model
+
+
+_FROZEN = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+"""What frozen norms keep as buffers, and others as weights and statistics; and what it is where nothing was learned."""
 
 
 @torch.no_grad()
@@ -113,6 +117,10 @@ def _fill(model: nn.Module, absent: set[str]) -> None:
                 weight.normal_(std=0.02)
             else:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    for name, buffer in model.named_buffers():
+        value = _FROZEN.get(name.rpartition(".")[2])
+        if value is not None and name in absent:
+            buffer.fill_(value)
 
 
 class _Touching(TorchFunctionMode):
@@ -172,6 +180,10 @@ class _Nothing(nn.Module):
         super().__init__()
         self.weight, self.bias = torch.empty(0, 1), torch.empty(0)
 
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Of a list of layers none is left."""
+        return iter(())
+
 
 def _only(build: Any, reached: frozenset[str]) -> Any:
     """A class that builds nothing that images do not reach."""
@@ -185,7 +197,15 @@ def _only(build: Any, reached: frozenset[str]) -> Any:
         ties = getattr(self, "all_tied_weights_keys", None) or {}
         self.all_tied_weights_keys = {name: of for name, of in ties.items() if {name, of} <= names}
 
-    return type(build.__name__, (build,), {"__init__": init, "__module__": build.__module__})
+    def initialise(self: Any, module: nn.Module) -> None:
+        try:
+            build._init_weights(self, module)
+        except (AttributeError, TypeError) as error:  # it looks into what is not there
+            if _Nothing.__name__ not in str(error):
+                raise
+
+    methods = {"__init__": init, "_init_weights": initialise}
+    return type(build.__name__, (build,), methods | {"__module__": build.__module__})
 
 
 def _beside(model: nn.Module, reached: frozenset[str]) -> list[str]:
