@@ -12,7 +12,7 @@ from unweave import Loading
 from unweave.errors import ArgumentError, ModelError
 from unweave.files.fields import record
 from unweave.models import load_model
-from unweave.models.library import nearest
+from unweave.models.library import Request, nearest
 from unweave.models.weights import randomise
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
@@ -264,3 +264,12 @@ def test_what_takes_squares_alone_says_so():
     with pytest.raises(ModelError, match=r"(?s)64 x 96 pixels.*square.*one number"):
         load_model("torchvision/vit_b_32", random_weights=True, image_size=(64, 96))
     assert load_model("torchvision/resnet18", random_weights=True, image_size=(64, 96)).input_size == (3, 64, 96)
+
+
+def test_random_weights_are_of_the_size_that_the_published_ones_are_of():
+    from unweave.models import torchvision
+
+    with torch.device("meta"):  # it is large
+        source = torchvision.load(Request("torchvision/vit_h_14", "vit_h_14", False, None))
+    assert source.input_size == (3, 518, 518)
+    assert source.module.image_size == 518

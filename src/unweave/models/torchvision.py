@@ -29,9 +29,9 @@ def load(request: Request) -> Source:
         raise unknown("torchvision classification model", request.name, names, where=request.id)
     weights = models.get_model_weights(request.name).DEFAULT
     cached = (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).is_file()
-    with fetching(request.id, allowed=request.pretrained and not cached, url=weights.url):
-        module = _create(request, weights if request.pretrained else None)
     preset = weights.transforms()
+    with fetching(request.id, allowed=request.pretrained and not cached, url=weights.url):
+        module = _create(request, weights if request.pretrained else None, preset.crop_size[0])
     if request.lengths is not None:
         preprocess: Preprocess
         preprocess, described = preprocessing.default((3, *request.lengths))
@@ -51,11 +51,17 @@ def convert(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return dict(interpolate_embeddings(size.image_size, size.patch_size, OrderedDict(state)))
 
 
-def _create(request: Request, weights: Any) -> nn.Module:
-    """Builders call the size of their images by different names, or take any; the first that fits is used."""
+def _create(request: Request, weights: Any, usual: int) -> nn.Module:
+    """Builders call the size of their images by different names, or take any; the first that fits is used.
+
+    Args:
+        request: What is asked for.
+        weights: Those to load; None for random ones.
+        usual: The size that the default weights were trained at, which is not always the builder's own.
+    """
     from torchvision.models import get_model
 
-    sizes: list[dict[str, Any]] = [{}]
+    sizes: list[dict[str, Any]] = [{}] if weights is not None else [{"image_size": usual}, {}]
     if request.lengths is not None:
         sizes = [{"image_size": request.image_size}, {"input_size": request.lengths}, {}]
     for keywords in sizes:
