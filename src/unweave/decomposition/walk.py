@@ -227,13 +227,13 @@ class _Walker:
 
     def _is_gate(self, node: fx.Node, known: Row | None, branch: Branch) -> bool:
         """Whether a nonlinearity on the trunk can be held at its slope: it makes each entry from one of its input."""
-        inputs = self.paths.inputs(node)
+        inputs = self.graph.varying(node)
         alone = branch is self.root and known is not None and known.elementwise and len(inputs) == 1
         return alone and extents_of(inputs[0]) == extents_of(node)
 
     def _slope(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         """A nonlinearity on the trunk as a gate: `f(x) = x * (f(x) / x)`, the quotient held."""
-        source = self.paths.inputs(node)[0]
+        source = self.graph.varying(node)[0]
 
         def slope(value: Tensor, result: Tensor, _: object) -> Tensor:
             return (result / value).nan_to_num(0.0, 0.0, 0.0)

@@ -4,9 +4,10 @@ computed from what.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,8 @@ from torch import Tensor, fx, nn
 from unweave.errors import CaptureError
 from unweave.graph.interpret import interpret
 from unweave.graph.watch import Watch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,10 @@ class Graph:
         """
         return any(self.depends(node, given) for given in self.inputs)
 
+    def varying(self, node: fx.Node) -> list[fx.Node]:
+        """The image-dependent inputs of a node, each once."""
+        return [source for source in node.all_input_nodes if self.image_dependent(source)]
+
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
         """The nodes of what each batch brings."""
@@ -225,7 +232,9 @@ class Graph:
         images = self.input.meta["val"]
         example = torch.empty((2, *images.shape[1:]), dtype=images.dtype, device="meta")
         with torch.no_grad():
-            operations = [needed for needed in self._needed(node) if needed.op == "call_function"]
+            needed = reached(node, lambda source: source.all_input_nodes)  # lengths included
+            operations = [source for source in needed if source.op == "call_function"]
+            operations.sort(key=self.order.__getitem__)
             value = interpret(operations, {**self.tensors, self.input: example})[node]
         for dim, extent in enumerate(extents_of(node)):
             if extent.batch:
@@ -234,21 +243,24 @@ class Graph:
                 value = value.narrow(dim, 0, 1)
         return value
 
-    def _needed(self, node: fx.Node) -> list[fx.Node]:
-        """The node and all that it is computed from, lengths included, in execution order."""
-        needed, stack = set(), [node]
-        while stack:
-            source = stack.pop()
-            if source not in needed:
-                needed.add(source)
-                stack += source.all_input_nodes
-        return sorted(needed, key=self.order.__getitem__)
-
     def module(self, node: fx.Node) -> str:
         """The path of the module that ran this operation, as the model names it."""
         stack = module_stack(node)
         path = stack[-1] if stack else ""
         return path.removeprefix(self.prefix).removeprefix(".") if self.prefix else path
+
+
+def reached(start: T, onward: Callable[[T], Iterable[T]]) -> Iterator[T]:
+    """A node (or a node and what is known of the way to it), and all that it leads on to, each once; what one leads on
+    to is asked after it was looked at.
+    """
+    pending, seen = [start], {start}
+    while pending:
+        one = pending.pop()
+        yield one
+        following = dict.fromkeys(other for other in onward(one) if other not in seen)
+        seen.update(following)
+        pending += following
 
 
 def _is_length(node: fx.Node) -> bool:

@@ -207,7 +207,7 @@ class Origins:
 
     def _below(self, node: fx.Node) -> fx.Node | None:
         """The input that a node's origin follows, where it has no weights of its own."""
-        inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+        inputs = self.graph.varying(node)
         known = row(node)
         values = self._values(node)
         if values is not None or not inputs or not isinstance(node.meta.get("val"), Tensor):
@@ -228,7 +228,7 @@ class Origins:
             total = self._uniform(node, below, torch.ones_like(before.channels))
             return Origin(*(self._uniform(node, below, labels) / total for labels in pair))
         if known.moves:
-            inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+            inputs = self.graph.varying(node)
             traced = {source: self.of(source) for source in inputs}
             channels = {source: origin.channels for source, origin in traced.items() if origin}
             positions = {source: origin.positions for source, origin in traced.items() if origin}
@@ -238,7 +238,7 @@ class Origins:
     def _made(self, node: fx.Node) -> Origin | None:
         """New channels: of a layer with weights, or of what normalises the last axis; positions stay what they were."""
         known = row(node)
-        varying = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+        varying = self.graph.varying(node)
         if not isinstance(node.meta.get("val"), Tensor) or not varying:
             return None
         shape = lengths(node, 1)
@@ -278,7 +278,7 @@ class Origins:
     def _places(self, node: fx.Node) -> int:
         """A number that is the same for all values whose positions are those of one value: seeds their labels."""
         while True:
-            inputs = [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
+            inputs = self.graph.varying(node)
             known = row(node)
             if not inputs or known.moves or known.mixes not in ("", "last", "window"):
                 return self.graph.order[node]

@@ -92,7 +92,7 @@ def _origins(graph: Graph, node: fx.Node) -> list[fx.Node]:
     the queries of an attention).
     """
     known = row(node)
-    inputs = [source for source in node.all_input_nodes if graph.image_dependent(source)]
+    inputs = graph.varying(node)
     if known.moves:
         return [source for source in inputs if source is not arguments(node).get(known.like)]
     if known.attends:

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import fx
 
-from unweave.graph.graph import Graph, arguments
+from unweave.graph.graph import Graph, arguments, reached
 from unweave.operations.table import NOTHING, Row, row
 from unweave.structure.labels import Origins
 
@@ -51,10 +51,6 @@ class Products(ABC):
         self.graph = graph
         self.origins = Origins(graph, self.values, self.follows)
 
-    def inputs(self, node: fx.Node) -> list[fx.Node]:
-        """The image-dependent inputs of a node, each once."""
-        return [source for source in node.all_input_nodes if self.graph.image_dependent(source)]
-
     @remembered
     def row(self, node: fx.Node) -> Row:
         """What is known of a node's operation, given which of its arguments vary with the image."""
@@ -86,8 +82,8 @@ class Products(ABC):
         given = arguments(node) if known.held or known.like else {}
         held |= {given[name] for name in (*known.held, *((known.like,) if known.like else ()))}
         if known.attends:  # the values, though they may be the queries as well
-            return tuple(source for source in self.inputs(node) if source is given[known.attends[2]])
-        return tuple(source for source in self.inputs(node) if source not in held)
+            return tuple(source for source in self.graph.varying(node) if source is given[known.attends[2]])
+        return tuple(source for source in self.graph.varying(node) if source not in held)
 
     @abstractmethod
     def adds_branches(self, node: fx.Node) -> bool:
@@ -158,7 +154,7 @@ class Products(ABC):
         """What is held of an attention layer: its weights, or what they are made of."""
         held: list[fx.Node] = []
         for product in (node, *self.weighed(node)):
-            held += [source for source in self.inputs(product) if source is not self.live(product)]
+            held += [source for source in self.graph.varying(product) if source is not self.live(product)]
         return held
 
     @remembered
@@ -186,7 +182,7 @@ class Products(ABC):
         known = self.row(node)
         if known.softmax:
             return True
-        inputs = self.inputs(node)
+        inputs = self.graph.varying(node)
         if not known.linear or not inputs or known.norm:
             return False
         if len(inputs) > 1 and (known.product or known.attends):
@@ -198,31 +194,21 @@ class Products(ABC):
 
     def _image(self, node: fx.Node, other: fx.Node) -> bool:
         """Whether a value is a linear image of what another is computed from too (frozen factors held)."""
-        pending, seen = [node], {node}
-        while pending:
-            value = pending.pop()
-            if self.graph.depends(other, value) or self.adds_branches(value):
-                continue
-            following = self.follows(value)
-            if not following:
-                return False
-            pending += [source for source in following if source not in seen]
-            seen.update(following)
-        return True
+
+        def ends(value: fx.Node) -> bool:
+            return self.graph.depends(other, value) or self.adds_branches(value)
+
+        below = reached(node, lambda value: () if ends(value) else self.follows(value))
+        return all(self.follows(value) or ends(value) for value in below)
 
     def _compares(self, weights: fx.Node, values: fx.Node) -> bool:
         """Whether weights are made of products of values that vary, which what they weigh is not made of."""
-        pending, seen = [weights], {weights}
-        while pending:
-            node = pending.pop()
-            if self.graph.depends(values, node) or self.adds_branches(node):
-                continue
-            if len(self.factors(node)) > 1 and self.row(node).contracts:
-                return True
-            inputs = [source for source in self.inputs(node) if source not in seen]
-            seen.update(inputs)
-            pending += inputs
-        return False
+
+        def apart(node: fx.Node) -> bool:
+            return not self.graph.depends(values, node) and not self.adds_branches(node)
+
+        below = reached(weights, lambda node: filter(apart, self.graph.varying(node)))
+        return apart(weights) and any(len(self.factors(node)) > 1 and self.row(node).contracts for node in below)
 
     # -- gates -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +245,7 @@ class Products(ABC):
         """Whether a node is an attention's output, moved or scaled by a weight at most."""
         if self.is_attention(node):
             return True
-        inputs, known = self.inputs(node), self.row(node)
+        inputs, known = self.graph.varying(node), self.row(node)
         moves = known.relayout or (known.product and known.elementwise)
         return bool(moves) and len(inputs) == 1 and self._attends(inputs[0])
 
@@ -271,17 +257,12 @@ class Products(ABC):
             inside: Which nodes count.
             picks: Whether to count operations that pick entries from other places as well.
         """
-        pending, seen = [node], set()
-        while pending:
-            value = pending.pop()
-            if value in seen or not inside(value):
-                continue
-            seen.add(value)
-            known = self.row(value)
-            if (known.mixes and known is not NOTHING) or (picks and known.entries == "picked"):
-                return True
-            pending += self.inputs(value)
-        return False
+
+        def mixing(known: Row) -> bool:
+            return bool(known.mixes and known is not NOTHING) or (picks and known.entries == "picked")
+
+        below = reached(node, lambda value: filter(inside, self.graph.varying(value)))
+        return inside(node) and any(mixing(self.row(value)) for value in below)
 
     def _above(self, origin: fx.Node) -> Callable[[fx.Node], bool]:
         """Whether a node is computed from another."""
@@ -289,29 +270,26 @@ class Products(ABC):
 
     def _stream(self, node: fx.Node) -> list[fx.Node]:
         """What a value is a mere relayout, sum or scaling of, itself last."""
-        pending, seen = [node], [node]
-        while pending:
-            value = pending.pop()
+
+        def below(value: fx.Node) -> tuple[fx.Node, ...]:
             known = self.row(value)
-            if known.relayout or (known.elementwise and known.linear and not known.norm):
-                following = [source for source in self.follows(value) if source not in seen]
-                seen += following
-                pending += following
-        return seen[::-1]
+            mere = known.relayout or (known.elementwise and known.linear and not known.norm)
+            return self.follows(value) if mere else ()
+
+        return list(reached(node, below))[::-1]
 
     def _ended(self, node: fx.Node, gate: fx.Node) -> bool:
         """Whether a value is projected by weights from nonlinear values alone: the output of a branch."""
-        weighted, pending, seen = False, [node], {node}
-        while pending:
-            value = pending.pop()
-            known, following = self.row(value), self.follows(value)
+
+        def passed(value: fx.Node) -> bool:
+            nonlinear = not self.follows(value) and value is not node and value.op == "call_function"
+            return not nonlinear and not self.is_attention(value)
+
+        weighted = False
+        for value in reached(node, lambda value: self.follows(value) if passed(value) else ()):
             if self.graph.depends(gate, value) or self.adds_branches(value):
                 return False
-            if self.is_attention(value) or (not following and value is not node and value.op == "call_function"):
-                continue
-            weighted |= known.contracts
-            pending += [source for source in following if source not in seen]
-            seen.update(following)
+            weighted |= self.row(value).contracts and passed(value)
         return weighted
 
     def _bare(self, node: fx.Node) -> bool:

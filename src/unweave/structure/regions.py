@@ -229,7 +229,7 @@ def _bottlenecks(graph: Graph) -> Sequence[fx.Node]:
             if len(awaited) == 1:
                 found.append(node)
             awaited.remove(node)
-            awaited.update(source for source in node.all_input_nodes if graph.image_dependent(source))
+            awaited.update(graph.varying(node))
     return found
 
 

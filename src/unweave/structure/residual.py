@@ -10,13 +10,13 @@ streams that meet; of these, one that reaches the node without weights is the tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import fx
 
-from unweave.graph.graph import Graph, arguments, extents_of, operation
+from unweave.graph.graph import Graph, arguments, extents_of, operation, reached
 from unweave.structure.labels import lengths
 from unweave.structure.products import Products, remembered
 
@@ -72,21 +72,17 @@ class Paths(Products):
             for branches in self.residuals.values()
             for residual in branches
             if residual.trunk is not residual.read
-            for node in self._linear_way(residual.trunk, residual.read)
+            for node in self._linear_way(residual)
         )
 
     def relays(self, residual: Residual) -> bool:
         """Whether a branch only relays what it reads: linear in it, gates and statistics held."""
-        pending, seen = [residual.branch], {residual.read}
-        while pending:
-            node = pending.pop()
-            if node in seen or not self.graph.depends(node, residual.read):
-                continue
-            seen.add(node)
-            if not self.follows(node) or self.is_attention(node):
-                return False
-            pending += self.follows(node)
-        return True
+        way = reached(residual.branch, lambda node: self._toward(node, residual.read))
+        return all(self.follows(node) and not self.is_attention(node) for node in way)
+
+    def _toward(self, node: fx.Node, read: fx.Node) -> list[fx.Node]:
+        """What a node is a linear image of that lies between it and another."""
+        return [source for source in self.follows(node) if source is not read and self.graph.depends(source, read)]
 
     def between(self, read: fx.Node, branch: fx.Node) -> list[fx.Node]:
         """The nodes computed from `read` that `branch` is computed from."""
@@ -99,29 +95,14 @@ class Paths(Products):
 
     def bypasses(self, node: fx.Node, reads: Iterable[fx.Node]) -> bool:
         """Whether a node depends on the image other than through these, or through the stream that they are on."""
-        pending, seen = [node], {value for read in reads for value in self._stream_of(read)}
-        while pending:
-            value = pending.pop()
-            if value in seen:
-                continue
-            seen.add(value)
-            if value is self.graph.input:
-                return True
-            pending += self.inputs(value)
-        return False
+        stream = {value for read in reads for value in self._stream_of(read)}
+        return self.graph.input in reached(node, lambda value: () if value in stream else self.graph.varying(value))
 
     @remembered
     def _stream_of(self, node: fx.Node) -> frozenset[fx.Node]:
         """All that a node is a linear image of, short of attention."""
-        pending, seen = [node], {node}
-        while pending:
-            value = pending.pop()
-            following = (
-                [] if self.is_attention(value) else [source for source in self.follows(value) if source not in seen]
-            )
-            seen.update(following)
-            pending += following
-        return frozenset(seen - {self.graph.input})
+        stream = reached(node, lambda value: () if self.is_attention(value) else self.follows(value))
+        return frozenset(stream) - {self.graph.input}
 
     # -- branches --------------------------------------------------------------------------------------------------
 
@@ -223,17 +204,12 @@ class Paths(Products):
         """
         if any(self._reached(node, other).values()):
             return 2
-        pending, seen = [node], {node}
-        while pending:
-            value = pending.pop()
-            if self.graph.depends(other, value):
-                continue
-            following = self.follows(value)
-            if not following or self.is_attention(value):
-                return 0
-            pending += [source for source in following if source not in seen]
-            seen.update(following)
-        return 1
+
+        def shared(value: fx.Node) -> bool:
+            return self.graph.depends(other, value)
+
+        below = reached(node, lambda value: () if shared(value) else self.follows(value))
+        return int(all(shared(value) or (self.follows(value) and not self.is_attention(value)) for value in below))
 
     @remembered
     def _reached(self, node: fx.Node, other: fx.Node) -> dict[fx.Node, bool]:
@@ -248,22 +224,21 @@ class Paths(Products):
         that comes from there: without weights or gates, or through a place where branches are added to it, with no
         matrix behind that.
         """
-        reached: dict[fx.Node, bool] = {}
-        pending, seen = [(node, True, True, False)], set()
-        while pending:
-            state = pending.pop()
-            if state in seen:
-                continue
-            seen.add(state)
+
+        def below(state: tuple[fx.Node, bool, bool, bool]) -> list[tuple[fx.Node, bool, bool, bool]]:
             value, plain, bare, stream = state
+            if ends(value) or self.is_attention(value):
+                return []
+            plain = plain and self._is_plain(value)
+            stream = stream or (bare and (self.adds_branches(value) or self._joined(value)))
+            bare = bare and not self.row(value).contracts
+            return [(source, plain, bare, stream) for source in self.follows(value)]
+
+        ways: dict[fx.Node, bool] = {}
+        for value, plain, _, stream in reached((node, True, True, False), below):
             if ends(value):
-                reached[value] = reached.get(value, False) or plain or stream
-            elif not self.is_attention(value):
-                plain = plain and self._is_plain(value)
-                stream = stream or (bare and (self.adds_branches(value) or self._joined(value)))
-                bare = bare and not self.row(value).contracts
-                pending += [(source, plain, bare, stream) for source in self.follows(value)]
-        return reached
+                ways[value] = ways.get(value, False) or plain or stream
+        return ways
 
     def _joined(self, node: fx.Node) -> bool:
         """Whether a layer sums what was laid side by side, and branches are added to the stream so."""
@@ -277,18 +252,11 @@ class Paths(Products):
         scales = all(math.prod(extent.size for extent in extents_of(source)) == 1 for source in weights)
         return known.moves or (known.elementwise and not known.norm and len(factors) < 2 and scales)
 
-    def _linear_way(self, node: fx.Node, read: fx.Node) -> list[fx.Node]:
-        """The nodes by which a value is a linear image of another."""
-        pending, way = [node], [node]
-        while pending:
-            value = pending.pop()
-            if self.is_attention(value):
-                continue
-            following = [source for source in self.follows(value) if self.graph.depends(source, read)]
-            following = [source for source in following if source is not read and source not in way]
-            way += following
-            pending += following
-        return way
+    def _linear_way(self, residual: Residual) -> Iterator[fx.Node]:
+        """The nodes by which a trunk is a linear image of what its branch reads."""
+        return reached(
+            residual.trunk, lambda node: () if self.is_attention(node) else self._toward(node, residual.read)
+        )
 
     @remembered
     def _works(self, read: fx.Node, branch: fx.Node) -> bool:
@@ -314,21 +282,17 @@ class Paths(Products):
             return (
                 f"what enters the residual stream holds an attention, in {self.graph.module(attention) or 'the model'}"
             )
-        pending, seen = [(entry, False)], set()
-        while pending:
-            node, weighted = pending.pop()
-            if (node, weighted) in seen:
-                continue
-            seen.add((node, weighted))
-            following, known = self.follows(node), self.row(node)
-            if not following and node.op == "call_function":
-                inputs = self.inputs(node)
-                if (weighted and any(self._weighs(source) for source in inputs)) or self._meets(inputs):
-                    where = self.graph.module(node) or "the model"
-                    return f"what enters the residual stream holds a nonlinear block, at {operation(node)} in {where}"
-                following = tuple(inputs)
-            weighted = weighted or (known.contracts and known.mixes != "window")
-            pending += [(source, weighted) for source in following]
+
+        def below(state: tuple[fx.Node, bool]) -> list[tuple[fx.Node, bool]]:
+            node, weighted = state
+            weighted = weighted or (self.row(node).contracts and self.row(node).mixes != "window")
+            return [(source, weighted) for source in self.follows(node) or self.graph.varying(node)]
+
+        for node, weighted in reached((entry, False), below):
+            inputs = [] if self.follows(node) else self.graph.varying(node)
+            if (weighted and any(self._weighs(source) for source in inputs)) or self._meets(inputs):
+                where = self.graph.module(node) or "the model"
+                return f"what enters the residual stream holds a nonlinear block, at {operation(node)} in {where}"
         return ""
 
     def _weighs(self, node: fx.Node, other: fx.Node | None = None) -> bool:

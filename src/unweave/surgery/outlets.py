@@ -258,7 +258,7 @@ class _Finder:
         for own in _reached([node], lambda one: [user for user in _users(one) if user in region]) - {node}:
             if len(paths.factors(own)) < 2:
                 continue
-            held = [source for source in paths.inputs(own) if source is not paths.live(own)]
+            held = [source for source in paths.graph.varying(own) if source is not paths.live(own)]
             if self.graph.input in _reached(held, _inputs, {node}):
                 raise _Inexpressible(f"what it writes is multiplied by a gate in {self.graph.module(own)}")
 

@@ -136,7 +136,9 @@ class Attention:
                 return applied(node, value_of)
             if not row(node).attends:
                 live = self.paths.live(node)
-                weights[node] = value_of(next(factor for factor in self.paths.inputs(node) if factor is not live))
+                weights[node] = value_of(
+                    next(factor for factor in self.paths.graph.varying(node) if factor is not live)
+                )
                 return applied(node, value_of)
             given: dict[str, Any] = fx.map_arg(arguments(node), value_of)
             weights[node] = probabilities(**given)
@@ -157,7 +159,7 @@ class Attention:
         """The last norm that the values of the last attention are computed from."""
         node: fx.Node | None = self.paths.live(self.layers[-1].node) if self.layers else None
         while node is not None and not row(node).norm:
-            below = self.paths.inputs(node)
+            below = self.paths.graph.varying(node)
             node = max(below, key=self.graph.order.__getitem__) if below and node is not self.graph.input else None
         return node
 

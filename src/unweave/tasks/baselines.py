@@ -145,7 +145,7 @@ class TransformerAttribution(_OverLayers):
         live = self.attention.paths.live(node)
         assert live is not None
         if not row(node).attends:
-            weighs = next(one for one in self.attention.paths.inputs(node) if one is not live)
+            weighs = next(one for one in self.attention.paths.graph.varying(node) if one is not live)
             first, second = _halves(torch.matmul, values[weighs], values[live], own)
             return first, [(weighs, first), (live, second)]
         given = arguments(node)
@@ -158,7 +158,7 @@ class TransformerAttribution(_OverLayers):
 
     def _handed_on(self, node: fx.Node, own: Tensor, values: Any) -> list[tuple[fx.Node, Tensor]]:
         """The relevance of an operation's inputs."""
-        inputs = self.attention.paths.inputs(node)
+        inputs = self.attention.paths.graph.varying(node)
         known = row(node)
         if known.affine and known.contracts and known.mixes == "last" and len(inputs) == 1:
             weight = values[arguments(node)[known.affine[1]]]
