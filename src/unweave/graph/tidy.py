@@ -9,8 +9,8 @@ turned matrix of weights is a linear layer, and dead nodes go.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,7 @@ from unweave.graph.graph import Condition, Extent, Graph, arguments, extents_of,
 
 aten = torch.ops.aten
 
+Rewrite: TypeAlias = "Callable[[fx.Graph, dict[str, Any], int, fx.Node], fx.Node | None]"
 WRAPPED = "module"
 """The name of the model in the wrapper that is exported."""
 
@@ -44,28 +45,27 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
     }
     graph = program.graph_module.graph
     _inline(program.graph_module)
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    tensors: dict[fx.Node, Tensor] = {node: held[named[node.name]] for node in given if node.name in named}
+    images = next((node for node in given if node not in tensors and node.name in signature.user_inputs), None)
     for node in graph.nodes:
         _within(node)
-    tensors: dict[fx.Node, Tensor] = {}
-    images: fx.Node | None = None
-    for node in list(graph.nodes):
-        if node.op == "placeholder":
-            if node.name in named:
-                tensors[node] = held[named[node.name]]
-            elif node.name in signature.user_inputs and images is None:
-                images = node
-    for node in list(graph.nodes):
         if node.op == "get_attr":
             value = getattr(program.graph_module, str(node.target))
             if isinstance(value, Tensor):
                 tensors[node] = value
                 node.meta.setdefault("val", value)
-    for node in list(graph.nodes):
-        _single(graph, node)
-        _summed(graph, node)
-        _joined(graph, node)
-        _layered(graph, node, tensors)
-        if images is not None:
+    for node in [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]:
+        name = operation(node)
+        if name in _SINGLE:
+            _single(graph, node)
+        elif name == "aten.einsum":
+            _summed(graph, node)
+        elif name == "aten.hstack":
+            _exchange(graph, node, aten.cat.default, arguments(node)["tensors"], int(node.meta["val"].dim() > 1))
+        elif name == "aten.matmul":
+            _layered(graph, node, tensors)
+        elif name in _FILLED and images is not None:
             _filled(graph, node, images)
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
     outputs = [
@@ -84,6 +84,16 @@ def tidied(program: torch.export.ExportedProgram, prefix: str, conditions: tuple
             graph.erase_node(node)
     names = {node: named[node.name].removeprefix(f"{WRAPPED}.") for node in tensors if node.name in named}
     return Graph(graph, images, outputs[0], tensors, names, prefix, conditions)
+
+
+def _exchange(graph: fx.Graph, node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """Puts another operation in the place of one."""
+    with graph.inserting_before(node):
+        replacement = graph.call_function(target, args, kwargs)
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
+    return replacement
 
 
 def _within(node: fx.Node) -> None:
@@ -133,14 +143,10 @@ def _functional(graph: fx.Graph, node: fx.Node) -> bool:
     for alias in aliases - {written}:
         if any(place[user] > place[node] for user in alias.users):
             return False
-    with graph.inserting_before(node):
-        replacement = graph.call_function(overload, node.args, node.kwargs)
-    replacement.meta = dict(node.meta)
-    later = [user for user in written.users if place.get(user, -1) > place[node]]
+    later = [user for user in written.users if place[user] > place[node]]
+    replacement = _exchange(graph, node, overload, *node.args, **node.kwargs)
     for user in later:
         user.replace_input_with(written, replacement)
-    node.replace_all_uses_with(replacement)
-    graph.erase_node(node)
     return True
 
 
@@ -149,7 +155,7 @@ def _views(node: fx.Node) -> bool:
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
-        return getattr(node.target, "__name__", "") == "getitem"
+        return node.target is operator.getitem
     schema = node.target._schema
     maybe = "dropout" in schema.name  # in evaluation it returns its input, though its schema does not say so
     return not schema.is_mutable and (maybe or any(result.alias_info is not None for result in schema.returns))
@@ -174,11 +180,7 @@ def _inline(module: fx.GraphModule) -> None:
             returned = graph.graph_copy(body.graph, places)
         returned = returned if isinstance(returned, (tuple, list)) else (returned,)
         for user in list(node.users):
-            if (
-                user.target is not getattr
-                and user.op == "call_function"
-                and getattr(user.target, "__name__", "") == "getitem"
-            ):
+            if user.target is operator.getitem:
                 user.replace_all_uses_with(returned[user.args[1]])
                 graph.erase_node(user)
         if node.users:
@@ -188,20 +190,13 @@ def _inline(module: fx.GraphModule) -> None:
 
 def _single(graph: fx.Graph, node: fx.Node) -> None:
     """Rewrites an operation with several outputs as one operation for each output that is used."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return
-    items = [user for user in list(node.users) if getattr(user.target, "__name__", "") == "getitem"]
-    rewrite = _REWRITES.get(operation(node))
-    if not items or rewrite is None:
-        return
-    bound = arguments(node)
-    for item in items:
+    for item in [user for user in node.users if user.target is operator.getitem]:
         with graph.inserting_before(item):
-            replacement = next(iter(rewrite(graph, bound, int(item.args[1]), item)), None)  # type: ignore[arg-type]
-        if replacement is None:
+            one = _SINGLE[operation(node)](graph, arguments(node), int(item.args[1]), item)  # type: ignore[arg-type]
+        if one is None:
             return
-        replacement.meta = {**node.meta, "val": item.meta["val"]}
-        item.replace_all_uses_with(replacement)
+        one.meta = {**node.meta, "val": item.meta["val"]}
+        item.replace_all_uses_with(one)
         graph.erase_node(item)
     if not node.users:
         graph.erase_node(node)
@@ -209,69 +204,38 @@ def _single(graph: fx.Graph, node: fx.Node) -> None:
 
 def _layered(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, Tensor]) -> None:
     """Rewrites `x @ weight.t()` as a linear layer, which it was before its images were mapped (`maps_images`)."""
-    if node.op != "call_function" or operation(node) != "aten.matmul":
-        return
     value, turned = node.args
-    if not isinstance(turned, fx.Node) or turned.op != "call_function" or operation(turned) != "aten.t":
-        return
-    weight = turned.args[0]
-    if weight not in tensors or tensors[weight].dim() != 2:  # type: ignore[index]
-        return
-    with graph.inserting_before(node):
-        layer = graph.call_function(aten.linear.default, (value, weight))
-    layer.meta = dict(node.meta)
-    node.replace_all_uses_with(layer)
-    graph.erase_node(node)
+    if isinstance(turned, fx.Node) and operation(turned) == "aten.t":
+        weight: Any = turned.args[0]
+        if weight in tensors and tensors[weight].dim() == 2:
+            _exchange(graph, node, aten.linear.default, value, weight)
 
 
 def _summed(graph: fx.Graph, node: fx.Node) -> None:
     """Rewrites an einsum of one tensor as a sum and a permutation of its axes."""
-    if node.op != "call_function" or operation(node) != "aten.einsum":
-        return
     given = arguments(node)
     axes, arrow, out = given["equation"].replace(" ", "").partition("->")
     if len(given["tensors"]) != 1 or not arrow or "." in axes or len(set(axes)) < len(axes):
         return
-    with graph.inserting_before(node):
-        value, (tensor,) = node.meta["val"], given["tensors"]
-        kept = [letter for letter in axes if letter in out]
-        if len(kept) < len(axes):
-            dims = [place for place, letter in enumerate(axes) if letter not in out]
-            tensor = graph.call_function(aten.sum.dim_IntList, (tensor, dims))
-            tensor.meta = {**node.meta, "val": value.permute([out.index(letter) for letter in kept])}
-        replacement = graph.call_function(aten.permute.default, (tensor, [kept.index(letter) for letter in out]))
-    replacement.meta = dict(node.meta)
-    node.replace_all_uses_with(replacement)
-    graph.erase_node(node)
-
-
-def _joined(graph: fx.Graph, node: fx.Node) -> None:
-    """Rewrites `hstack` as a concatenation."""
-    if node.op == "call_function" and operation(node) == "aten.hstack":
+    value, (tensor,) = node.meta["val"], given["tensors"]
+    kept = [letter for letter in axes if letter in out]
+    if len(kept) < len(axes):
+        dims = [place for place, letter in enumerate(axes) if letter not in out]
         with graph.inserting_before(node):
-            tensors = arguments(node)["tensors"]
-            replacement = graph.call_function(aten.cat.default, (tensors, int(node.meta["val"].dim() > 1)))
-        replacement.meta = dict(node.meta)
-        node.replace_all_uses_with(replacement)
-        graph.erase_node(node)
+            tensor = graph.call_function(aten.sum.dim_IntList, (tensor, dims))
+        tensor.meta = {**node.meta, "val": value.permute([out.index(letter) for letter in kept])}
+    _exchange(graph, node, aten.permute.default, tensor, [kept.index(letter) for letter in out])
+
+
+_FILLED = {f"aten.{form}" for name in ("zeros", "ones", "full", "empty") for form in (f"{name}_like", f"new_{name}")}
 
 
 def _filled(graph: fx.Graph, node: fx.Node, images: fx.Node) -> None:
     """Rewrites a tensor of one number that is made like another as one of its shape."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return
-    name = operation(node).removeprefix("aten.").removeprefix("new_").removesuffix("_like")
-    given = arguments(node)
-    if name == operation(node).removeprefix("aten.") or name not in ("zeros", "ones", "full", "empty"):
-        return
-    value, number = node.meta["val"], given.get("fill_value", float(name == "ones"))
+    value, number = node.meta["val"], arguments(node).get("fill_value", float("ones" in operation(node)))
     with graph.inserting_before(node):
         sizes = [_size(graph, images, extent, value.shape[dim]) for dim, extent in enumerate(extents_of(node))]
-        options = {"dtype": value.dtype, "device": value.device}
-        replacement = graph.call_function(aten.full.default, (sizes, number), options)
-    replacement.meta = dict(node.meta)
-    node.replace_all_uses_with(replacement)
-    graph.erase_node(node)
+    _exchange(graph, node, aten.full.default, sizes, number, dtype=value.dtype, device=value.device)
 
 
 def _size(graph: fx.Graph, images: fx.Node, extent: Extent, length: Any) -> int | fx.Node:
@@ -286,87 +250,82 @@ def _size(graph: fx.Graph, images: fx.Node, extent: Extent, length: Any) -> int 
     return size
 
 
-def _unbind(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
-    yield graph.call_function(aten.select.int, (given["input"], given["dim"], place))
+def _unbind(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> fx.Node | None:
+    return graph.call_function(aten.select.int, (given["input"], given["dim"], place))
 
 
-def _split(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
+def _split(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> fx.Node | None:
     dim = given["dim"]
-    parts = item.args[0].meta["val"]  # type: ignore[union-attr]
-    sizes = [part.shape[dim] for part in parts]
-    if all(isinstance(size, int) for size in sizes):
-        start = sum(sizes[:place])
-        yield graph.call_function(aten.slice.Tensor, (given["input"], dim, start, start + sizes[place]))
+    sizes = [part.shape[dim] for part in item.args[0].meta["val"]]  # type: ignore[union-attr]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    start = sum(sizes[:place])
+    return graph.call_function(aten.slice.Tensor, (given["input"], dim, start, start + sizes[place]))
 
 
-def _batch_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
-    if place == 0 and not given.get("training", False):
-        names = ("input", "weight", "bias", "running_mean", "running_var")
-        yield graph.call_function(
-            aten.batch_norm.default, (*(given[name] for name in names), False, given["momentum"], given["eps"], False)
-        )
+def _batch_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> fx.Node | None:
+    if place or given.get("training", False):
+        return None
+    names = ("input", "weight", "bias", "running_mean", "running_var")
+    arguments = (*map(given.__getitem__, names), False, given["momentum"], given["eps"], False)
+    return graph.call_function(aten.batch_norm.default, arguments)
 
 
-def _layer_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
-    if place == 0:
-        names = ("input", "normalized_shape", "weight", "bias", "eps")
-        yield graph.call_function(aten.layer_norm.default, (*(given[name] for name in names), False))
+def _layer_norm(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> fx.Node | None:
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    arguments = (*map(given.__getitem__, names), False)
+    return None if place else graph.call_function(aten.layer_norm.default, arguments)
 
 
-def _max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
-    if place == 0 and "dim" in given:
-        yield graph.call_function(aten.amax.default, (given["input"], [given["dim"]], given["keepdim"]))
+def _max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> fx.Node | None:
+    if place or "dim" not in given:
+        return None
+    return graph.call_function(aten.amax.default, (given["input"], [given["dim"]], given["keepdim"]))
 
 
-def _min(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
-    if place == 0 and "dim" in given:
-        negative = graph.call_function(aten.neg.default, (given["input"],))
-        negative.meta = dict(given["input"].meta)
-        largest = graph.call_function(aten.amax.default, (negative, [given["dim"]], given["keepdim"]))
-        largest.meta = {**item.meta}
-        yield graph.call_function(aten.neg.default, (largest,))
+def _min(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> fx.Node | None:
+    if place or "dim" not in given:
+        return None
+    negative = graph.call_function(aten.neg.default, (given["input"],))
+    negative.meta = dict(given["input"].meta)
+    largest = graph.call_function(aten.amax.default, (negative, [given["dim"]], given["keepdim"]))
+    largest.meta = dict(item.meta)
+    return graph.call_function(aten.neg.default, (largest,))
 
 
-def _moments(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
-    if place == 1:
-        yield graph.call_function(aten.mean.dim, (given["input"], given.get("dim"), given.get("keepdim", False)))
-    else:
-        node: Any = item.args[0]
-        spread = aten.std if operation(node) == "aten.std_mean" else aten.var
-        yield graph.call_function(getattr(spread, node.target._overloadname), node.args, node.kwargs)
+def _moments(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> fx.Node | None:
+    if place:
+        return graph.call_function(aten.mean.dim, (given["input"], given.get("dim"), given.get("keepdim", False)))
+    node: Any = item.args[0]
+    spread = aten.std if operation(node) == "aten.std_mean" else aten.var
+    return graph.call_function(getattr(spread, node.target._overloadname), node.args, node.kwargs)
 
 
-def _adaptive_max(graph: fx.Graph, given: dict[str, Any], place: int, item: fx.Node) -> Iterator[fx.Node]:
-    if place == 0 and all(size == 1 for size in given["output_size"]):
-        dims = [dim - len(given["output_size"]) for dim in range(len(given["output_size"]))]
-        yield graph.call_function(aten.amax.default, (given["input"], dims, True))
+def _adaptive_max(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> fx.Node | None:
+    sizes = given["output_size"]
+    if place or any(size != 1 for size in sizes):
+        return None
+    return graph.call_function(aten.amax.default, (given["input"], list(range(-len(sizes), 0)), True))
 
 
-def _max_pool(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> Iterator[fx.Node]:
-    if place == 0:
-        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        yield graph.call_function(aten.max_pool2d.default, tuple(given[name] for name in names))
+def _max_pool(graph: fx.Graph, given: dict[str, Any], place: int, _: fx.Node) -> fx.Node | None:
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return None if place else graph.call_function(aten.max_pool2d.default, tuple(map(given.__getitem__, names)))
 
 
-_REWRITES = {
+_SPLITS = "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk"
+_BATCH_NORMS = "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"
+
+_SINGLE: dict[str, Rewrite] = {
     "aten.unbind": _unbind,
-    "aten.split": _split,
-    "aten.split_with_sizes": _split,
-    "aten.chunk": _split,
-    "aten.tensor_split": _split,
-    "aten.unsafe_split": _split,
-    "aten.unsafe_split_with_sizes": _split,
-    "aten.unsafe_chunk": _split,
-    "aten.native_batch_norm": _batch_norm,
-    "aten._native_batch_norm_legit_no_training": _batch_norm,
-    "aten._native_batch_norm_legit": _batch_norm,
+    **{f"aten.{name}": _split for name in _SPLITS.split()},
+    **{f"aten.{name}": _batch_norm for name in _BATCH_NORMS.split()},
     "aten.native_layer_norm": _layer_norm,
     "aten.max": _max,
     "aten.min": _min,
     "aten.var_mean": _moments,
     "aten.std_mean": _moments,
-    "aten.adaptive_max_pool1d": _adaptive_max,
-    "aten.adaptive_max_pool2d": _adaptive_max,
-    "aten.adaptive_max_pool3d": _adaptive_max,
+    **{f"aten.adaptive_max_pool{rank}d": _adaptive_max for rank in (1, 2, 3)},
     "aten.max_pool2d_with_indices": _max_pool,
 }
+"""Operations with several outputs, and what gives one of these; None where nothing does."""

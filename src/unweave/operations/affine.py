@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, Runtime, fresh
 from unweave.adjoint.term import Term
-from unweave.graph.graph import Extent, extents_of
+from unweave.graph.graph import Extent, extents_of, operation
 from unweave.operations.table import Reads, Step, row, rule
 
 
@@ -114,26 +114,12 @@ def product(step: Step, term: Term, out: str, operands: Sequence[tuple[fx.Node, 
     yield operands[place][0], contraction(term, out, factors[place], factors[:place] + factors[place + 1 :])
 
 
-@rule("aten.add", kind="linear")
+@rule("aten.add", "aten.sub", "aten.rsub", kind="linear")
 def add(step: Step, term: Term) -> Reads:
-    """A sum: both operands have the output's map."""
-    yield from _sum(step, term, "input", "other", 1.0, float(step.given.get("alpha", 1)))
-
-
-@rule("aten.sub", kind="linear")
-def sub(step: Step, term: Term) -> Reads:
-    """A difference."""
-    yield from _sum(step, term, "input", "other", 1.0, -float(step.given.get("alpha", 1)))
-
-
-@rule("aten.rsub", kind="linear")
-def rsub(step: Step, term: Term) -> Reads:
-    """A difference, the other way round."""
-    yield from _sum(step, term, "input", "other", -float(step.given.get("alpha", 1)), 1.0)
-
-
-def _sum(step: Step, term: Term, first: str, second: str, one: float, two: float) -> Reads:
-    for name, sign in ((first, one), (second, two)):
+    """A sum, or a difference in either direction: both operands have the output's map."""
+    alpha = float(step.given.get("alpha", 1))
+    signs = {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}
+    for name, sign in zip(("input", "other"), signs[operation(step.node)], strict=True):
         operand = step[name]
         if isinstance(operand, fx.Node):
             moved = term.broadcast(extents_of(operand)) if "val" in operand.meta else term
@@ -165,7 +151,7 @@ def div(step: Step, term: Term) -> Reads:
     if not isinstance(other, fx.Node):
         yield node, term.times(scale=1 / float(other))
     else:
-        yield node, _gated(step, term, node, other, frozen(other, step, inverse=True))
+        yield node, _gated(term, node, other, frozen(other, step, inverse=True))
 
 
 def _scaled(step: Step, term: Term, *names: str) -> Reads:
@@ -180,10 +166,12 @@ def _scaled(step: Step, term: Term, *names: str) -> Reads:
         )
 
 
-def _gated(step: Step, term: Term, node: fx.Node, other: fx.Node, factor: Constant | Runtime) -> Term:
-    """The map of a value that is multiplied by a factor, elementwise."""
+def _gated(term: Term, value: fx.Node | Constant, other: fx.Node, factor: Constant | Runtime) -> Term:
+    """The map of a value (or of a number) that is multiplied by a factor of the shape of another, elementwise."""
     held = Factor(factor, _right(term, other), extents_of(other))
-    return contraction(term, _LETTERS[: len(term.axes)], Factor(node, _right(term, node), extents_of(node)), [held])
+    number = Factor(value, "", ())
+    live = number if isinstance(value, Constant) else Factor(value, _right(term, value), extents_of(value))
+    return contraction(term, _LETTERS[: len(term.axes)], live, [held])
 
 
 def _right(term: Term, node: fx.Node) -> str:
@@ -200,8 +188,8 @@ def lerp(step: Step, term: Term) -> Reads:
         yield end, term.times(scale=float(weight)).broadcast(extents_of(end))
         return
     other = Runtime("rest", weight, (weight,), _rest) if step.moves(weight) else _complement(weight)
-    yield start, _gated(step, term, start, weight, other)
-    yield end, _gated(step, term, end, weight, frozen(weight, step))
+    yield start, _gated(term, start, weight, other)
+    yield end, _gated(term, end, weight, frozen(weight, step))
 
 
 def _rest(value: Tensor, _: Sequence[object]) -> Tensor:
@@ -216,23 +204,20 @@ def _complement(weight: fx.Node) -> Constant:
 def where(step: Step, term: Term) -> Reads:
     """Entries of one tensor or of another, as a mask that is the same for every image says."""
     condition = step["condition"]
-    for name, chosen in (("input", Constant.of(condition)), ("other", _negated(condition))):
-        source = step[name]
-        if isinstance(source, fx.Node):
-            yield source, _gated(step, term, source, condition, chosen)
-        elif source:
-            moved = term.times(Operand(chosen, tuple(_read(term, condition))))
-            yield number_of(float(source)), moved.broadcast(())
+    for name, chosen in (("input", Constant.of(condition)), ("other", _complement(condition))):
+        if isinstance(step[name], fx.Node) or step[name]:
+            source = step[name] if isinstance(step[name], fx.Node) else number_of(float(step[name]))
+            yield source, _gated(term, source, condition, chosen)
 
 
 @rule("aten.masked_fill", kind="linear", entries="picked", fixed=("mask", "value"))
 def masked_fill(step: Step, term: Term) -> Reads:
     """Entries replaced by a number where a mask that is the same for every image says so."""
     mask, value = step["mask"], step["value"]
-    yield step["input"], _gated(step, term, step["input"], mask, _negated(mask))
+    yield step["input"], _gated(term, step["input"], mask, _complement(mask))
     if isinstance(value, fx.Node) or value:
         number = Constant.of(value) if isinstance(value, fx.Node) else number_of(float(value))
-        yield number, term.times(Operand(Constant.of(mask), tuple(_read(term, mask)))).broadcast(())
+        yield number, _gated(term, number, mask, Constant.of(mask))
 
 
 @rule("aten.fill", "aten.zero", kind="linear", entries="picked", like="input")
@@ -241,19 +226,6 @@ def fill(step: Step, term: Term) -> Reads:
     value = step.given.get("value", 0)
     if isinstance(value, fx.Node) or value:
         yield value if isinstance(value, fx.Node) else number_of(float(value)), term.broadcast(())
-
-
-def _read(term: Term, node: fx.Node) -> list[Axis]:
-    """How a tensor that is broadcast to the output and the same for every image is read."""
-    offset = len(term.axes) - len(extents_of(node))
-    return [
-        Axis() if extent == Extent(1) or axis.extent.batch else axis
-        for axis, extent in zip(term.axes[offset:], extents_of(node), strict=True)
-    ]
-
-
-def _negated(mask: fx.Node) -> Constant:
-    return Constant(Constant.of(mask).shape, (mask,), lambda value: 1 - value, ("rest", mask))
 
 
 @rule("aten.linear", kind="linear", mixes="last", contracts=True, affine=("input", "weight", "bias"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, fresh, reading
@@ -10,18 +12,29 @@ from unweave.graph.graph import Extent
 from unweave.operations.table import Reads, Step, rule
 
 
-def windows(
-    term: Term, dim: int, extent: Extent, kernel: int, stride: int, padding: int, dilation: int
-) -> tuple[Term, Axis]:
-    """The map of an input whose axis `dim` was read in windows, and the axis of the offset within a window.
+def windows(step: Step, term: Term, kernel: Sequence[int]) -> tuple[Term, list[Axis]]:
+    """The map of an input whose axes from the third on were read in windows, and the axes of the offsets within these.
 
     Args:
-        term: The map whose axis `dim` runs over the windows.
-        dim: The axis.
-        extent: The input's length along it.
-        kernel, stride, padding, dilation: As for a convolution.
+        step: The operation, with its `stride`, `padding` and `dilation`.
+        term: The map whose axes run over the windows.
+        kernel: The size of the windows.
     """
-    axis, length = term.axes[dim], extent.size
+    stride = spread(step["stride"] or kernel, len(kernel))
+    padding, dilation = _padding(step, kernel), spread(step["dilation"], len(kernel))
+    offsets = []
+    for number, size in enumerate(kernel):
+        length = step.extents("input")[number + 2].size
+        term, offset = _windows(term, number + 2, length, size, stride[number], padding[number], dilation[number])
+        offsets.append(offset)
+    return term, offsets
+
+
+def _windows(
+    term: Term, dim: int, length: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[Term, Axis]:
+    """The same along one axis, of an input of this length."""
+    axis = term.axes[dim]
     offsets = Axis(fresh(kernel))
     axes = list(term.axes)
     if (
@@ -111,7 +124,6 @@ def convolution(step: Step, term: Term) -> Reads:
     image, channels, *positions = step.output
     kernel = [extent.size for extent in step.extents("weight")[2:]]
     groups = int(step["groups"])
-    stride, padding, dilation = (_spread(step[name], kernel, step) for name in ("stride", "padding", "dilation"))
     moved = term
     if groups > 1:
         moved = moved.regrouped([image, Extent(groups), Extent(channels.size // groups), *positions])
@@ -120,18 +132,7 @@ def convolution(step: Step, term: Term) -> Reads:
     else:
         own, lead = moved.axes[1], Axis()
     inner = Axis(fresh(step.extents("weight")[1].size))
-    offsets = []
-    for number in range(len(kernel)):
-        moved, offset = windows(
-            moved,
-            number + 2,
-            step.extents("input")[number + 2],
-            kernel[number],
-            stride[number],
-            padding[number],
-            dilation[number],
-        )
-        offsets.append(offset)
+    moved, offsets = windows(step, moved, kernel)
     weight = Operand(Constant.of(step["weight"]), (own, inner, *offsets))
     contracted = _flat(lead, inner)
     yield (
@@ -148,14 +149,18 @@ def _flat(outer: Axis, inner: Axis) -> Axis:
     return reading(outer.indices + inner.indices, places.ravel().tolist(), outer.extent.size * inner.extent.size)
 
 
-def _spread(value: object, kernel: list[int], step: Step) -> list[int]:
-    if value == "valid":
+def _padding(step: Step, kernel: Sequence[int]) -> list[int]:
+    if step["padding"] == "valid":
         return [0] * len(kernel)
-    if value == "same":
-        gaps = _spread(step["dilation"], kernel, step)
-        totals = [gap * (size - 1) for gap, size in zip(gaps, kernel, strict=True)]
-        if any(total % 2 for total in totals):
-            raise Irregular("'same' padding that is not symmetric")
-        return [total // 2 for total in totals]
-    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
-    return [int(part) for part in (values * len(kernel) if len(values) == 1 else values)]
+    if step["padding"] != "same":
+        return spread(step["padding"], len(kernel))
+    totals = [gap * (size - 1) for gap, size in zip(spread(step["dilation"], len(kernel)), kernel, strict=True)]
+    if any(total % 2 for total in totals):
+        raise Irregular("'same' padding that is not symmetric")
+    return [total // 2 for total in totals]
+
+
+def spread(value: int | Sequence[int], count: int) -> list[int]:
+    """One whole number for each of so many axes."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values

@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from unweave.adjoint.operand import Axis, Constant, Irregular, Operand, Runtime, fresh
 from unweave.adjoint.term import Term
-from unweave.operations.convolution import windows
+from unweave.operations.convolution import spread, windows
 from unweave.operations.table import Reads, Step, rule
 
 
-def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
-    """The axes that were reduced, the map with the others, and one fresh axis for each that was."""
+def _reduced(step: Step, term: Term) -> tuple[list[int], list[Axis]]:
+    """The axes that were reduced, and all axes of the input: of those a fresh one each."""
     extents = step.extents("input")
     given = step.given.get("dim")
     dims = [given] if isinstance(given, int) else list(given or [])
@@ -30,13 +30,13 @@ def _reduced(step: Step, term: Term) -> tuple[list[int], Term, list[Axis]]:
         axes[dim:dim] = [new]
         if step.given.get("keepdim"):
             del axes[dim + 1]
-    return reduced, term, axes
+    return reduced, axes
 
 
 @rule("aten.mean", kind="linear", mixes="axes")
 def mean(step: Step, term: Term) -> Reads:
     """A mean over axes, as tokens are pooled."""
-    reduced, term, axes = _reduced(step, term)
+    reduced, axes = _reduced(step, term)
     count = prod(step.extents("input")[dim].size for dim in reduced)
     yield step["input"], term.times(scale=1 / count).read(axes)
 
@@ -44,14 +44,13 @@ def mean(step: Step, term: Term) -> Reads:
 @rule("aten.sum", kind="linear", mixes="axes")
 def total(step: Step, term: Term) -> Reads:
     """A sum over axes."""
-    _, term, axes = _reduced(step, term)
-    yield step["input"], term.read(axes)
+    yield step["input"], term.read(_reduced(step, term)[1])
 
 
 @rule("aten.amax", kind="frozen", mixes="axes", pools=True)
 def amax(step: Step, term: Term) -> Reads:
     """A maximum over axes: the winners are held."""
-    reduced, term, axes = _reduced(step, term)
+    reduced, axes = _reduced(step, term)
     yield step["input"], term.times(_winners(step, reduced, axes)).read(axes)
 
 
@@ -76,17 +75,12 @@ def cumsum(step: Step, term: Term) -> Reads:
     yield step["input"], mixed(term, dim, np.tril(np.ones((step.output[dim].size, step.output[dim].size))))
 
 
-def _spread(value: object, count: int) -> tuple[int, ...]:
-    values = [int(value)] if isinstance(value, (int, float)) else [int(part) for part in value]  # type: ignore[attr-defined]
-    return tuple(values * count if len(values) == 1 else values)
-
-
 @rule("aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", kind="linear", mixes="window")
 def avg_pool(step: Step, term: Term) -> Reads:
     """A mean over windows."""
     rank = int(step.node.target.__name__.partition(".")[0][-2])  # type: ignore[union-attr]
-    kernel, padding = _spread(step["kernel_size"], rank), _spread(step["padding"], rank)
-    stride = _spread(step["stride"], rank) if step["stride"] else kernel
+    kernel, padding = spread(step["kernel_size"], rank), spread(step["padding"], rank)
+    stride = spread(step["stride"] or kernel, rank)
     if step.given.get("divisor_override") is not None:
         raise Irregular("a pooling with a divisor of its own")
     moved = term
@@ -172,8 +166,8 @@ def upsample(step: Step, term: Term) -> Reads:
 @rule("aten.max_pool2d", kind="frozen", mixes="window")
 def max_pool2d(step: Step, term: Term) -> Reads:
     """A maximum over windows: the winners are held."""
-    kernel, padding, dilation = (_spread(step[name], 2) for name in ("kernel_size", "padding", "dilation"))
-    stride = _spread(step["stride"], 2) if step["stride"] else kernel
+    kernel, padding, dilation = (spread(step[name], 2) for name in ("kernel_size", "padding", "dilation"))
+    stride = spread(step["stride"] or kernel, 2)
     if step["ceil_mode"]:
         raise Irregular("max pooling that rounds up")
 
@@ -187,11 +181,6 @@ def max_pool2d(step: Step, term: Term) -> Reads:
         mask = torch.zeros_like(flat).scatter_(4, flat.argmax(4, keepdim=True), 1.0)
         return mask.view(patches.shape)
 
-    moved, inner = term, []
-    for number, dim in enumerate((2, 3)):
-        moved, offsets = windows(
-            moved, dim, step.extents("input")[dim], kernel[number], stride[number], padding[number], dilation[number]
-        )
-        inner.append(offsets)
+    moved, inner = windows(step, term, kernel)
     factor = Operand(Runtime("winners", step.node, (step["input"],), winners), (*term.axes, *inner))
     yield step["input"], moved.times(factor).read(moved.axes)

@@ -132,10 +132,8 @@ def select(step: Step, term: Term) -> Reads:
     yield step["input"], term.read(axes)
 
 
-def _taken(source: fx.Node, term: Term, dim: int, places: Sequence[int | None]) -> Reads:
-    moved = term.taken(dim, places, extents_of(source)[dim].size)
-    if moved is not None:
-        yield source, moved
+def _taken(source: fx.Node, term: Term, dim: int, places: Sequence[int | None]) -> tuple[fx.Node, Term | None]:
+    return source, term.taken(dim, places, extents_of(source)[dim].size)
 
 
 @rule("aten.slice", "aten.slice_copy", "aten.narrow", kind="linear", entries="picked")
@@ -151,7 +149,7 @@ def slices(step: Step, term: Term) -> Reads:
     else:
         first = min(max(int(start or 0) + (extent.size if (start or 0) < 0 else 0), 0), extent.size)
         stride = int(step.given.get("step") or 1)
-        yield from _taken(step["input"], term, dim, range(first, first + stride * step.output[dim].size, stride))
+        yield _taken(step["input"], term, dim, range(first, first + stride * step.output[dim].size, stride))
 
 
 @rule("aten.copy", kind="linear", entries="picked", like="input")
@@ -195,9 +193,7 @@ def index_add(step: Step, term: Term) -> Reads:
         raise Irregular("a position is added to twice")
     yield step["input"], term
     entries = {place: entry for entry, place in enumerate(inside)}
-    moved = term.taken(dim, [entries.get(place) for place in range(step.output[dim].size)], len(inside))
-    if moved is not None:
-        yield step["source"], moved.times(scale=alpha)
+    yield _taken(step["source"], term.times(scale=alpha), dim, list(map(entries.get, range(step.output[dim].size))))
 
 
 def _written(
@@ -205,9 +201,7 @@ def _written(
 ) -> Reads:
     """Reads of a tensor of which some positions of an axis are written over."""
     length = step.output[dim].size
-    kept = term.taken(dim, [None if place in inside else place for place in range(length)], length)
-    if kept is not None:
-        yield step["input"], kept
+    yield _taken(step["input"], term, dim, [None if place in inside else place for place in range(length)])
     last = {place: entry for entry, place in enumerate(inside)}
     new = term.taken(dim, [last.get(place) for place in range(length)], len(inside))
     if new is not None:
@@ -223,7 +217,7 @@ def repeat_interleave(step: Step, term: Term) -> Reads:
     dim = step.dim()
     if step.output[dim].batch:
         raise Irregular("images are repeated")
-    yield from _taken(step["input"], term, dim, [place // step["repeats"] for place in range(step.output[dim].size)])
+    yield _taken(step["input"], term, dim, [place // step["repeats"] for place in range(step.output[dim].size)])
 
 
 @rule("aten.unfold", kind="linear", entries="picked")
@@ -237,7 +231,7 @@ def unfold(step: Step, term: Term) -> Reads:
     windows = term.read([term.axes[place] for place in order])
     flat = [step.output[place] for place in order]
     joined = windows.regrouped([*flat[:dim], Extent(starts.size * size), *flat[dim + 2 :]])
-    yield from _taken(step["input"], joined, dim, places)
+    yield _taken(step["input"], joined, dim, places)
 
 
 @rule("aten.flip", kind="linear", entries="rearranged")
@@ -247,8 +241,7 @@ def flip(step: Step, term: Term) -> Reads:
     for dim in step["dims"]:
         length = step.output[dim].size
         moved = moved and moved.taken(int(dim) % len(step.output), range(length - 1, -1, -1), length)
-    if moved is not None:
-        yield step["input"], moved
+    yield step["input"], moved
 
 
 @rule("aten.roll", kind="linear", entries="rearranged")
@@ -261,8 +254,7 @@ def roll(step: Step, term: Term) -> Reads:
         length = step.output[dim].size
         places = [(place - int(shift)) % length for place in range(length)]
         moved = moved and moved.taken(int(dim) % len(step.output), places, length)
-    if moved is not None:
-        yield step["input"], moved
+    yield step["input"], moved
 
 
 @rule("aten.constant_pad_nd", "aten.pad", kind="linear", entries="picked")
@@ -288,8 +280,7 @@ def pad(step: Step, term: Term) -> Reads:
             kept = np.array([place is not None for place in places])
             middle = middle * kept.reshape([-1 if axis == dim else 1 for axis in range(middle.ndim)])
         moved = moved and moved.taken(dim, places, length)
-    if moved is not None:
-        yield step["input"], moved
+    yield step["input"], moved
     if value and not middle.all():
         dims = [dim for dim in range(middle.ndim) if middle.shape[dim] > 1]
         border = Constant.array(1 - middle.squeeze(tuple(set(range(middle.ndim)) - set(dims))))
@@ -306,7 +297,7 @@ def cat(step: Step, term: Term) -> Reads:
     for part, end in zip(parts, ends, strict=True):
         length = extents_of(part)[dim].size
         places = [at - (end - length) if end - length <= at < end else None for at in range(ends[-1])]
-        yield from _taken(part, term, dim, places)
+        yield _taken(part, term, dim, places)
 
 
 @rule("aten.stack", kind="linear", entries="picked")
@@ -322,7 +313,7 @@ def stack(step: Step, term: Term) -> Reads:
 @rule("aten.index_select", kind="linear", entries="picked")
 def index_select(step: Step, term: Term) -> Reads:
     """Positions named by a constant."""
-    yield from _taken(step["input"], term, step.dim(), _places(step, step["index"], step.extents("input")[step.dim()]))
+    yield _taken(step["input"], term, step.dim(), _places(step, step["index"], step.extents("input")[step.dim()]))
 
 
 @rule("aten.index", kind="linear", entries="picked")
@@ -333,10 +324,9 @@ def index(step: Step, term: Term) -> Reads:
         raise Irregular("several axes are indexed at once")
     dim = used[0]
     chosen = step["indices"][dim]
-    rank = len(extents_of(chosen))
-    flat = Extent(len(_places(step, chosen, step.extents("input")[dim])))
-    merged = term.regrouped([*step.output[:dim], flat, *step.output[dim + rank :]])
-    yield from _taken(step["input"], merged, dim, _places(step, chosen, step.extents("input")[dim]))
+    places, behind = _places(step, chosen, step.extents("input")[dim]), dim + len(extents_of(chosen))
+    merged = term.regrouped([*step.output[:dim], Extent(len(places)), *step.output[behind:]])
+    yield _taken(step["input"], merged, dim, places)
 
 
 def _places(step: Step, chosen: fx.Node, extent: Extent) -> list[int]:

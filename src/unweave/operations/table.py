@@ -30,7 +30,8 @@ from unweave.graph.graph import Extent, Graph, arguments, extents_of, operation
 Kind = Literal["linear", "frozen", "source"]
 Entries = Literal["made", "same", "rearranged", "picked"]
 Mixing = Literal["", "last", "window", "grid", "axes"]
-Reads: TypeAlias = "Iterator[tuple[fx.Node | Constant, Term]]"
+Reads: TypeAlias = "Iterator[tuple[fx.Node | Constant, Term | None]]"
+"""What a rule yields: inputs, and their pending maps; None where nothing of an input is read."""
 
 
 @dataclass(frozen=True)
@@ -234,4 +235,5 @@ def handed(
     reader = known.reads or (lambda step, term: iter(()))
     for term in terms:
         for source, read in reader(step, term):
-            yield source, read if known.relayout else read.unanchored()
+            if read is not None:
+                yield source, read if known.relayout else read.unanchored()
