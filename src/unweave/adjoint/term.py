@@ -125,12 +125,9 @@ class Term:
         factors = [[narrowed(axis, indices, inside, new) for axis in factor.axes] for factor in self.factors]
         channel = self.channel - set(indices) | set(new) if set(indices) & self.channel else self.channel
         axes = tuple(Axis(new, None) if axis.indices == indices else axis for axis in self.axes)
-        loose = {index for axis in axes for index in axis.indices} & set(indices) or {*self.kept, *self.out} & set(
-            indices
-        )
+        loose = {*self.kept, *self.out, *(index for axis in axes for index in axis.indices)} & set(indices)
         if loose or any(axis is None for factor in factors for axis in factor):
-            one_hot = np.zeros((size_of(indices), len(inside)))
-            one_hot[list(inside), np.arange(len(inside))] = 1
+            one_hot = np.eye(size_of(indices))[:, list(inside)]
             shape = (*(index.size for index in indices), *(index.size for index in new))
             relation = Operand(
                 Constant.array(one_hot.reshape(shape)), tuple(Axis((index,)) for index in (*indices, *new))
@@ -167,7 +164,7 @@ class Term:
         term, axes = self, []
         while places or wanted:
             group, targets = _next_group([self.axes[place].extent for place in places], wanted)
-            term, new = term._regroup(places[:group], wanted[:targets])
+            term, new = term._regroup([term.axes[place] for place in places[:group]], wanted[:targets])
             axes += new
             places, wanted = places[group:], wanted[targets:]
         supply = iter(axes)
@@ -186,11 +183,9 @@ class Term:
         if axis.take is None:
             return self, axis
         whole = Axis(fresh(axis.length))
-        one_hot = np.zeros((len(axis.take), axis.length))
-        one_hot[np.arange(len(axis.take)), list(axis.take)] = 1
         shape = (*(index.size for index in axis.indices), axis.length)
         key = ("taken", axis.take, axis.length, shape)
-        values = torch.from_numpy(one_hot.reshape(shape).astype(np.float32))
+        values = torch.eye(axis.length)[list(axis.take)].reshape(shape)
         sides = (*(Axis((index,)) for index in axis.indices), whole)
         return self.unanchored().times(Operand(Constant(shape, (), lambda: values, key), sides)), whole
 
@@ -210,10 +205,10 @@ class Term:
         rest = tuple(factor for factor in self.factors if factor is not carriers[0])
         return replace(self, factors=rest, anchor=None), Axis(own, key[1], key[2])
 
-    def _regroup(self, places: Sequence[int], targets: Sequence[Extent]) -> tuple[Term, list[Axis]]:
-        own = [self.axes[place] for place in places]
+    def _regroup(self, own: Sequence[Axis], targets: Sequence[Extent]) -> tuple[Term, list[Axis]]:
+        """Axes of the map grouped otherwise."""
         if len(own) == 1 and len(targets) == 1:
-            return self, own
+            return self, list(own)
         if all(axis.take is None for axis in own):
             cut = _cut(tuple(index for axis in own for index in axis.indices), targets)
             if cut is not None:
@@ -231,12 +226,7 @@ class Term:
             for axis in own:
                 term, axis = term._untaken(axis)
                 whole.append(axis)
-            cut = _cut(tuple(index for axis in whole for index in axis.indices), targets)
-            if cut is None:
-                return term._related(whole, targets)
-            for old, new in cut[0]:
-                term = term.split(old, new)
-            return term, cut[1]
+            return term._regroup(whole, targets)
         if own[0].indices[:1] == (BATCH,) and own[0].take is None and targets[0].batch:
             inner = [Axis(own[0].indices[1:]), *own[1:]]  # the image leads on both sides: relate what follows it
             first = [Extent(targets[0].size)] if targets[0].size > 1 else []

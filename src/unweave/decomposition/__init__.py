@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import unweave.operations  # noqa: F401  (registers the rules)
 from unweave.components import Level, Selection
 from unweave.decomposition.explanation import Explanation
-from unweave.decomposition.planner import Planner
-from unweave.decomposition.planning import Plan
+from unweave.decomposition.planning import Plan, Planner
 from unweave.decomposition.regions import Regional, RegionPlan, region_plan
 from unweave.errors import ArgumentError
 from unweave.graph.following import graph_of

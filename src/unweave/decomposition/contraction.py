@@ -69,6 +69,29 @@ class Value:
         return prod(size or batch for size in self.sizes)
 
 
+@dataclass(frozen=True)
+class Emission:
+    """Where a value goes in the result.
+
+    Attributes:
+        value: The contraction's result.
+        order: Its axes in the order (batch, kept, out); -1 for one along which it is the same everywhere.
+        sizes: The length of each of these; -1 for the batch.
+        columns: The result's columns.
+        chosen: Which of the value's columns those are; None for all.
+        scale: A factor.
+        count: How many columns the value has.
+    """
+
+    value: Value
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    columns: tuple[int, ...]
+    chosen: tuple[int, ...] | None
+    scale: float
+    count: int
+
+
 class Contractions:
     """Builds products, each only once.
 

@@ -33,20 +33,13 @@ class Explanation(Result):
 
     def table(self) -> pa.Table:
         """One row for each component."""
-        rows = [
-            {
-                "component": str(part),
-                "kind": part.kind,
-                "layer": part.layer,
-                "head": part.head,
-                "token": part.token,
-                "neuron": part.neuron,
-            }
-            for part in self.components
-        ]
-        kinds = {"component": pa.string(), "kind": pa.string()}
-        numbers = {name: pa.int64() for name in ("layer", "head", "token", "neuron")}
-        return pa.Table.from_pylist(rows, pa.schema([*kinds.items(), *numbers.items()]))
+        numbers = ("layer", "head", "token", "neuron")
+        columns: dict[str, pa.Array] = {
+            "component": pa.array(map(str, self.components), pa.string()),
+            "kind": pa.array((part.kind for part in self.components), pa.string()),
+            **{name: pa.array((getattr(part, name) for part in self.components), pa.int64()) for name in numbers},
+        }
+        return pa.table(columns)
 
     @property
     def coverage(self) -> Text:
@@ -81,7 +74,7 @@ class Explanation(Result):
                 entry["operation"],
                 entry["rule"],
                 str(entry["count"]),
-                ", ".join(name or "the model" for name in entry["modules"]),
+                ", ".join(m or "the model" for m in entry["modules"]),
             ]
             for entry in report["operations"]
         ]

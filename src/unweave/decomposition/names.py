@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import takewhile
 
 from torch import fx
 
@@ -12,6 +13,7 @@ from unweave.components import Kind
 from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.walk import convolves
 from unweave.graph.graph import passes_of
+from unweave.structure.residual import Residual
 
 
 class Names:
@@ -53,8 +55,8 @@ class Names:
         """
         blocks: dict[tuple[str, int], int] = {}
         layers: dict[Branch, int] = {}
-        for branch in sorted(self.branches, key=self._place):
-            node = self._node(branch)
+        for branch in sorted(self.branches, key=lambda branch: self.graph.order[added(branch).node]):
+            node = added(branch).node
             parts = self.graph.module(node).split(".")
             while parts and not re.search(r"\d$", parts[-1]):
                 parts.pop()
@@ -62,11 +64,6 @@ class Names:
             again = max((number for path, number in passes_of(node).items() if inside(path, block)), default=0)
             layers[branch] = blocks.setdefault((block, again), len(blocks))
         return layers
-
-    def attention(self, site: Site) -> str:
-        """The path of one of several attentions of a branch."""
-        assert site.attention is not None
-        return self.graph.module(site.attention)
 
     def source(self, site: Site) -> str:
         """The path of one of several nonlinear ends of a branch: the innermost module around it that has weights."""
@@ -102,33 +99,31 @@ class Names:
         return any(convolves(node) for node in nodes)
 
     def _base(self, branch: Branch) -> str:
-        assert branch.residual is not None
+        residual = added(branch)
         nodes = [branch.attention] if branch.attention else []
         nodes += [site.attention or site.via for site in branch.sites if site.role == "attention"]
         nodes = nodes or [site.via for site in branch.sites if site.role in ("source", "read")][:1]
-        nodes = [node for node in nodes if node is not branch.residual.read]
+        nodes = [node for node in nodes if node is not residual.read]
         behind = [branch.projection] if branch.projection else []
         if behind and nodes:  # of several projections the one right behind
-            between = self.walk.paths.between(max(nodes, key=self.graph.order.__getitem__), branch.residual.branch)
+            between = self.walk.paths.between(max(nodes, key=self.graph.order.__getitem__), residual.branch)
             behind = [node for node in between if self.walk.paths.row(node).contracts][:1]
         nodes += behind
         modules = [self.graph.module(node) for node in nodes if self.graph.module(node)]
-        return _shared(modules) if modules else self.graph.module(branch.residual.branch)
+        return _shared(modules) if modules else self.graph.module(residual.branch)
 
     def again(self, branch: Branch) -> str:
         """What a branch's paths end in where its modules have run before: `@1` the first time that they run again."""
-        assert branch.residual is not None
         ends = [site.source for site in branch.sites if site.role in ("attention", "source")]
-        node = next((end for end in ends if isinstance(end, fx.Node)), branch.projection or branch.residual.branch)
+        node = next((end for end in ends if isinstance(end, fx.Node)), branch.projection or added(branch).branch)
         number = max(passes_of(node).values(), default=0)
         return f"@{number}" if number else ""
 
-    def _node(self, branch: Branch) -> fx.Node:
-        assert branch.residual is not None
-        return branch.residual.node
 
-    def _place(self, branch: Branch) -> int:
-        return self.graph.order[self._node(branch)]
+def added(branch: Branch) -> Residual:
+    """Where a branch that is not the trunk is added."""
+    assert branch.residual is not None
+    return branch.residual
 
 
 def attentive(branch: Branch) -> bool:
@@ -151,11 +146,5 @@ def unique(path: str, taken: Iterable[str]) -> str:
 
 
 def _shared(modules: Sequence[str]) -> str:
-    parts = modules[0].split(".")
-    for module in modules[1:]:
-        other = module.split(".")
-        length = 0
-        while length < min(len(parts), len(other)) and parts[length] == other[length]:
-            length += 1
-        parts = parts[:length]
-    return ".".join(parts)
+    levels = zip(*(module.split(".") for module in modules), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))

@@ -59,8 +59,7 @@ class Network:
         """The network of factors with these indices."""
         bits = {index: 1 << place for place, index in enumerate(dict.fromkeys(chain(*sets, out)))}
         sizes = tuple(NOMINAL_BATCH if index is BATCH else index.size for index in bits)
-        masks = (sum(bits[index] for index in set(indices)) for indices in (*sets, out))
-        *factors, result = masks
+        *factors, result = (sum(bits[index] for index in set(indices)) for indices in (*sets, out))
         return cls(tuple(factors), tuple(constants), result, sizes)
 
     @cached_property
@@ -124,8 +123,7 @@ def best_order(sets: Sequence[frozenset[Index]], constants: Sequence[bool], out:
     network = Network.of(sets, constants, out)
     if len(sets) <= EXACT:
         return _exact(network)[1]
-    tries = [_greedy(network, seed) for seed in range(TRIES)]
-    return min(tries, key=lambda found: found[0])[1]
+    return min((_greedy(network, seed) for seed in range(TRIES)), key=lambda found: found[0])[1]
 
 
 def _exact(network: Network) -> tuple[float, Tree]:

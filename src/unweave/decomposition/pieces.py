@@ -1,9 +1,7 @@
 """From the places where contributions are read to named components.
 
 A piece is one contraction whose result has one column for each of its components: the heads of an attention, the
-    tokens or neurons of an MLP, or
-a single whole. Names are the model's own module paths; nothing here looks inside them except for the numbers that
-count blocks.
+tokens or neurons of an MLP, or a single whole. Names are the model's own module paths.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 from torch import fx
@@ -22,6 +21,9 @@ from unweave.decomposition.branches import Branch, Site, Walk
 from unweave.decomposition.names import Names, inside
 from unweave.graph.graph import line_of, operation
 from unweave.structure.places import cells, lost
+
+Place: TypeAlias = tuple[int | None, int | None, int | None, int | None]
+"""A token's number, row, column and time."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,21 @@ class Piece:
     shape: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a plan asks to be computed: columns of the result, and the readings that add up to them.
+
+    Attributes:
+        readings: The summands.
+        columns: The columns of the result that they are added to.
+        chosen: Which of the readings' columns those are; None for all.
+    """
+
+    readings: tuple[Reading, ...]
+    columns: tuple[int, ...]
+    chosen: tuple[int, ...] | None = None
+
+
 def pieces_of(walk: Walk, level: Level) -> tuple[tuple[Piece, ...], dict[str, Grid], dict[str, str]]:
     """Every component of a model at a level, in execution order; the token grid of each path where it is known; and of
     each other path where it was lost.
@@ -107,20 +124,20 @@ class _Pieces:
     def _trunk(self, root: Branch) -> Iterable[Piece]:
         embed = [site for site in root.sites if site.role == "embed"]
         if embed:
-            yield self._whole("embed", "embed", embed, root, (0, 0))
+            yield _whole("embed", "embed", embed, root, (0, 0))
         for site in root.sites:
             if site.role == "lumped":
                 path = self.graph.module(site.via) or "trunk"
                 if not self.walk.paths.has_residual(site.via):
                     path = "output" if site.via is self.graph.output else "embed"
-                yield self._whole(path, "lumped", [site], root, (self.graph.order[site.via], 0))
+                yield _whole(path, "lumped", [site], root, (self.graph.order[site.via], 0))
         yield from self._attention(root, None)
         by_module: dict[str, list[Site]] = {}
         for site in root.sites:
             if site.role == "bias":
                 by_module.setdefault(self.graph.module(site.via) or "trunk", []).append(site)
         for path, sites in by_module.items():
-            yield self._whole(path, "bias", sites, root, (max(self.graph.order[s.via] for s in sites), 9))
+            yield _whole(path, "bias", sites, root, (max(self.graph.order[s.via] for s in sites), 9))
 
     def _branch(self, branch: Branch) -> Iterable[Piece]:
         assert branch.residual is not None
@@ -151,8 +168,7 @@ class _Pieces:
             module = self.graph.module(site.via)
             shifts.setdefault(next((part for part in paths if inside(module, part)), path), []).append(site)
         for part, sites in shifts.items():
-            piece = self._whole(part, "bias", sites, branch, (order, order))
-            yield replace(piece, components=(Component(part, "bias", layer),))
+            yield _whole(part, "bias", sites, branch, (order, order), layer)
 
     def _groups(self, branch: Branch, attends: bool) -> list[tuple[str, list[Site]]]:
         """The parts of a branch that are not attention, each with its path: ends in one module that go on through the
@@ -181,10 +197,6 @@ class _Pieces:
             (part + number + again, sites) for part, number, sites in zip(named, numbers, parts.values(), strict=True)
         ]
         return groups + ([(path, reads)] if reads else [])
-
-    def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:
-        readings = [reading_of(term, site.source) for site in sites for term in site.terms]
-        return Piece((Component(path, kind),), tuple(readings), branch, order)
 
     def _attention(self, branch: Branch, layer: int | None) -> Iterable[Piece]:
         """The attentions of a branch: those of one module number their heads on, but for heads that they share."""
@@ -217,41 +229,24 @@ class _Pieces:
         self, site: Site, path: str, layer: int | None, branch: Branch, order: tuple[int, int], first: int
     ) -> Piece:
         """An attention in one component for each head (and token), the heads numbered from `first` on."""
-        if site.role == "tokens":
-            kept = [(heads, _tokens(term, heads)) for term, heads in zip(site.terms, site.heads, strict=True)]
-        else:
-            kept = [(heads, ()) for heads in site.heads]
         if self.level == "layer":
-            kept = [((), ())] * len(kept)
+            return _whole(path, "attn", [site], branch, order, layer)
+        terms = list(zip(site.terms, site.heads, strict=True))
+        tokens = [_tokens(term, heads) if site.role == "tokens" else () for term, heads in terms]
         readings = [
-            reading_of(term, site.source, heads + tokens)
-            for term, (heads, tokens) in zip(site.terms, kept, strict=True)
+            reading_of(term, site.source, heads + own) for (term, heads), own in zip(terms, tokens, strict=True)
         ]
-        heads, tokens = kept[0]
-        places = self._token_places(site, site.terms[0], tokens, path) if tokens else [(None, None, None, None)]
-        layered = self.level == "layer"
-        components = tuple(
-            Component(
-                path,
-                "attn" if layered else "head",
-                layer,
-                None if layered else first + head,
-                token,
-                None,
-                row,
-                column,
-                time,
-            )
-            for head, (token, row, column, time) in product(range(size_of(heads)), places)
-        )
-        return Piece(components, tuple(readings), branch, order, _common(readings))
+        places = self._token_places(site, site.terms[0], tokens[0], path) if tokens[0] else [(None,) * 4]
+        heads = range(first, first + size_of(site.heads[0]))
+        components = [
+            Component(path, "head", layer, head, token, None, *place)
+            for head, (token, *place) in product(heads, places)
+        ]
+        return _apart(components, readings, branch, order)
 
-    def _token_places(
-        self, site: Site, term: Term, tokens: Indices, path: str
-    ) -> list[tuple[int | None, int | None, int | None, int | None]]:
+    def _token_places(self, site: Site, term: Term, tokens: Indices, path: str) -> list[Place]:
         """For each token entry: its number in the layer's own sequence, its cell on the layer's grid, and its time."""
         assert isinstance(site.source, fx.Node)
-        numbers = _numbers(term, tokens)
         channels = [place for place, axis in enumerate(term.axes) if set(axis.indices) & term.channel]
         grid = cells(self.graph, site.source, channels)
         if grid is not None:
@@ -259,14 +254,13 @@ class _Pieces:
         else:
             node = lost(self.graph, site.source)
             self.unplaced[path] = f"{operation(node)} in {self.graph.module(node) or 'the model'} ({line_of(node)})"
-        places: list[tuple[int | None, int | None, int | None, int | None]] = []
-        for number in numbers:
+        places: list[Place] = []
+        for number in _numbers(term, tokens):
             cell = grid.cells[number] if grid is not None and number < len(grid.cells) else -1
             if grid is None or cell < 0:
                 places.append((number, None, None, None))
             else:
-                time = grid.times[number] if grid.times else None
-                places.append((number, cell // grid.width, cell % grid.width, time))
+                places.append((number, *divmod(cell, grid.width), grid.times[number] if grid.times else None))
         return places
 
     def _sources(
@@ -285,16 +279,12 @@ class _Pieces:
             kind = "conv" if branch.convolves else "linear"
             path = f"{path}.{kind}"
         only = sites[0] if len(sites) == 1 else None
-        kept_role = next((term.kept for site in sites for term in site.terms if term.kept), ())
-        if (
-            branch.passed
-            and kept_role
-            and all(len(term.kept) == len(kept_role) for site in sites for term in site.terms)
-        ):
+        counts = {len(term.kept) for site in sites for term in site.terms}
+        if branch.passed and len(counts) == 1 and 0 not in counts:
             readings = [reading_of(term, site.source, term.kept) for site in sites for term in site.terms]
-            heads = range(size_of(kept_role))
-            components = tuple(Component(self.names.paths[branch], "head", layer, head) for head in heads)
-            return Piece(components, tuple(readings), branch, order, _common(readings))
+            heads = range(size_of(sites[0].terms[0].kept))
+            components = [Component(self.names.paths[branch], "head", layer, head) for head in heads]
+            return _apart(components, readings, branch, order)
         if only and only.role == "source" and self.level in ("token", "neuron"):
             kept = [_pieces(term, only.source, neurons=self.level == "neuron") for term in only.terms]
             terms = list(zip(only.terms, kept, strict=True))
@@ -302,21 +292,32 @@ class _Pieces:
                 readings = [reading_of(term, only.source, indices) for term, indices in terms]
                 if self.level == "token":
                     places = self._token_places(only, *terms[0], path)
-                    components = tuple(
-                        Component(path, kind, layer, None, token, None, *place) for token, *place in places
-                    )
+                    components = [Component(path, kind, layer, None, token, None, *place) for token, *place in places]
                 else:
-                    neurons = range(size_of(kept[0]))
-                    components = tuple(Component(path, kind, layer, neuron=number) for number in neurons)
-                return Piece(components, tuple(readings), branch, order, _common(readings))
-        readings = [reading_of(term, site.source) for site in sites for term in site.terms]
-        return Piece((Component(path, kind, layer),), tuple(readings), branch, order)
+                    components = [Component(path, kind, layer, neuron=neuron) for neuron in range(size_of(kept[0]))]
+                return _apart(components, readings, branch, order)
+        return _whole(path, kind, sites, branch, order, layer)
 
 
-def _common(readings: Sequence[Reading]) -> tuple[int, ...]:
-    """How many entries each kept index has, if that is so in all summands."""
+def _whole(
+    path: str,
+    kind: Kind,
+    sites: Sequence[Site],
+    branch: Branch,
+    order: tuple[int, int],
+    layer: int | None = None,
+) -> Piece:
+    """One component of all that is read at these sites."""
+    readings = [reading_of(term, site.source) for site in sites for term in site.terms]
+    return Piece((Component(path, kind, layer),), tuple(readings), branch, order)
+
+
+def _apart(
+    components: Sequence[Component], readings: Sequence[Reading], branch: Branch, order: tuple[int, int]
+) -> Piece:
+    """Components that each have an entry of what is kept."""
     shapes = {tuple(index.size for index in reading.kept) for reading in readings}
-    return shapes.pop() if len(shapes) == 1 else ()
+    return Piece(tuple(components), tuple(readings), branch, order, shapes.pop() if len(shapes) == 1 else ())
 
 
 def _distinct(pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,8 @@ from jaxtyping import Float
 from rich.console import Console, RenderableType
 from torch import Tensor
 
-from unweave.components import LEVELS, Component, Grid, Level, Selection, select
+from unweave.components import LEVELS, Component, Grid, Level, Selection
+from unweave.components import select as places_of
 from unweave.contributions import Contributions, Projections
 from unweave.decomposition.branches import Lump, Walk
 from unweave.decomposition.coverage import Coverage, coverage_of
@@ -27,9 +28,10 @@ from unweave.decomposition.explanation import Explanation
 from unweave.decomposition.pieces import pieces_of
 from unweave.decomposition.program import Program
 from unweave.decomposition.selection import Request, chosen_and_rest, split_by_token
-from unweave.errors import ArgumentError, ConservationError, DataError, NonFiniteError
+from unweave.decomposition.walk import walk
+from unweave.errors import ArgumentError, ConservationError, DataError, NonFiniteError, RuleError
 from unweave.graph.comparison import TOLERANCE as TOLERANCE
-from unweave.graph.graph import extents_of
+from unweave.graph.graph import Graph, extents_of
 from unweave.graph.precision import exact
 from unweave.results import Shown
 
@@ -163,7 +165,7 @@ class Plan(Shown):
         Raises:
             ArgumentError: There is no such level, or the selection matches nothing.
         """
-        return replace(planned(self.name, self._walk, level or self.level, select), notes=self.notes)
+        return _planned(self.name, self.notes, self._walk, level or self.level, select)
 
     def split(self, select: Selection = None) -> Plan:
         """The chosen components by token, and all others as they are, so that nothing has to be summed to a `rest`.
@@ -174,7 +176,15 @@ class Plan(Shown):
         Raises:
             ArgumentError: The selection matches nothing.
         """
-        return replace(_split(self.name, self._walk, select), notes=self.notes)
+        heads, _, _ = pieces_of(self._walk, "head")
+        tokens, grids, unplaced = pieces_of(self._walk, "token")
+        everything = [component for piece in heads for component in piece.components]
+        chosen = {everything[place] for place in places_of(everything, select)}
+        request = split_by_token(heads, tokens, chosen)
+        parts = request.components
+        return replace(
+            self, components=parts, level="token", grids=grids, unplaced=unplaced, _request=request, _programs={}
+        )
 
     @cached_property
     def wholes(self) -> tuple[Component, ...]:
@@ -284,15 +294,11 @@ class Plan(Shown):
     @cached_property
     def operations(self) -> tuple[tuple[str, str, int, tuple[str, ...]], ...]:
         """What fired: `(operation, kind of its rule, how often, some modules)`, most frequent first."""
-        counts: Counter[tuple[str, str]] = Counter()
         modules: dict[tuple[str, str], list[str]] = {}
         for node, rule in self._walk.fired:
-            key = (rule.operation, rule.kind)
-            counts[key] += 1
-            modules.setdefault(key, []).append(self._walk.graph.module(node))
-        return tuple(
-            (name, kind, n, tuple(dict.fromkeys(modules[name, kind]))[:3]) for (name, kind), n in counts.most_common()
-        )
+            modules.setdefault((rule.operation, rule.kind), []).append(self._walk.graph.module(node))
+        fired = sorted(modules.items(), key=lambda item: -len(item[1]))
+        return tuple((name, kind, len(paths), tuple(dict.fromkeys(paths))[:3]) for (name, kind), paths in fired)
 
     @property
     def memory_per_image(self) -> int:
@@ -323,12 +329,7 @@ class Plan(Shown):
                 {"operation": name, "rule": kind, "count": count, "modules": list(modules)}
                 for name, kind, count, modules in self.operations
             ],
-            "coverage": {
-                "attention_layers": self.coverage.attention_layers,
-                "resolved": self.coverage.resolved,
-                "passed": list(self.coverage.passed),
-                "unresolved": list(self.coverage.unresolved),
-            },
+            "coverage": asdict(self.coverage),
             "lumps": [
                 {name: getattr(lump, name) for name in ("operation", "module", "line", "reason", "rule")}
                 for lump in self.lumps
@@ -382,25 +383,49 @@ class Plan(Shown):
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
-def planned(name: str, walk: Walk, level: Level, selection: Selection) -> Plan:
+@dataclass(frozen=True)
+class Planner:
+    """Plans of captured graphs, made in one way: what decides their components, beside the level and the selection.
+
+    Attributes:
+        name: What the plan is of.
+        passing: Whether attention that pools another stream is passed through.
+        freeze: Whether nonlinearities on the trunk are passed with their slope held.
+        strict: Whether an operation that cannot be followed is an error.
+        notes: What was assumed or left out on the way to the graph.
+    """
+
+    name: str = "module"
+    passing: bool = True
+    freeze: bool = False
+    strict: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, graph: Graph, level: Level = "head", selection: Selection = None) -> Plan:
+        """Walks back from the graph's output, and decides what to compute.
+
+        Raises:
+            RuleError: Under `strict`, an operation on the path cannot be followed; it names the rule to write.
+            ArgumentError: There is no such level, or the selection matches nothing.
+        """
+        with exact(graph.input.meta["val"].device):
+            walked = walk(graph, passing=self.passing, freeze=self.freeze)
+        if self.strict and walked.lumps:
+            lump = walked.lumps[0]
+            rule = f"write its rule:\n{lump.rule}" if lump.rule else ""
+            raise RuleError(
+                f"{lump.operation} cannot be followed: {lump.reason}.",
+                where=f"{lump.module} ({lump.line})",
+                cure=rule or "decompose without `strict`; what lies below is one component",
+            )
+        return _planned(self.name, self.notes, walked, level, selection)
+
+
+def _planned(name: str, notes: tuple[str, ...], walk: Walk, level: Level, selection: Selection) -> Plan:
     """A plan from a finished walk."""
     if level not in LEVELS:
         raise ArgumentError(f"There is no level {level!r}.", cure=f"choose one of {', '.join(LEVELS)}")
     pieces, grids, unplaced = pieces_of(walk, level)
-    chosen = select([component for piece in pieces for component in piece.components], selection)
-    return _made(name, walk, level, grids, unplaced, chosen_and_rest(pieces, chosen, walk.branches))
-
-
-def _split(name: str, walk: Walk, selection: Selection) -> Plan:
-    """A plan of which some components are split by token."""
-    heads, _, _ = pieces_of(walk, "head")
-    tokens, grids, unplaced = pieces_of(walk, "token")
-    everything = [component for piece in heads for component in piece.components]
-    chosen = {everything[place] for place in select(everything, selection)}
-    return _made(name, walk, "token", grids, unplaced, split_by_token(heads, tokens, chosen))
-
-
-def _made(
-    name: str, walk: Walk, level: Level, grids: dict[str, Grid], unplaced: dict[str, str], request: Request
-) -> Plan:
-    return Plan(name, request.components, level, grids, unplaced, coverage_of(walk), walk.lumps, walk, request)
+    chosen = places_of([component for piece in pieces for component in piece.components], selection)
+    request = chosen_and_rest(pieces, chosen, walk.branches)
+    return Plan(name, request.components, level, grids, unplaced, coverage_of(walk), walk.lumps, walk, request, notes)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from unweave.adjoint.operand import BATCH, Axis, Constant, Index, Indices, Operand, Runtime
-from unweave.decomposition.contraction import Contractions
-from unweave.decomposition.jobs import Emission, Job
+from unweave.decomposition.contraction import Contractions, Emission
+from unweave.decomposition.pieces import Job
 from unweave.decomposition.schedule import Environment, Instruction, bytes_per_image, scheduled
 from unweave.decomposition.weights import Weights, kept_constants
 from unweave.graph.following import follow

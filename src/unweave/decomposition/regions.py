@@ -22,8 +22,7 @@ from torch import Tensor
 
 from unweave.components import Component, Grid, Level, Selection
 from unweave.contributions import Contributions, Projections
-from unweave.decomposition.planner import Planner
-from unweave.decomposition.planning import Plan
+from unweave.decomposition.planning import Plan, Planner
 from unweave.errors import ArgumentError, CaptureError
 from unweave.graph.graph import Graph, line_of, operation
 from unweave.graph.precision import exact

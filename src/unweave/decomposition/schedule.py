@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from unweave.adjoint.operand import Runtime
-from unweave.decomposition.contraction import Value, arranged, laid_out, multiplied
-from unweave.decomposition.jobs import Emission
+from unweave.decomposition.contraction import Emission, Value, arranged, laid_out, multiplied
 from unweave.decomposition.order import NOMINAL_BATCH
 from unweave.decomposition.weights import Weights
 from unweave.graph.graph import Graph, arguments, extents_of

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from unweave.components import Component
 from unweave.decomposition.branches import Branch
-from unweave.decomposition.jobs import Job
-from unweave.decomposition.pieces import Piece, reading_of
+from unweave.decomposition.pieces import Job, Piece, reading_of
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from unweave.adjoint.operand import Constant
-from unweave.decomposition.contraction import Value, arranged, laid_out, multiplied
-from unweave.decomposition.jobs import Emission
+from unweave.decomposition.contraction import Emission, Value, arranged, laid_out, multiplied
 from unweave.graph.graph import Graph
 
 

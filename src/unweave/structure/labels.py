@@ -12,6 +12,7 @@ that was filled in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from unweave.graph.interpret import length
 from unweave.operations.table import row
 
 OTHER, FILLED = -1, 0
+NO_LABELS = (RuntimeError, TypeError, IndexError)
+"""What an operation raises that does not take labels for values."""
 _TINY = 1e-9
 
 
@@ -45,7 +48,7 @@ def moved(graph: Graph, node: fx.Node, labels: Mapping[fx.Node, Tensor | None], 
         other: The label of entries of all other inputs.
 
     Raises:
-        RuntimeError, TypeError, IndexError: The operation does not take such numbers.
+        RuntimeError, TypeError, IndexError: The operation does not take such numbers (`NO_LABELS`).
     """
 
     def given(source: fx.Node) -> Any:
@@ -99,7 +102,7 @@ def sent(
         if row(node).moves:
             try:
                 reached[node] = moved(graph, node, reached, images, FILLED)
-            except (RuntimeError, TypeError, IndexError):  # an operation that does not take such numbers
+            except NO_LABELS:
                 readers.append(node)
         elif (
             scaled
@@ -158,10 +161,9 @@ class Origins:
             chain.append(below)
         for current in reversed(chain):
             if current not in self._traced:
-                try:
+                with suppress(*NO_LABELS):
                     self._traced[current] = self._origin(current)
-                except (RuntimeError, TypeError, IndexError):  # an operation that does not take such numbers
-                    self._traced[current] = None
+                self._traced.setdefault(current, None)
         return self._traced[node]
 
     def sums_positions(self, node: fx.Node, values: fx.Node) -> bool:
@@ -169,33 +171,27 @@ class Origins:
         origin = self.of(values)
         if origin is None:
             return False
-        try:
+        with suppress(*NO_LABELS):
             total = self._uniform(node, values, torch.ones_like(origin.positions))
             mean = self._uniform(node, values, origin.positions) / total
             square = self._uniform(node, values, origin.positions.square()) / total
-        except (RuntimeError, TypeError, IndexError):
-            return False
-        return bool((square - mean.square() > _TINY).any())
+            return bool((square - mean.square() > _TINY).any())
+        return False
 
     def sums_nothing(self, node: fx.Node, values: fx.Node) -> bool:
         """Whether a product sums over an axis of one entry, of which it cannot be told what it is (a single token)."""
-        try:
-            total = self._uniform(node, values, torch.ones(lengths(values, 1), dtype=torch.float64))
-        except (RuntimeError, TypeError, IndexError):
-            return False
-        return bool((total == 1).all())
+        with suppress(*NO_LABELS):
+            return bool((self._uniform(node, values, torch.ones(lengths(values, 1), dtype=torch.float64)) == 1).all())
+        return False
 
     def sums(self, node: fx.Node, shape: Sequence[int], dim: int) -> bool:
         """Whether an operation on its first varying input, of this shape, sums over one axis of it."""
         value = next(source for source in node.all_input_nodes if self.graph.image_dependent(source))
-        along = (
-            torch.arange(1, shape[dim] + 1).double().reshape([-1 if axis == dim else 1 for axis in range(len(shape))])
-        )
-        try:
+        along = torch.arange(1, shape[dim] + 1).double().reshape(_along(dim, len(shape)))
+        with suppress(*NO_LABELS):
             labels = self._uniform(node, value, along.expand(list(shape)))
-        except (RuntimeError, TypeError, IndexError):
-            return False
-        return bool((labels - labels.mean()).abs().max() < _TINY * labels.abs().max())
+            return bool((labels - labels.mean()).abs().max() < _TINY * labels.abs().max())
+        return False
 
     def over_positions(self, node: fx.Node) -> bool:
         """Whether a reduction runs over positions (of tokens, windows), as far as it can be told."""
@@ -228,8 +224,7 @@ class Origins:
             total = self._uniform(node, below, torch.ones_like(before.channels))
             return Origin(*(self._uniform(node, below, labels) / total for labels in pair))
         if known.moves:
-            inputs = self.graph.varying(node)
-            traced = {source: self.of(source) for source in inputs}
+            traced = {source: self.of(source) for source in self.graph.varying(node)}
             channels = {source: origin.channels for source, origin in traced.items() if origin}
             positions = {source: origin.positions for source, origin in traced.items() if origin}
             return Origin(*(moved(self.graph, node, labels, 1, FILLED) for labels in (channels, positions)))
@@ -246,7 +241,7 @@ class Origins:
         if axis is not None and len(shape) > axis:
             sizes = [1 if dim == axis else size for dim, size in enumerate(shape)]
             channels = _random([shape[axis]], self.graph.order[node])
-            channels = channels.reshape([-1 if dim == axis else 1 for dim in range(len(shape))])
+            channels = channels.reshape(_along(axis, len(shape)))
             positions = _random(sizes, self._places(node))
             if (
                 known.mixes != "last" and shape[0] > 1
@@ -299,6 +294,11 @@ class Origins:
 def differs(labels: Tensor, dim: int) -> bool:
     """Whether labels differ along an axis."""
     return labels.shape[dim] > 1 and bool((labels.amax(dim) - labels.amin(dim)).max() > _TINY)
+
+
+def _along(dim: int, rank: int) -> list[int]:
+    """The shape of numbers that lie along one axis."""
+    return [-1 if axis == dim else 1 for axis in range(rank)]
 
 
 def _random(sizes: Sequence[int], seed: int) -> Tensor:

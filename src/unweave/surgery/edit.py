@@ -36,7 +36,7 @@ from torch import Tensor, fx, nn
 import unweave
 from unweave.components import Component, Selection, select
 from unweave.decomposition.branches import Walk
-from unweave.decomposition.jobs import Job
+from unweave.decomposition.pieces import Job
 from unweave.decomposition.program import Program
 from unweave.decomposition.walk import walk
 from unweave.errors import ArgumentError, DataError, ModelError, NonFiniteError, StoreError
