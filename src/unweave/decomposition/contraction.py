@@ -119,13 +119,8 @@ class Contractions:
             The value and the order of its axes (those of `out` that any operand has, in some order).
         """
         leaves = [self.leaf(operand) for operand in operands]
-        if len(leaves) == 1:
-            value, indices = leaves[0]
-            kept = tuple(index for index in indices if index in out)
-            if len(kept) < len(indices):
-                one = self.leaf(Operand(_ONE, ()))
-                return self.pair((value, indices), one, out)
-            return value, indices
+        if len(leaves) == 1 and not set(leaves[0][1]) <= set(out):
+            leaves.append(self.leaf(Operand(_ONE, ())))  # a product of it alone, so that something is summed
         return self._build(self._order(leaves, out), leaves, out)
 
     def pair(self, first: tuple[Value, Indices], second: tuple[Value, Indices], out: Indices) -> tuple[Value, Indices]:

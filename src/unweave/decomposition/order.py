@@ -9,7 +9,7 @@ batch as the cost, and for products of weights alone the memory they occupy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, combinations
@@ -53,6 +53,8 @@ class Network:
     constants: tuple[bool, ...]
     out: int
     sizes: tuple[int, ...]
+    _elements: dict[int, int] = field(default_factory=lambda: {0: 1}, init=False, repr=False, compare=False)
+    _inside: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, sets: Sequence[Iterable[Index]], constants: Sequence[bool], out: Iterable[Index]) -> Network:
@@ -62,10 +64,6 @@ class Network:
         *factors, result = (sum(bits[index] for index in set(indices)) for indices in (*sets, out))
         return cls(tuple(factors), tuple(constants), result, sizes)
 
-    @cached_property
-    def _elements(self) -> dict[int, int]:
-        return {0: 1}
-
     def elements(self, indices: int) -> int:
         """The number of entries of a tensor with these indices."""
         entries = self._elements.get(indices)
@@ -74,10 +72,6 @@ class Network:
             entries = self.sizes[lowest.bit_length() - 1] * self.elements(indices ^ lowest)
             self._elements[indices] = entries
         return entries
-
-    @cached_property
-    def _inside(self) -> dict[int, int]:
-        return {}
 
     def inside(self, mask: int) -> int:
         """The indices of the product of a subset of the factors: those that the rest, or the result, has too."""

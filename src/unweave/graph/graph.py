@@ -96,6 +96,9 @@ class Graph:
     generation: int = 0
     regions: fx.Node | None = None
     whole: tuple[Graph, dict[fx.Node, fx.Node]] | None = None
+    _values: dict[fx.Node, Tensor] = field(default_factory=dict, init=False)
+    _positions: dict[fx.Node, Tensor] = field(default_factory=dict, init=False)
+    """Values that may have decided which entries are read, as they were first seen."""
 
     def check(self, images: int) -> None:
         """Refuses a number of images for which the model computes something else than the graph.
@@ -123,14 +126,6 @@ class Graph:
     def order(self) -> dict[fx.Node, int]:
         """The place of every node in execution order."""
         return {node: place for place, node in enumerate(self.graph.nodes)}
-
-    @cached_property
-    def _places(self) -> dict[fx.Node, int]:
-        return {node: place for place, node in enumerate(self.nodes)}
-
-    def position(self, node: fx.Node) -> int:
-        """The place among `nodes` of a node, or of the first operation if it is none."""
-        return self._places.get(node, 0)
 
     @cached_property
     def ancestors(self) -> dict[fx.Node, int]:
@@ -216,15 +211,6 @@ class Graph:
                     where=line_of(node) or None,
                     cure="plan again",
                 )
-
-    @cached_property
-    def _values(self) -> dict[fx.Node, Tensor]:
-        return {}
-
-    @cached_property
-    def _positions(self) -> dict[fx.Node, Tensor]:
-        """Values that may have decided which entries are read, as they were first seen."""
-        return {}
 
     def _evaluated(self, node: fx.Node) -> Tensor:
         if node in self.tensors:

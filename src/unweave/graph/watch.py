@@ -6,7 +6,7 @@ where one differs does it ask what that means. Changes inside a tensor are not s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
@@ -128,15 +128,13 @@ class Watch:
 
     def changes(self) -> list[Change]:
         """What is different now, in a way that may matter."""
-        return list(self._changes())
-
-    def _changes(self) -> Iterator[Change]:
+        found = []
         for path, part, before in zip(self._paths, self._parts, self._classes, strict=True):
             now: Any = type(part)
             if now is not before:
-                yield Change(path, "class", "", before, now, {})
+                found.append(Change(path, "class", "", before, now, {}))
             elif now.forward is not self._forwards[now]:
-                yield Change(path, "forward", "", self._forwards[now], now.forward, {})
+                found.append(Change(path, "forward", "", self._forwards[now], now.forward, {}))
         kept = {id(tensor) for tensor in self.tensors}
         for (path, kind, place), known in zip(self._places, self._known, strict=True):
             for name in dict.fromkeys((*known, *place)):
@@ -148,7 +146,8 @@ class Watch:
                 if "hook" in kind and all(end is None or end in self.harmless for end in (old, new)):
                     continue
                 forward = kind == "attribute" and name == "forward"
-                yield Change(path, "forward" if forward else kind, str(name), old, new, place)
+                found.append(Change(path, "forward" if forward else kind, str(name), old, new, place))
+        return found
 
     def accept(self, changes: Iterable[Change]) -> None:
         """Takes changes for harmless: such hooks may come and go, such attributes take any value."""

@@ -10,6 +10,7 @@ streams that meet; of these, one that reaches the node without weights is the tr
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,11 +87,11 @@ class Paths(Products):
 
     def between(self, read: fx.Node, branch: fx.Node) -> list[fx.Node]:
         """The nodes computed from `read` that `branch` is computed from."""
-        mask = self.graph.ancestors[branch]
+        nodes, order = self.graph.nodes, self.graph.order
+        first = bisect_right(nodes, order[read], key=order.__getitem__)
+        last = bisect_right(nodes, order[branch], key=order.__getitem__)
         return [
-            node
-            for node in self.graph.nodes[self.graph.position(read) : self.graph.position(branch) + 1]
-            if mask >> self.graph.order[node] & 1 and node is not read and self.graph.depends(node, read)
+            node for node in nodes[first:last] if self.graph.depends(branch, node) and self.graph.depends(node, read)
         ]
 
     def bypasses(self, node: fx.Node, reads: Iterable[fx.Node]) -> bool:
