@@ -137,15 +137,10 @@ def explain(
 
     if isinstance(model, str):
         model = load_model(model)
-    options: Options = {
-        "level": level,
-        "select": select,
-        "attention": attention,
-        "nonlinear": nonlinear,
-        "strict": strict,
-    }
-    made = plan(model, **options)
+    made, frozen = (
+        plan(model, level=level, select=select, attention=attention, nonlinear=nonlinear, strict=strict),
+        None,
+    )
     if nonlinear == "stop" and any(lump.freezable for lump in made.lumps):
-        freezing: Options = {**options, "nonlinear": "freeze"}
-        return made.explanation(frozen=plan(model, **freezing))
-    return made.explanation()
+        frozen = plan(model, level=level, select=select, attention=attention, nonlinear="freeze", strict=strict)
+    return made.explanation(frozen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,6 +69,12 @@ class Branch:
     attention: fx.Node | None = None
     convolves: bool = False
 
+    @property
+    def reads(self) -> tuple[fx.Node, ...]:
+        """What it is computed from, and what each branch that it lies in is; none for the trunk."""
+        outside = self.parent.reads if self.parent else ()
+        return (self.residual.read, *outside) if self.residual else outside
+
 
 FREEZE = "`nonlinear='freeze'` passes it as a gate held at its value"
 """How the reason ends where there is a way on."""
@@ -115,10 +120,3 @@ class Walk:
     branches: tuple[Branch, ...]
     lumps: tuple[Lump, ...]
     fired: tuple[tuple[fx.Node, Row], ...]
-
-
-def chain(branch: Branch | None) -> Iterator[Branch]:
-    """A branch, and all that it lies in, outermost last."""
-    while branch is not None:
-        yield branch
-        branch = branch.parent

@@ -32,7 +32,7 @@ from torch import fx
 
 from unweave.adjoint.operand import Irregular
 from unweave.adjoint.term import Term
-from unweave.decomposition.branches import Branch, chain
+from unweave.decomposition.branches import Branch
 from unweave.graph.graph import extents_of
 from unweave.operations.table import handed
 from unweave.structure.residual import Paths
@@ -49,8 +49,7 @@ def passes(paths: Paths, node: fx.Node, branch: Branch, terms: Sequence[Term]) -
     """
     live = paths.live(node)
     assert live is not None
-    reads = [outer.residual.read for outer in chain(branch) if outer.residual]
-    if branch.residual is None or paths.bypasses(live, reads):
+    if branch.residual is None or paths.bypasses(live, branch.reads):
         return True
     try:
         return (_selects(node, live, terms) and _leaves(paths, branch)) or _alone(paths, branch)

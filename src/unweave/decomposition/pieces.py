@@ -111,7 +111,7 @@ def reading_of(term: Term, source: fx.Node | Constant, kept: Indices = (), sign:
 class _Pieces:
     def __init__(self, walk: Walk, level: Level) -> None:
         self.walk, self.level, self.graph, self.names = walk, level, walk.graph, Names(walk)
-        self.children = {id(branch.parent) for branch in walk.branches if branch.parent}
+        self.parents = {branch.parent for branch in walk.branches}
         self.grids: dict[str, Grid] = {}
         self.unplaced: dict[str, str] = {}
 
@@ -149,9 +149,7 @@ class _Pieces:
         ends = attends or len(groups) > 1
         whole = self.level == "layer" and not (attends and any(group[0].role == "source" for _, group in groups))
         pieces: list[Piece] = []
-        if (whole or not (ends or self.level in ("token", "neuron"))) and not (
-            branch.passed or id(branch) in self.children
-        ):
+        if (whole or not (ends or self.level in ("token", "neuron"))) and not (branch.passed or branch in self.parents):
             readings = [reading_of(term, branch.residual.branch) for term in branch.entry]
             readings += [reading_of(term, site.source, sign=-1.0) for site in bias for term in site.terms]
             kind: Kind = "attn" if attends else self.names.kind(branch)

@@ -225,15 +225,12 @@ class RegionPlan(Shown):
         if grid is not None:
             at += f" ({grid.height} x {grid.width}{f' and {grid.prefix} beside' if grid.prefix else ''})"
         if tokens.weights is None:
-            return f"regions are sums of the {at}; what follows them does not weigh tokens alike: {self._end}"
+            after = next(iter(tokens.node.users), tokens.node)
+            what = f"regions are sums of the {at}; what follows them does not weigh tokens alike"
+            return f"{what}: {line_of(after) or after}"
         read = tokens.weights.abs() > 1e-6
         own = "one of them" if int(read.sum()) == 1 else f"{int(read.sum())} of them"
         return f"regions are pooled of the {at} in place of the model's own pooling, which reads {own}"
-
-    @property
-    def _end(self) -> str:
-        after = next(iter(self.tokens.node.users), self.tokens.node)
-        return line_of(after) or str(after)
 
     def told(self) -> list[RenderableType]:
         """How regions are read, and the components."""

@@ -41,7 +41,7 @@ def chosen_and_rest(pieces: Sequence[Piece], chosen: Sequence[int], branches: Se
     column = {place: number for number, place in enumerate(chosen)}
     rest = len(chosen)
     jobs: list[Job] = []
-    groups: dict[int, list[tuple[Piece, tuple[int, ...]]]] = {}
+    groups: dict[Branch, list[tuple[Piece, tuple[int, ...]]]] = {}
     start = 0
     for piece in pieces:
         inside = tuple(place for place in range(len(piece.components)) if start + place in column)
@@ -49,14 +49,13 @@ def chosen_and_rest(pieces: Sequence[Piece], chosen: Sequence[int], branches: Se
         start += len(piece.components)
         if inside:
             jobs.append(_job(piece, inside, columns))
-        groups.setdefault(id(piece.branch), []).append((piece, columns))
+        groups.setdefault(piece.branch, []).append((piece, columns))
     if len(chosen) == len(everything):
         return Request(components, tuple(jobs))
     subtractions: list[tuple[int, tuple[int, ...]]] = []
-    parents = {id(branch.parent) for branch in branches if branch.parent}
-    for identity, group in groups.items():
-        branch = group[0][0].branch
-        if branch.residual is not None and not branch.passed and identity not in parents:
+    parents = {branch.parent for branch in branches}
+    for branch, group in groups.items():
+        if branch.residual is not None and not branch.passed and branch not in parents:
             taken = tuple(number for _, columns in group for number in columns)
             if sum(len(piece.components) for piece, _ in group) == len(taken):
                 continue  # everything of this branch was chosen

@@ -37,7 +37,7 @@ from torch import Tensor, fx
 from unweave.adjoint.merge import merged as merged_terms
 from unweave.adjoint.operand import BATCH, Axis, Constant, Irregular, Operand, Runtime, fresh
 from unweave.adjoint.term import Term
-from unweave.decomposition.branches import FREEZE, Branch, Lump, Role, Site, Walk, chain
+from unweave.decomposition.branches import FREEZE, Branch, Lump, Role, Site, Walk
 from unweave.decomposition.heads import agreed, heads_of, is_merged, keys_of, laid_apart
 from unweave.decomposition.passing import divided, passes
 from unweave.graph.graph import Graph, arguments, extents_of, line_of, operation
@@ -78,7 +78,7 @@ class _Walker:
         while self.queue:
             _, node = heapq.heappop(self.queue)
             scopes = self.pending.pop(node)
-            for branch in sorted(scopes, key=_depth, reverse=True):
+            for branch in sorted(scopes, key=lambda branch: -len(branch.reads)):  # the innermost first
                 terms = merged_terms(scopes[branch])
                 if branch.passed and branch.residual and branch.residual.read is node and branch.parent in scopes:
                     # what a class attention reads of tokens that have no path of their own goes on with the trunk
@@ -96,8 +96,8 @@ class _Walker:
     def _visit(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...]) -> None:
         anchored = tuple(term if term.anchor else replace(term, anchor=Operand(node, term.axes)) for term in terms)
         residuals = self.paths.residuals.get(node, ())
-        if any(outer.residual and outer.residual.read is node for outer in chain(branch)):
-            self._stop("read", node, branch, anchored)
+        if node in branch.reads:
+            branch.sites.append(Site("read", node, anchored, node))
         elif branch is self.root and not self.paths.has_residual(node) and node not in self.paths.shortcuts:
             self._enter(node, anchored)
         elif len(terms) > TERM_LIMIT:
@@ -113,7 +113,7 @@ class _Walker:
             reason = "the model has no residual stream: its output is one component"
         else:
             reason = self.paths.swallowed(node)
-        self._stop("lumped" if reason else "embed", node, self.root, terms)
+        self.root.sites.append(Site("lumped" if reason else "embed", node, terms, node))
         if reason:
             self._lump(node, self.root, reason)
 
@@ -247,25 +247,15 @@ class _Walker:
     def _constant(self, source: fx.Node | Constant, branch: Branch, term: Term, via: fx.Node) -> None:
         held = source if isinstance(source, Constant) else Constant.of(source)
         axes = tuple(Axis() if axis.extent.batch else axis for axis in term.axes)
-        if any(outer.residual and outer.residual.read is source for outer in chain(branch)):
-            self._stop("read", held, branch, (term.read(axes).unanchored(),), via)
+        if source in branch.reads:
+            branch.sites.append(Site("read", held, (term.read(axes).unanchored(),), via))
             return
         term = replace(term.read(axes).unanchored(), kept=())
         known = row(via)
         shaped = sum(size > 1 for size in held.shape) > 1 and known.elementwise and not known.product
         token = shaped or (known.moves and len(held.shape) > 1)
         embeds = branch is self.root and token  # a token or positions that enter the trunk later than the patches
-        self._stop("embed" if embeds else "bias", held, branch, (term,), via)
-
-    def _stop(
-        self,
-        role: Role,
-        source: fx.Node | Constant,
-        branch: Branch,
-        terms: tuple[Term, ...],
-        via: fx.Node | None = None,
-    ) -> None:
-        branch.sites.append(Site(role, source, terms, via if via is not None else source))  # type: ignore[arg-type]
+        branch.sites.append(Site("embed" if embeds else "bias", held, (term,), via))
 
     def _end(self, node: fx.Node, branch: Branch, terms: tuple[Term, ...], reason: str, *, loud: bool = False) -> None:
         """No way on: inside a branch this is its nonlinearity, on the trunk a lump."""
@@ -273,7 +263,8 @@ class _Walker:
         if branch is self.root or loud or not expected:
             self._lump(node, branch, reason)
         embeds = branch is self.root and not self.paths.has_residual(node)
-        self._stop("embed" if embeds else "lumped" if branch is self.root else "source", node, branch, terms)
+        role: Role = "embed" if embeds else "lumped" if branch is self.root else "source"
+        branch.sites.append(Site(role, node, terms, node))
 
     def _lump(self, node: fx.Node, branch: Branch, reason: str) -> None:
         unknown = node.op == "call_function" and find(node) is None
@@ -295,10 +286,6 @@ class _Walker:
         if known is None:
             return "it has no rule"
         return "it is not linear" + (f"; {FREEZE}" if self._is_gate(node, known, branch) else "")
-
-
-def _depth(branch: Branch) -> int:
-    return sum(1 for _ in chain(branch))
 
 
 def convolves(node: fx.Node) -> bool:

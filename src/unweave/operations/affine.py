@@ -7,7 +7,7 @@ graph before any rule runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_lowercase as _LETTERS
 
@@ -25,23 +25,20 @@ def number_of(value: float) -> Constant:
     return Constant((), (), lambda: torch.tensor(value, dtype=torch.float64), ("number", value))
 
 
-def _value(value: Tensor, _: Sequence[object]) -> Tensor:
-    return value
+_HELD: dict[str, Callable[[Tensor], Tensor]] = {
+    "value": lambda value: value,
+    "inverse": torch.reciprocal,
+    "rest": lambda value: 1 - value,
+}
 
 
-def _inverse(value: Tensor, _: Sequence[object]) -> Tensor:
-    return value.reciprocal()
-
-
-def frozen(node: fx.Node, step: Step, *, inverse: bool = False) -> Constant | Runtime:
-    """An operand held at its value."""
+def frozen(node: fx.Node, step: Step, kind: str = "value") -> Constant | Runtime:
+    """An operand held at its value, at one over it (`inverse`), or at one less it (`rest`)."""
+    make = _HELD[kind]
     if step.moves(node):
-        return Runtime("inverse" if inverse else "value", node, (node,), _inverse if inverse else _value)
-    return (
-        Constant(Constant.of(node).shape, (node,), torch.reciprocal, ("inverse", node))
-        if inverse
-        else Constant.of(node)
-    )
+        return Runtime(kind, node, (node,), lambda value, _: make(value))
+    plain = Constant.of(node)
+    return plain if kind == "value" else Constant(plain.shape, (node,), make, (kind, node))
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ def div(step: Step, term: Term) -> Reads:
     if not isinstance(other, fx.Node):
         yield node, term.times(scale=1 / float(other))
     else:
-        yield node, _gated(term, node, other, frozen(other, step, inverse=True))
+        yield node, _gated(term, node, other, frozen(other, step, "inverse"))
 
 
 def _scaled(step: Step, term: Term, *names: str) -> Reads:
@@ -187,34 +184,25 @@ def lerp(step: Step, term: Term) -> Reads:
         yield start, term.times(scale=1 - float(weight)).broadcast(extents_of(start))
         yield end, term.times(scale=float(weight)).broadcast(extents_of(end))
         return
-    other = Runtime("rest", weight, (weight,), _rest) if step.moves(weight) else _complement(weight)
-    yield start, _gated(term, start, weight, other)
+    yield start, _gated(term, start, weight, frozen(weight, step, "rest"))
     yield end, _gated(term, end, weight, frozen(weight, step))
-
-
-def _rest(value: Tensor, _: Sequence[object]) -> Tensor:
-    return 1 - value
-
-
-def _complement(weight: fx.Node) -> Constant:
-    return Constant(Constant.of(weight).shape, (weight,), lambda value: 1 - value, ("rest", weight))
 
 
 @rule("aten.where", kind="linear", entries="picked", fixed=("condition",))
 def where(step: Step, term: Term) -> Reads:
     """Entries of one tensor or of another, as a mask that is the same for every image says."""
     condition = step["condition"]
-    for name, chosen in (("input", Constant.of(condition)), ("other", _complement(condition))):
+    for name, kind in (("input", "value"), ("other", "rest")):
         if isinstance(step[name], fx.Node) or step[name]:
             source = step[name] if isinstance(step[name], fx.Node) else number_of(float(step[name]))
-            yield source, _gated(term, source, condition, chosen)
+            yield source, _gated(term, source, condition, frozen(condition, step, kind))
 
 
 @rule("aten.masked_fill", kind="linear", entries="picked", fixed=("mask", "value"))
 def masked_fill(step: Step, term: Term) -> Reads:
     """Entries replaced by a number where a mask that is the same for every image says so."""
     mask, value = step["mask"], step["value"]
-    yield step["input"], _gated(term, step["input"], mask, _complement(mask))
+    yield step["input"], _gated(term, step["input"], mask, frozen(mask, step, "rest"))
     if isinstance(value, fx.Node) or value:
         number = Constant.of(value) if isinstance(value, fx.Node) else number_of(float(value))
         yield number, _gated(term, number, mask, Constant.of(mask))
@@ -251,10 +239,7 @@ def linear(step: Step, term: Term) -> Reads:
 @rule("aten.baddbmm", kind="frozen", product=("batch1", "batch2"), mixes="axes", contracts=True)
 def addmm(step: Step, term: Term) -> Reads:
     """`beta * bias + alpha * (a @ b)`."""
-    first, second = row(step.node).product
-    batch = "n" if first == "batch1" else ""
-    scaled = term.times(scale=float(step.given.get("alpha", 1)))
-    yield from product(step, scaled, batch + "ij", [(step[first], batch + "ik"), (step[second], batch + "kj")])
+    yield from matmul(step, term.times(scale=float(step.given.get("alpha", 1))))
     beta = float(step.given.get("beta", 1))
     if beta:
         yield step["input"], term.times(scale=beta).broadcast(step.extents("input"))
@@ -268,22 +253,17 @@ def addcmul(step: Step, term: Term) -> Reads:
 
 
 @rule("aten.matmul", kind="frozen", product=("input", "other"), mixes="axes", contracts=True)
+@rule("aten.mm", kind="frozen", product=("input", "mat2"), mixes="last", contracts=True)
+@rule("aten.bmm", kind="frozen", product=("input", "mat2"), mixes="axes", contracts=True)
 def matmul(step: Step, term: Term) -> Reads:
     """A matrix product, with any batch axes."""
-    left, right = len(step.extents("input")), len(step.extents("other"))
+    first, second = (step[name] for name in row(step.node).product)
+    left, right = len(extents_of(first)), len(extents_of(second))
     batch = "abcdefgh"[: max(left, right, 2) - 2]
     one = batch[len(batch) - max(left - 2, 0) :] + ("ik" if left > 1 else "k")
     two = batch[len(batch) - max(right - 2, 0) :] + ("kj" if right > 1 else "k")
     out = batch + ("i" if left > 1 else "") + ("j" if right > 1 else "")
-    yield from product(step, term, out, [(step["input"], one), (step["other"], two)])
-
-
-@rule("aten.mm", kind="frozen", product=("input", "mat2"), mixes="last", contracts=True)
-@rule("aten.bmm", kind="frozen", product=("input", "mat2"), mixes="axes", contracts=True)
-def mm(step: Step, term: Term) -> Reads:
-    """A matrix product, batched or not."""
-    batch = "n" if len(term.axes) == 3 else ""
-    yield from product(step, term, batch + "ij", [(step["input"], batch + "ik"), (step["mat2"], batch + "kj")])
+    yield from product(step, term, out, [(first, one), (second, two)])
 
 
 @rule("aten.einsum", kind="frozen", product=("tensors",), mixes="axes", contracts=True)
