@@ -124,25 +124,24 @@ class _Pieces:
     def _trunk(self, root: Branch) -> Iterable[Piece]:
         embed = [site for site in root.sites if site.role == "embed"]
         if embed:
-            yield _whole("embed", "embed", embed, root, (0, 0))
+            yield self._whole("embed", "embed", embed, root, (0, 0))
         for site in root.sites:
             if site.role == "lumped":
                 path = self.graph.module(site.via) or "trunk"
                 if not self.walk.paths.has_residual(site.via):
                     path = "output" if site.via is self.graph.output else "embed"
-                yield _whole(path, "lumped", [site], root, (self.graph.order[site.via], 0))
-        yield from self._attention(root, None)
+                yield self._whole(path, "lumped", [site], root, (self.graph.order[site.via], 0))
+        yield from self._attention(root)
         by_module: dict[str, list[Site]] = {}
         for site in root.sites:
             if site.role == "bias":
                 by_module.setdefault(self.graph.module(site.via) or "trunk", []).append(site)
         for path, sites in by_module.items():
-            yield _whole(path, "bias", sites, root, (max(self.graph.order[s.via] for s in sites), 9))
+            yield self._whole(path, "bias", sites, root, (max(self.graph.order[s.via] for s in sites), 9))
 
     def _branch(self, branch: Branch) -> Iterable[Piece]:
         assert branch.residual is not None
-        path, layer = self.names.paths[branch], self.names.layers[branch]
-        order = self.graph.order[branch.residual.node]
+        path, order = self.names.paths[branch], self.graph.order[branch.residual.node]
         bias = [site for site in branch.sites if site.role == "bias"]
         attends = any(site.role == "attention" for site in branch.sites)
         groups = self._groups(branch, attends)
@@ -153,12 +152,13 @@ class _Pieces:
             readings = [reading_of(term, branch.residual.branch) for term in branch.entry]
             readings += [reading_of(term, site.source, sign=-1.0) for site in bias for term in site.terms]
             kind: Kind = "attn" if attends else self.names.kind(branch)
-            pieces.append(Piece((Component(path, kind, layer),), tuple(readings), branch, (order, 0)))
+            components = (Component(path, kind, self.names.layers[branch]),)
+            pieces.append(Piece(components, tuple(readings), branch, (order, 0)))
         else:
-            pieces += self._attention(branch, layer)
+            pieces += self._attention(branch)
             for group_path, sites in groups:
                 at = (order, self.graph.order[sites[0].via])
-                pieces.append(self._sources(branch, group_path, sites, len(groups) > 1 or attends, layer, at))
+                pieces.append(self._sources(branch, group_path, sites, ends, at))
         yield from pieces
         paths = sorted({piece.components[0].path for piece in pieces}, key=len, reverse=True)
         shifts: dict[str, list[Site]] = {}
@@ -166,7 +166,7 @@ class _Pieces:
             module = self.graph.module(site.via)
             shifts.setdefault(next((part for part in paths if inside(module, part)), path), []).append(site)
         for part, sites in shifts.items():
-            yield _whole(part, "bias", sites, branch, (order, order), layer)
+            yield self._whole(part, "bias", sites, branch, (order, order))
 
     def _groups(self, branch: Branch, attends: bool) -> list[tuple[str, list[Site]]]:
         """The parts of a branch that are not attention, each with its path: ends in one module that go on through the
@@ -196,7 +196,7 @@ class _Pieces:
         ]
         return groups + ([(path, reads)] if reads else [])
 
-    def _attention(self, branch: Branch, layer: int | None) -> Iterable[Piece]:
+    def _attention(self, branch: Branch) -> Iterable[Piece]:
         """The attentions of a branch: those of one module number their heads on, but for heads that they share."""
         role = "tokens" if self.level == "token" else "attention"
         by_path: dict[str, list[fx.Node]] = {}
@@ -214,7 +214,7 @@ class _Pieces:
                 sites = [site for site in branch.sites if site.attention is node]
                 site = next((site for site in sites if site.role == role), sites[0])
                 order = (self.graph.order[branch.residual.node if branch.residual else node], self.graph.order[node])
-                piece = self._split(site, path, layer, branch, order, count)
+                piece = self._split(site, path, branch, order, count)
                 same = known.get(site.keys) if site.keys else None
                 if same is not None and same.shape == piece.shape:
                     known[site.keys] = replace(same, readings=same.readings + piece.readings)
@@ -223,19 +223,17 @@ class _Pieces:
                 count += size_of(site.heads[0])
             yield from known.values()
 
-    def _split(
-        self, site: Site, path: str, layer: int | None, branch: Branch, order: tuple[int, int], first: int
-    ) -> Piece:
+    def _split(self, site: Site, path: str, branch: Branch, order: tuple[int, int], first: int) -> Piece:
         """An attention in one component for each head (and token), the heads numbered from `first` on."""
         if self.level == "layer":
-            return _whole(path, "attn", [site], branch, order, layer)
+            return self._whole(path, "attn", [site], branch, order)
         terms = list(zip(site.terms, site.heads, strict=True))
         tokens = [_tokens(term, heads) if site.role == "tokens" else () for term, heads in terms]
         readings = [
             reading_of(term, site.source, heads + own) for (term, heads), own in zip(terms, tokens, strict=True)
         ]
         places = self._token_places(site, site.terms[0], tokens[0], path) if tokens[0] else [(None,) * 4]
-        heads = range(first, first + size_of(site.heads[0]))
+        heads, layer = range(first, first + size_of(site.heads[0])), self.names.layers.get(branch)
         components = [
             Component(path, "head", layer, head, token, None, *place)
             for head, (token, *place) in product(heads, places)
@@ -261,17 +259,9 @@ class _Pieces:
                 places.append((number, *divmod(cell, grid.width), grid.times[number] if grid.times else None))
         return places
 
-    def _sources(
-        self,
-        branch: Branch,
-        path: str,
-        sites: Sequence[Site],
-        beside: bool,
-        layer: int | None,
-        order: tuple[int, int],
-    ) -> Piece:
+    def _sources(self, branch: Branch, path: str, sites: Sequence[Site], beside: bool, order: tuple[int, int]) -> Piece:
         """A part of a branch that is not attention."""
-        kind = self.names.kind(branch, sites if beside else None)
+        layer, kind = self.names.layers[branch], self.names.kind(branch, sites if beside else None)
         attends = any(site.attention for site in branch.sites)
         if (attends or beside) and path == self.names.paths[branch] and (attends or sites[0].role == "read"):
             kind = "conv" if branch.convolves else "linear"
@@ -294,20 +284,12 @@ class _Pieces:
                 else:
                     components = [Component(path, kind, layer, neuron=neuron) for neuron in range(size_of(kept[0]))]
                 return _apart(components, readings, branch, order)
-        return _whole(path, kind, sites, branch, order, layer)
+        return self._whole(path, kind, sites, branch, order)
 
-
-def _whole(
-    path: str,
-    kind: Kind,
-    sites: Sequence[Site],
-    branch: Branch,
-    order: tuple[int, int],
-    layer: int | None = None,
-) -> Piece:
-    """One component of all that is read at these sites."""
-    readings = [reading_of(term, site.source) for site in sites for term in site.terms]
-    return Piece((Component(path, kind, layer),), tuple(readings), branch, order)
+    def _whole(self, path: str, kind: Kind, sites: Sequence[Site], branch: Branch, order: tuple[int, int]) -> Piece:
+        """One component of all that is read at these sites."""
+        readings = [reading_of(term, site.source) for site in sites for term in site.terms]
+        return Piece((Component(path, kind, self.names.layers.get(branch)),), tuple(readings), branch, order)
 
 
 def _apart(
