@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -329,7 +329,7 @@ class Plan(Shown):
                 {"operation": name, "rule": kind, "count": count, "modules": list(modules)}
                 for name, kind, count, modules in self.operations
             ],
-            "coverage": asdict(self.coverage),
+            "coverage": {name: list(t) if isinstance(t, tuple) else t for name, t in vars(self.coverage).items()},
             "lumps": [
                 {name: getattr(lump, name) for name in ("operation", "module", "line", "reason", "rule")}
                 for lump in self.lumps
