@@ -54,8 +54,13 @@ class Differs(Exception):
     """Two captures differ in more than what is proportional to the number of images; its text is the line, if known."""
 
 
-class _Merging:
-    """One graph out of two, captured at `SIZES`; the first is rewritten."""
+class Merging:
+    """One graph for any number of images, out of two that were captured of the same module at `SIZES`.
+
+    Args:
+        first, second: The two; the first is rewritten.
+        count: The number of images, as a symbol.
+    """
 
     def __init__(self, first: Graph, second: Graph, count: torch.SymInt) -> None:
         self.first, self.second, self.count = first, second, count
@@ -63,6 +68,11 @@ class _Merging:
         self.lengths: dict[int, fx.Node] = {}
 
     def run(self) -> Graph:
+        """The graph.
+
+        Raises:
+            Differs: They differ in more than what is proportional to the number of images.
+        """
         pairs = list(zip(self.first.graph.nodes, self.second.graph.nodes, strict=False))
         for node, twin in pairs:
             if node.op != twin.op or (node.op == "call_function" and node.target != twin.target):
@@ -119,16 +129,3 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return False
     return first.dtype == second.dtype and first.device == second.device and torch.equal(first, second)
-
-
-def merged(first: Graph, second: Graph, count: torch.SymInt) -> Graph:
-    """One graph for any number of images, of the same module captured at `SIZES`; the first is rewritten.
-
-    Args:
-        first, second: The two.
-        count: The number of images, as a symbol.
-
-    Raises:
-        Differs: They differ in more than what is proportional to the number of images.
-    """
-    return _Merging(first, second, count).run()

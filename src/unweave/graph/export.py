@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unweave.errors import CaptureError
 from unweave.graph.comparison import TOLERANCE, difference, twins, varied
-from unweave.graph.counts import NOT_ONE, SIZES, TORCH, Differs, conditions_of, merged
+from unweave.graph.counts import NOT_ONE, SIZES, TORCH, Differs, Merging, conditions_of
 from unweave.graph.finite import check_weights
 from unweave.graph.graph import Graph, Origin, extents_of
 from unweave.graph.original import Original
@@ -158,7 +158,7 @@ def _for_any_count(module: nn.Module, images: Tensor, graph: Graph) -> Graph:
     counting = torch.export.export(nn.Identity(), (images,), dynamic_shapes=_ANY).graph
     try:
         other = _exported(module, torch.cat([images, images])[: SIZES[1]])
-        return merged(graph, other, next(iter(counting.nodes)).meta["val"].shape[0])
+        return Merging(graph, other, next(iter(counting.nodes)).meta["val"].shape[0]).run()
     except (CaptureError, Differs) as error:
         line = line or (error.where or "" if isinstance(error, CaptureError) else str(error))
         raise CaptureError(

@@ -98,13 +98,8 @@ def _tiling(step: Step, number: int, length: int) -> np.ndarray:
         step[name][number] for name in ("kernel_size", "stride", "padding", "dilation")
     )
     count = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-    tiling = np.zeros((count, kernel, length))
-    for window in range(count):
-        for offset in range(kernel):
-            pixel = window * stride - padding + offset * dilation
-            if 0 <= pixel < length:
-                tiling[window, offset, pixel] = 1
-    return tiling
+    pixels = (np.arange(count) * stride - padding)[:, None] + np.arange(kernel) * dilation
+    return (pixels[..., None] == np.arange(length)).astype(float)
 
 
 @rule(

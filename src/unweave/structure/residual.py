@@ -18,7 +18,7 @@ from functools import cached_property
 from torch import fx
 
 from unweave.graph.graph import Graph, arguments, extents_of, operation, reached
-from unweave.structure.labels import lengths
+from unweave.structure.labels import floating, lengths
 from unweave.structure.products import Products, remembered
 
 
@@ -52,10 +52,7 @@ class Paths(Products):
 
     @cached_property
     def _residual_mask(self) -> int:
-        mask = 0
-        for node in self.residuals:
-            mask |= 1 << self.graph.order[node]
-        return mask
+        return sum(1 << self.graph.order[node] for node in self.residuals)
 
     def adds_branches(self, node: fx.Node) -> bool:
         """Whether branches are added to the residual stream at a node."""
@@ -263,12 +260,9 @@ class Paths(Products):
     def _works(self, read: fx.Node, branch: fx.Node) -> bool:
         """Whether anything between has weights or is not linear."""
         for node in self.between(read, branch):
-            weighs = any(
-                not self.graph.image_dependent(source) and source.meta["val"].is_floating_point()
-                for source in node.all_input_nodes
-                if hasattr(source.meta.get("val"), "is_floating_point")
-            )
-            if weighs or not self.row(node).linear or self.row(node).norm or len(self.factors(node)) > 1:
+            known = self.row(node)
+            weighs = any(floating(source) and not self.graph.image_dependent(source) for source in node.all_input_nodes)
+            if weighs or not known.linear or known.norm or len(self.factors(node)) > 1:
                 return True
         return False
 
