@@ -199,7 +199,7 @@ class Products(ABC):
             return self.graph.depends(other, value) or self.adds_branches(value)
 
         below = reached(node, lambda value: () if ends(value) else self.follows(value))
-        return all(self.follows(value) or ends(value) for value in below)
+        return all(ends(value) or self.follows(value) for value in below)
 
     def _compares(self, weights: fx.Node, values: fx.Node) -> bool:
         """Whether weights are made of products of values that vary, which what they weigh is not made of."""
