@@ -58,7 +58,7 @@ def batch(store):
         IDS,
         values.sum(1),
         torch.zeros(IMAGES),
-        origin=store.origin("head"),
+        origin=store.view().origin,
         fields=FIELDS,
         logits=values.sum(1)[:, :3],
     )
@@ -347,7 +347,7 @@ def test_another_level_has_the_same_images_and_its_own_components(tmp_path):
     other = view.level("layer")
     assert other.components == whole.components("layer") and other.ids == view.ids and other.is_whole
     assert other.origin.level == "layer" and view.level("head") is view
-    assert torch.equal(other.values(), whole.values(range(len(other.components)), [4, 1], level="layer").float())
+    assert torch.equal(other.values(), whole.view("layer").rows([4, 1]).values())
     with pytest.raises(StoreError, match="no level 'token'"):
         view.level("token")
     for asked in (other, other.select([1]), whole.view("layer"), other.level("head")):

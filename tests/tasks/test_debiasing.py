@@ -106,7 +106,7 @@ def test_accuracies_by_group_are_those_of_the_written_out_sums(sides):
 
 
 def in_memory(store):
-    values, names = store.read().values, ("label", "where")
+    values, names = store.view().values(), ("label", "where")
     fields = {name: store.field(name) for name in names}
     return Contributions(values, NAMES, tuple(store.ids), values.sum(1), torch.zeros(len(values)), fields=fields)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -32,15 +32,6 @@ def possible(path: Path | None) -> Path | None:
     return path
 
 
-def levels(names: list[str] | None) -> list[str] | None:
-    """Levels that there are."""
-    known = get_args(Levels)
-    for name in names or ():
-        if name not in known:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.")
-    return names
-
-
 def pixels(text: str) -> int | tuple[int, int]:
     """An image size: one number, or the height and the width."""
     lengths = text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")
@@ -52,6 +43,30 @@ def pixels(text: str) -> int | tuple[int, int]:
 def field(text: str) -> str | int:
     """A field of an output by its name, or by its place."""
     return int(text) if text.removeprefix("-").isdecimal() and len(text) < 6 else text
+
+
+def rows(text: str) -> list[int]:
+    """Rows of a store: `0:3,7` is 0, 1, 2 and 7."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, colon, behind = part.partition(":")
+        numbers = [number for number in (first, behind if colon else first) if number.isdecimal() and len(number) < 10]
+        if len(numbers) < 2:
+            raise typer.BadParameter(f"{part!r} is neither a row nor FIRST:BEHIND.")
+        found += range(int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1)
+    return found
+
+
+def side(text: str) -> tuple[float, int, int]:
+    """A side of a split by ids: the share of the second, the seed, and which."""
+    share, seed, which = (*text.split(","), "", "")[:3]
+    try:
+        values = float(share), int(seed), int(which)
+    except ValueError:
+        values = math.nan, 0, 0
+    if not 0 <= values[0] <= 1 or values[2] not in (0, 1) or text.count(",") != 2:
+        raise typer.BadParameter(f"{text!r} is not SHARE,SEED,SIDE, such as 0.5,0,1.")
+    return values
 
 
 Levels: TypeAlias = Literal["layer", "head", "token", "neuron"]
@@ -196,6 +211,19 @@ Templates: TypeAlias = Annotated[
 Where: TypeAlias = Annotated[
     list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only images of which a field has this value.")
 ]
+Rows: TypeAlias = Annotated[
+    Any, typer.Option(parser=rows, metavar="N,FIRST:BEHIND", help="Only these rows of the store, from 0: `0:3,7`.")
+]
+Split: TypeAlias = Annotated[
+    list[Any] | None,
+    typer.Option(
+        parser=side,
+        metavar="SHARE,SEED,SIDE",
+        help="Only one side of a split by the images' ids: `0.5,0,1` is the second half.",
+    ),
+]
+Check: TypeAlias = Annotated[bool, typer.Option("--check", help="Compare what is read with its checksums.")]
+StoreLevel: TypeAlias = Annotated[str | None, typer.Option(help="The level; the store's first if not given.")]
 Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Where encoders compute.", rich_help_panel=_WORK)
 ]
@@ -224,8 +252,6 @@ MaxPixels: TypeAlias = Annotated[
         rich_help_panel=_READING,
     ),
 ]
-BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=65_536, help="Images at a time.")]
-Samples: TypeAlias = Annotated[int, typer.Option(min=20, max=100_000, help="Of the bootstrap.", rich_help_panel=_WORK)]
 NoFigure: TypeAlias = Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")]
 Label: TypeAlias = Annotated[str, typer.Option(metavar="FIELD", help="The field that has the classes.")]
 Images: TypeAlias = Annotated[
@@ -253,4 +279,8 @@ Feature: TypeAlias = Annotated[
 Components: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, max=MANY, help="The most components; the better half if not given.", rich_help_panel=_CHOSEN),
+]
+OnError: TypeAlias = Annotated[Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.")]
+Table: TypeAlias = Annotated[
+    str, typer.Argument(metavar="TABLE", help="`ablation`, `retrieval`, `waterbirds`, `heatmaps`, `segmentation`.")
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
+from rich.text import Text
 
 from unweave.components import Component
 from unweave.errors import StoreError
@@ -12,6 +15,7 @@ from unweave.extraction.extractor import Extractor
 from unweave.extraction.inputs import Input
 from unweave.images import ImageSet
 from unweave.models import Model
+from unweave.results import Shown
 from unweave.store import Store, writer
 from unweave.store.blocks import ALTERED
 
@@ -19,8 +23,8 @@ APART = {"float16": 2e-3, "float32": 1e-4}
 """How far a stored contribution may lie from one that is computed anew, relative to the largest of its image."""
 
 
-@dataclass
-class Verification:
+@dataclass(repr=False)
+class Verification(Shown):
     """What was found.
 
     Attributes:
@@ -36,6 +40,21 @@ class Verification:
     equal: int = 0
     apart: float = 0.0
     faults: list[str] = field(default_factory=list)
+
+    def about(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return asdict(self)
+
+    def told(self) -> list[RenderableType]:
+        """The faults, and how much was compared."""
+        return [
+            *(Text(f"fault: {fault}", "red") for fault in self.faults),
+            Text(
+                f"{self.chunks:,} chunks compared with their checksums, {self.rows:,} rows computed anew: "
+                f"{self.equal:,} equal to the last bit, the farthest {self.apart:.1e} away. "
+                f"{len(self.faults) or 'No'} faults."
+            ),
+        ]
 
 
 def verify(
@@ -126,7 +145,7 @@ def _compare(
             continue
         most = max(len(one.ids) for one in inputs)
         distances = [
-            _apart(values, store.read(rows=chosen, level=level).values.numpy())
+            _apart(values, store.view(level).rows(chosen).values().numpy())
             for level, values in extractor.computed(inputs, most)["values"].items()
         ]
         apart = np.max(distances, axis=0)
