@@ -45,13 +45,8 @@ def as_words(
         said = ("level", "through", *(("where",) if name == "fitted" else ()))
         if any(step not in said for step, _ in steps):
             raise ArgumentError(f"No option chooses images or components of `{name}` in this way.")
-        return [
-            word
-            for step, arguments in steps
-            if step == "where"
-            for own in arguments
-            for word in (f"--{name}-where", own)
-        ]
+        conditions = [condition for step, arguments in steps if step == "where" for condition in arguments]
+        return [word for condition in conditions for word in (f"--{name}-where", condition)]
     words = []
     for step, arguments in steps:
         if step == "through" and arguments[0] is not None:

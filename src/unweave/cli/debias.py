@@ -15,6 +15,13 @@ from unweave.cli.console import print_files, reporting, save
 from unweave.errors import ArgumentError
 
 
+def counted(text: str) -> str:
+    """A number of components, or `auto`."""
+    if text != "auto" and not text.isdecimal():
+        raise ArgumentError(f"-k must be a number or `auto`, got {text!r}.", cure="use `-k 10`")
+    return text
+
+
 def debias(
     sides: settings.Sides,
     output: options.Output,
@@ -22,7 +29,10 @@ def debias(
     ranking: settings.Ranking,
     attribute: Annotated[str, typer.Option(metavar="FIELD", help="The field that has what misleads.")] = "background",
     k: Annotated[
-        str, typer.Option("-k", metavar="N", help="How many components to ablate; `auto` chooses without groups.")
+        str,
+        typer.Option(
+            "-k", metavar="N", callback=counted, help="How many components to ablate; `auto` chooses without groups."
+        ),
     ] = "10",
     export: Annotated[
         Path | None,
@@ -47,8 +57,6 @@ def debias(
     json: options.Json = False,
 ) -> None:
     """Rank components by what misleads a classifier, and ablate the first; groups before and after, beside controls."""
-    if k != "auto" and not k.isdecimal():
-        raise ArgumentError(f"-k must be a number or `auto`, got {k!r}.", cure="use `-k 10`")
     with reporting() as on_progress:
         debiasing = unweave.debias(
             sides,
