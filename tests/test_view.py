@@ -429,7 +429,7 @@ def test_a_command_line_says_the_same_images_and_components(store):
         (whole.where("label=c1"), "scored_on"),
         (whole.select([3, 1]), "source"),
     ):
-        with pytest.raises(ArgumentError, match="[Nn]o option"):
+        with pytest.raises(ArgumentError, match=r"[Nn]o option"):
             view.as_options(name)
     with pytest.raises(ArgumentError, match="in no store"):
         Contributions.of(whole).view().as_options("source")

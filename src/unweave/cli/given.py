@@ -27,8 +27,8 @@ def unfolded(verb: Callable[..., None]) -> Callable[..., None]:
     taken = {name: inspect.signature(maker).parameters for name, maker in makers.items()}
     parts: dict[str, inspect.Parameter] = {}
     for name, part in signature.parameters.items():
-        for option, own in taken.get(name, {name: part}).items():
-            parts.setdefault(option, own.replace(kind=own.KEYWORD_ONLY))
+        for option, declared in taken.get(name, {name: part}).items():
+            parts.setdefault(option, declared.replace(kind=declared.KEYWORD_ONLY))
 
     def called(**given: Any) -> None:
         with working(f"Reading {next(iter(given.values()), '')}"):

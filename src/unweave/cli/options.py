@@ -47,14 +47,14 @@ def field(text: str) -> str | int:
 
 def rows(text: str) -> list[int]:
     """Rows of a store: `0:3,7` is 0, 1, 2 and 7."""
-    found: list[int] = []
+    numbered: list[int] = []
     for part in text.split(","):
         first, colon, behind = part.partition(":")
         numbers = [number for number in (first, behind if colon else first) if number.isdecimal() and len(number) < 10]
         if len(numbers) < 2:
             raise typer.BadParameter(f"{part!r} is neither a row nor FIRST:BEHIND.")
-        found += range(int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1)
-    return found
+        numbered += range(int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1)
+    return numbered
 
 
 def side(text: str) -> tuple[float, int, int]:

@@ -226,8 +226,8 @@ def _gone_on(
     place: Place, manifest: Manifest, images: ImageSet, listing: Listing, *, append: bool
 ) -> tuple[Manifest, dict[int, ImageSet]]:
     """The manifest that holds these images, and which listing they are."""
-    for number, own in enumerate(manifest.listings):
-        if own.fingerprint == listing.fingerprint:
+    for number, before in enumerate(manifest.listings):
+        if before.fingerprint == listing.fingerprint:
             return manifest, {number: images}
     known: set[str] = set()
     for number in range(len(manifest.listings)):
@@ -245,7 +245,7 @@ def _gone_on(
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
     gone = len(known - set(images.ids))
     changed = "" if len(fresh) or gone else ", but the fields or files of some have changed"
-    if changed and all(own.white != listing.white for own in manifest.listings):
+    if changed and all(before.white != listing.white for before in manifest.listings):
         changed = f", but `white` was {manifest.listings[0].white} and is {listing.white}"
     raise StoreError(
         f"The images are not those of the store: {len(fresh)} are new and {gone} are gone{changed}.",

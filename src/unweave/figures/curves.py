@@ -47,7 +47,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], *, title: str, across: 
     """
     if not panels or not all(panels.values()):
         raise ArgumentError("There are no curves to draw.")
-    if any(len(band) != len(own.values) for curves in panels.values() for own in curves for band in _bands(own)):
+    if any(len(band) != len(curve.values) for curves in panels.values() for curve in curves for band in _bands(curve)):
         raise ArgumentError("A band has not as many values as its line.")
     figure = style.canvas(1.0 + 5.4 * len(panels), 4.3)
     for axes, (name, curves) in zip(
@@ -62,22 +62,22 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], *, title: str, across: 
     return figure
 
 
-def _bands(own: Curve) -> list[Sequence[float]]:
-    return [band for band in (own.low, own.high) if band is not None]
+def _bands(curve: Curve) -> list[Sequence[float]]:
+    return [band for band in (curve.low, curve.high) if band is not None]
 
 
 def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     strong = 0
-    for own in curves:
-        steps = range(len(own.values))
-        colour = style.PALE if own.faint else style.SERIES[strong % len(style.SERIES)]
-        dash = ":" if own.faint else style.DASHES[strong // len(style.SERIES) % len(style.DASHES)]
-        strong += not own.faint
-        axes.plot(steps, own.values, dash, color=colour, linewidth=1.4 if own.faint else 2.0, label=own.name)
-        if own.low is not None and own.high is not None:
-            axes.fill_between(steps, own.low, own.high, color=colour, alpha=0.14, linewidth=0)
-        if own.mark is not None:
-            axes.plot([own.mark], [own.values[own.mark]], "o", color=colour, markersize=6)
+    for curve in curves:
+        steps = range(len(curve.values))
+        colour = style.PALE if curve.faint else style.SERIES[strong % len(style.SERIES)]
+        dash = ":" if curve.faint else style.DASHES[strong // len(style.SERIES) % len(style.DASHES)]
+        strong += not curve.faint
+        axes.plot(steps, curve.values, dash, color=colour, linewidth=1.4 if curve.faint else 2.0, label=curve.name)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.14, linewidth=0)
+        if curve.mark is not None:
+            axes.plot([curve.mark], [curve.values[curve.mark]], "o", color=colour, markersize=6)
     style.ruled(axes, "y")
     axes.legend(frameon=False, fontsize=style.NOTE, labelcolor=style.INK, loc="best")
     style.plain(axes, style.NOTE)

@@ -99,11 +99,11 @@ def maps_figure(
     notes = max(len(row.notes) for row in rows)
     height = 1.9 + 0.12 * notes
     figure = style.canvas(1.62 * count + 0.9, height * len(rows) + 0.75)
-    found = [
-        [np.abs(own).max() for own in column if own is not None]
+    largest = [
+        [np.abs(map_).max() for map_ in column if map_ is not None]
         for column in zip(*(row.maps for row in rows), strict=True)
     ]
-    peaks = [float(max(column, default=0.0)) or 1.0 for column in found]
+    peaks = [float(max(column, default=0.0)) or 1.0 for column in largest]
     shared = max(peaks)
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes in grid.flat:
@@ -116,11 +116,11 @@ def maps_figure(
         style.heading(cells[0], caption, style.SMALL)
         said = "\n".join(f"{name}  {value:+.2f}" for name, value in row.notes)
         cells[0].text(0, -0.03, said, transform=cells[0].transAxes, fontsize=style.TINY, color=style.FAINT, va="top")
-        for place, (axes, own) in enumerate(zip(cells[1:], row.maps, strict=True)):
+        for place, (axes, map_) in enumerate(zip(cells[1:], row.maps, strict=True)):
             if number == 0:
                 style.heading(axes, _short(headings[place], 24), style.TICK)
-            if own is not None:
-                _laid_over(axes, row.image, own / (peaks[place] if own_scales else 1.0), colours, scale)
+            if map_ is not None:
+                _laid_over(axes, row.image, map_ / (peaks[place] if own_scales else 1.0), colours, scale)
         for axes in cells if row.mask is not None else ():
             axes.contour(np.asarray(row.mask, float), [0.5], colors=style.OUTLINE, linewidths=0.9)
     part = min(0.8, 2 / len(rows))

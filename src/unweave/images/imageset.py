@@ -175,7 +175,7 @@ class ImageSet(Sequence[Picture]):
     def without(self, ids: Collection[str]) -> ImageSet:
         """Only the images whose ids are none of these."""
         known = set(ids)
-        return self.take([place for place, own in enumerate(self.ids) if own not in known])
+        return self.take([place for place, id_ in enumerate(self.ids) if id_ not in known])
 
     def where(self, field: str, value: Field) -> ImageSet:
         """Only the images of which a field has a value, or one of the same text.
@@ -190,9 +190,9 @@ class ImageSet(Sequence[Picture]):
                 cure=f"their fields are {', '.join(self.fields)}" if self.fields else "leave it out",
             )
         values = self.table[field].to_pylist()
-        places = [place for place, own in enumerate(values) if own == value or str(own) == str(value)]
+        places = [place for place, entry in enumerate(values) if entry == value or str(entry) == str(value)]
         if not places:
-            known = sorted({str(own) for own in values})[:10]
+            known = sorted({str(entry) for entry in values})[:10]
             raise DataError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
         return self.take(places)
 

@@ -64,18 +64,18 @@ def find_images(
         DataError: A path does not exist or cannot be listed, or a folder holds no images.
     """
     roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    found: dict[str, tuple[Path, ImageFile]] = {}
+    images: dict[str, tuple[Path, ImageFile]] = {}
     for root in map(Path, roots):
         for image in _below(root):
-            found.setdefault(os.path.realpath(image.path), (root, image))
-    if not found:
+            images.setdefault(os.path.realpath(image.path), (root, image))
+    if not images:
         raise DataError("No images were named.", cure="give image files or folders")
-    counts = Counter(image.id for _, image in found.values())
-    clashing = {root for root, image in found.values() if counts[image.id] > 1}
+    counts = Counter(image.id for _, image in images.values())
+    clashing = {root for root, image in images.values() if counts[image.id] > 1}
     reading = reading or Reading()
     return [
         replace(image, id=_printable(image.path.as_posix()) if root in clashing else image.id, reading=reading)
-        for root, image in found.values()
+        for root, image in images.values()
     ]
 
 

@@ -202,15 +202,15 @@ def chosen(subjects: Sequence[Subject], names: Sequence[str]) -> tuple[Subject, 
     Raises:
         ArgumentError: A name is neither.
     """
-    known: Mapping[str, Subject] = {key: own for own in subjects for key in (own.name, own.model)}
-    found = []
+    known: Mapping[str, Subject] = {key: subject for subject in subjects for key in (subject.name, subject.model)}
+    picked = []
     for name in names:
         if name not in known and "/" not in name:
             raise ArgumentError(
-                f"There is no model {name!r}.", cure=f"use some of {', '.join(own.name for own in subjects)}"
+                f"There is no model {name!r}.", cure=f"use some of {', '.join(subject.name for subject in subjects)}"
             )
-        found.append(known.get(name) or Subject(name, name, "zero-shot" if name.startswith("open_clip/") else "probe"))
-    return tuple(found) or tuple(subjects)
+        picked.append(known.get(name) or Subject(name, name, "zero-shot" if name.startswith("open_clip/") else "probe"))
+    return tuple(picked) or tuple(subjects)
 
 
 def _plain(name: str) -> str:

@@ -54,7 +54,7 @@ def _table(parts: Iterable[Contributions], fields: Mapping[str, pa.Array], path:
         writer, start = None, 0
         for part in parts:
             count = len(part.ids)
-            columns = {"id": list(part.ids), **{name: own.slice(start, count) for name, own in fields.items()}}
+            columns = {"id": list(part.ids), **{name: values.slice(start, count) for name, values in fields.items()}}
             columns["representation"] = _lists(part.representation)
             for column, component in enumerate(part.components):
                 columns[str(component)] = _lists(part.values[:, column])

@@ -68,10 +68,10 @@ class Store(Shown):
         self.place = place if isinstance(place, Place) else Place(place)
         self.manifest = Manifest.load(self.place)
         self._check = check
-        found, known = writer.merged(self.place, self.manifest)
+        rows, known = writer.merged(self.place, self.manifest)
         self._lengths: dict[str, dict[str, int]] = known.get("lengths", {})
         self._checksums: dict[int, dict[str, list[int]]] = {}
-        self.missing = sorted(set(range(self.manifest.blocks)) - set(found["block"].unique().to_pylist()))
+        self.missing = sorted(set(range(self.manifest.blocks)) - set(rows["block"].unique().to_pylist()))
         if self.missing and not partial:
             there = self.manifest.blocks - len(self.missing)
             raise StoreError(
@@ -79,13 +79,13 @@ class Store(Shown):
                 where=str(self.place),
                 cure="run the same `unweave extract` again, or open it with `partial=True`",
             )
-        kept = compute.is_valid(found["row"])
-        left_out = found.filter(compute.invert(kept))
+        kept = compute.is_valid(rows["row"])
+        left_out = rows.filter(compute.invert(kept))
         self.skipped = [
             (str(name), str(reason))
             for name, reason in zip(left_out["id"].to_pylist(), left_out["reason"].to_pylist(), strict=True)
         ]
-        self.table = found.filter(kept).drop_columns(["reason"])
+        self.table = rows.filter(kept).drop_columns(["reason"])
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -106,7 +106,7 @@ class Store(Shown):
             "model": known.model,
             "rows": len(self),
             "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped],
-            "components": {level: len(own) for level, own in self.all_components.items()},
+            "components": {level: len(components) for level, components in self.all_components.items()},
             "dim": known.dim,
             "dtype": known.dtype,
             "blocks": known.blocks,
@@ -250,7 +250,8 @@ class Store(Shown):
         """The arrays of the store, block by block."""
         known = self.manifest
         arrays: dict[str, tuple[tuple[int, ...], str]] = {
-            writer.array(level): ((len(own), known.dim), known.dtype) for level, own in self.all_components.items()
+            writer.array(level): ((len(components), known.dim), known.dtype)
+            for level, components in self.all_components.items()
         }
         arrays[writer.REPRESENTATION] = (known.dim,), "float32"
         if known.classes is not None:

@@ -170,8 +170,8 @@ class TextSpace:
         if self.known() == behaviour.as_json():
             return None
         embedded = answered(self.encoder.embed, list(behaviour.texts), self.id)
-        own = pictured(self.images, pixels_of(self.images.preprocess, self.id))
-        return behaviour.difference(Behaviour.of(behaviour.texts, embedded, own))
+        images = pictured(self.images, pixels_of(self.images.preprocess, self.id))
+        return behaviour.difference(Behaviour.of(behaviour.texts, embedded, images))
 
     def encode(self, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "phrase dim"]:
         """The directions of phrases: the mean of their embeddings in all templates, each of length one, made so again.
@@ -186,31 +186,31 @@ class TextSpace:
         Raises:
             ArgumentError: A phrase is empty, has a word that the encoder does not know, or is too long for it.
         """
-        own = tuple(self.templates if templates is None else templates)
-        if not own:
+        sentences = tuple(self.templates if templates is None else templates)
+        if not sentences:
             raise ArgumentError("There are no templates.", where=self.id, cure='use ("{}",) for the phrases alone')
         if not phrases:
             raise ArgumentError("There are no phrases.", where=self.id, cure="give one at least")
         unique = list(dict.fromkeys(phrases))
         for phrase in unique:
-            self._check(phrase, own)
-        key = hashlib.sha256(json.dumps([self.weights_hash, own, unique]).encode()).hexdigest()
+            self._check(phrase, sentences)
+        key = hashlib.sha256(json.dumps([self.weights_hash, sentences, unique]).encode()).hexdigest()
         if not self.of_functions:
-            directions = cache.kept(key, lambda: self._directions(unique, own))
+            directions = cache.kept(key, lambda: self._directions(unique, sentences))
         elif (known := self._remembered.get(key)) is None:
-            directions = self._remembered[key] = self._directions(unique, own)
+            directions = self._remembered[key] = self._directions(unique, sentences)
         else:
             directions = known
         place = {phrase: row for row, phrase in enumerate(unique)}
         return directions[[place[phrase] for phrase in phrases]]
 
     def _directions(self, phrases: Sequence[str], templates: Sequence[str]) -> Tensor:
-        some, found = max(1, _AT_ONCE // len(templates)), []
+        some, directions = max(1, _AT_ONCE // len(templates)), []
         for start in range(0, len(phrases), some):
             texts = [_set(template, phrase) for phrase in phrases[start : start + some] for template in templates]
             embedded = normalize(answered(self.encoder.embed, texts, self.id, _FITTING), dim=-1)
-            found.append(normalize(embedded.view(-1, len(templates), embedded.shape[-1]).mean(1), dim=-1))
-        return torch.cat(found)
+            directions.append(normalize(embedded.view(-1, len(templates), embedded.shape[-1]).mean(1), dim=-1))
+        return torch.cat(directions)
 
     def _check(self, phrase: str, templates: Sequence[str]) -> None:
         if not phrase.strip():
