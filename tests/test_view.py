@@ -410,7 +410,7 @@ def test_a_command_line_says_the_same_images_and_components(store):
     place = str(store.place)
     for view, words in (
         (whole, []),
-        (whole.where("label=c1").split(0.3, 4)[1], ["--where", "label=c1", "--split", "0.3,4,1"]),
+        (whole.where("label=c1").split(0.3, 4)[1], ["--where", "label=c1", "--side", "0.3,4,1"]),
         (whole.where("label=c1").rows(slice(2)), ["--where", "label=c1", "--limit", "2"]),
         (whole.rows(slice(2)).where(label=whole.field("label")[0]), ["--rows", None]),
         (whole.rows([4, 1, 2, 3, 4]), ["--rows", "4,1:5"]),

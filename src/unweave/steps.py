@@ -73,7 +73,8 @@ def _images(steps: Sequence[Step], rows: Int[np.ndarray, " image"]) -> list[str]
     words = []
     for name, arguments in chosen:
         values = arguments if name == "where" else [",".join(map(str, arguments))]
-        words += [word for value in values for word in (f"--{name}", str(value))]
+        option = "--where" if name == "where" else "--side"
+        words += [word for value in values for word in (option, str(value))]
     return words if first is None else [*words, "--limit", str(first.stop)]
 
 

@@ -18,7 +18,6 @@ def extract(
     settings: settings.Extraction,
     reading: given.Reading,
     regions: given.Regions,
-    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add images that the store does not have yet.")] = False,
     partition: Annotated[
         str | None,
@@ -35,7 +34,7 @@ def extract(
         from unweave.extraction import Part, estimate, prepare
 
         part = Part.parse(partition) if partition else Part()
-        images = unweave.open_images(data, split=split, **reading)
+        images = unweave.open_images(data, **reading)
         images = given.at_regions(
             images,
             regions,

@@ -108,10 +108,13 @@ def model_of(loading: "unweave.Loading", device: str = "cpu", dtype: str = "floa
 
 
 def reading(
-    limit: options.Limit = None, white: options.White = None, max_pixels: options.MaxPixels = None
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    limit: options.Limit = None,
+    white: options.White = None,
+    max_pixels: options.MaxPixels = None,
 ) -> dict[str, Any]:
     """How images are read: keywords of `unweave.open_images`."""
-    return {"limit": limit, "white": white, "max_pixels": max_pixels}
+    return {"split": split, "limit": limit, "white": white, "max_pixels": max_pixels}
 
 
 def regions(token: options.Token = None, box: options.Box = None, mask: options.Mask = None) -> list[str]:
@@ -125,7 +128,13 @@ Regions: TypeAlias = Annotated[list[str], regions]
 
 
 def pictures_of(images: list[str] | None, reading: dict[str, Any]) -> Any:
-    """Images as a verb names them: a set, several files and folders, or none for the drawn samples."""
+    """Images as a verb names them: a set, several files and folders, or none for the drawn samples.
+
+    Raises:
+        ArgumentError: A split is asked for of what has none.
+    """
+    if reading["split"] is not None and (not images or len(images) > 1):
+        raise ArgumentError("Only a set of images has splits.", cure="name one set, or leave `--split` out")
     if not images:
         return unweave.sample_images()[: reading["limit"]]
     if len(images) == 1:
@@ -159,7 +168,7 @@ def view(
     level: options.StoreLevel = None,
     where: options.Where = None,
     rows: options.Rows = None,
-    split: options.Split = None,
+    side: options.Side = None,
     limit: options.Limit = None,
     select: options.Select = None,
     check: options.Check = False,
@@ -168,8 +177,8 @@ def view(
     view = unweave.open_store(store, check=check).view(level)
     view = view if rows is None else view.rows(rows)
     view = view.where(*where) if where else view
-    for share, seed, side in split or ():
-        view = view.split(share, seed)[side]
+    for share, seed, place in side or ():
+        view = view.split(share, seed)[place]
     view = view if limit is None else view.rows(slice(limit))
     return view.select(select) if select else view
 

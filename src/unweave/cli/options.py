@@ -214,7 +214,7 @@ Where: TypeAlias = Annotated[
 Rows: TypeAlias = Annotated[
     Any, typer.Option(parser=rows, metavar="N,FIRST:BEHIND", help="Only these rows of the store, from 0: `0:3,7`.")
 ]
-Split: TypeAlias = Annotated[
+Side: TypeAlias = Annotated[
     list[Any] | None,
     typer.Option(
         parser=side,

@@ -76,6 +76,7 @@ def open_images(
         ) from error
     if split is not None:
         images = images.where("split", split)
+        images = replace(images, _opened=images._rows)
     return images if limit is None else images[:limit]
 
 

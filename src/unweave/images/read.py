@@ -45,6 +45,15 @@ class ImageFile:
         """The upright RGB picture (see `read_image`)."""
         return picture_of(self.path, None, self.reading)
 
+    def as_code(self) -> str:
+        """The Python that names it again."""
+        options = "".join(f", {name}={value!r}" for name, value in self.reading.options.items())
+        return f"unweave.open_images({str(self.path)!r}{options})[0]"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name it again."""
+        return [str(self.path), *self.reading.as_options()]
+
 
 def find_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
