@@ -10,7 +10,7 @@ import unweave
 from unweave.cli import given, options
 from unweave.cli.console import reporting, save
 
-_CLASSES = "What tells the classes"
+_classes = options.panel("What tells the classes")
 
 
 def ablate(
@@ -20,15 +20,13 @@ def ablate(
         list[str] | None,
         typer.Option(
             help="`last` (layers from the last one back, if not given), `first`, `random`, `score:FEATURE`; or "
-            "selections (`blocks.9.*`), one for each step. May be given several times.",
+            "selections (`blocks.9.*`), one for each step. May be given several times."
         ),
     ] = None,
     to: Annotated[Literal["mean", "zero"], typer.Option(help="What contributions are replaced by.")] = "mean",
     by: Annotated[
         Literal["model", "zero-shot", "probe"],
-        typer.Option(
-            help="The model's own classifier, the words of a text space, or a probe.", rich_help_panel=_CLASSES
-        ),
+        _classes("The model's own classifier, the words of a text space, or a probe."),
     ] = "model",
     label: options.Label = "label",
     space: options.Space = None,

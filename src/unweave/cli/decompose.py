@@ -20,18 +20,10 @@ def decompose(
     splitting: given.Splitting,
     reading: given.Reading,
     regions: given.Regions,
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IMAGES",
-            help="Image files and folders, or one set of images as for `unweave extract`; drawn samples if none.",
-        ),
-    ] = None,
+    images: options.Pictures = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="A folder, or a file ending in `.safetensors`; if not given, `unweave-out/MODEL`."
-        ),
+        typer.Option("-o", "--output", help="A folder, or a file ending in `.safetensors`; else `unweave-out/MODEL`."),
     ] = None,
     on_error: options.OnError = "skip",
     device: options.Device = "auto",

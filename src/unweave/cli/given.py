@@ -17,7 +17,7 @@ from unweave.cli import options
 from unweave.cli.console import working
 from unweave.errors import ArgumentError
 
-_SPACE = "The text space"
+_space = options.panel("The text space")
 
 
 def unfolded(verb: Callable[..., None]) -> Callable[..., None]:
@@ -192,17 +192,9 @@ def in_words(
 
 
 def text_space(
-    space: Annotated[
-        str,
-        typer.Option(metavar="ID", help="Such as `open_clip/ViT-L-14/laion2b_s32b_b82k`.", rich_help_panel=_SPACE),
-    ],
-    space_checkpoint: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A file of its weights.", rich_help_panel=_SPACE),
-    ] = None,
-    space_random_weights: Annotated[
-        bool, typer.Option("--space-random-weights", help="Random weights, to try it out.", rich_help_panel=_SPACE)
-    ] = False,
+    space: Annotated[str, _space("Such as `open_clip/ViT-L-14/laion2b_s32b_b82k`.", metavar="ID")],
+    space_checkpoint: Annotated[Path | None, _space("A file of its weights.", exists=True, dir_okay=False)] = None,
+    space_random_weights: Annotated[bool, _space("Random weights, to try it out.", "--space-random-weights")] = False,
     device: options.Device = "auto",
 ) -> "unweave.TextSpace":
     """A text space, loaded."""

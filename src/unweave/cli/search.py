@@ -10,7 +10,7 @@ import unweave
 from unweave.cli import given, options, settings
 from unweave.cli.console import reporting, save
 
-_HOW = "How to search"
+_how = options.panel("How to search")
 
 
 def search(
@@ -20,12 +20,8 @@ def search(
     text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
     image: Annotated[str | None, typer.Option(metavar="ID|FILE", help="An image to look for others like.")] = None,
     space: options.Space = None,
-    count: Annotated[
-        int, typer.Option(min=1, max=options.MANY, help="How many images to find.", rich_help_panel=_HOW)
-    ] = 10,
-    uncentred: Annotated[
-        bool, typer.Option("--uncentred", help="Leave the mean of the images in, as published.", rich_help_panel=_HOW)
-    ] = False,
+    count: Annotated[int, _how("How many images to find.", min=1, max=options.MANY)] = 10,
+    uncentred: Annotated[bool, _how("Leave the mean of the images in, as published.", "--uncentred")] = False,
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:

@@ -23,8 +23,7 @@ def segment(
     ] = False,
     space: options.Space = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this one: `components`, `evidence`, `raw attention`, `rollout`, ..."),
+        list[str] | None, typer.Option(help="Only this one: `components`, `evidence`, `raw attention`, `rollout`, ...")
     ] = None,
     device: options.Device = "auto",
     shown: Annotated[int, typer.Option(min=1, max=1000, help="How many images to draw.")] = 5,

@@ -13,8 +13,9 @@ from unweave.errors import ArgumentError
 if TYPE_CHECKING:
     from unweave.reproduction import Setting, Subject
 
-_COMPONENTS, _HOW, _STORED = "Which components", "How to work", "What is stored"
-_CLASSES, _IMAGES = "What tells the classes", "Which images"
+_components, _how, _stored, _classes, _images = map(
+    options.panel, ("Which components", "How to work", "What is stored", "What tells the classes", "Which images")
+)
 
 
 def levels(names: list[str] | None) -> list[str] | None:
@@ -29,55 +30,31 @@ def levels(names: list[str] | None) -> list[str] | None:
 def extraction(
     level: Annotated[
         list[str] | None,
-        typer.Option(
+        _stored(
+            "How finely: `layer`, `head` (if not given), `token`, `neuron`; several cost a forward pass each.",
             metavar="LEVEL",
             callback=levels,
-            help="How finely: `layer`, `head` (if not given), `token`, `neuron`; several cost a forward pass each.",
-            rich_help_panel=_STORED,
         ),
     ] = None,
     select: options.Select = None,
     store_dtype: Annotated[
-        Literal["float16", "float32"],
-        typer.Option(help="In which numbers contributions are stored.", rich_help_panel=_STORED),
+        Literal["float16", "float32"], _stored("In which numbers contributions are stored.")
     ] = "float16",
-    block: Annotated[
-        int | None,
-        typer.Option(min=1, max=4096, help="Images in a block, which is kept or done again.", rich_help_panel=_STORED),
-    ] = None,
+    block: Annotated[int | None, _stored("Images in a block, which is kept or done again.", min=1, max=4096)] = None,
     attention: options.Attention = "through",
     nonlinear: options.Nonlinear = "stop",
-    launcher: Annotated[
-        Literal["here", "processes", "ray"], typer.Option(help="Who computes.", rich_help_panel=_HOW)
-    ] = "here",
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="How many processes or actors.", rich_help_panel=_HOW)
-    ] = None,
+    launcher: Annotated[Literal["here", "processes", "ray"], _how("Who computes.")] = "here",
+    workers: Annotated[int | None, _how("How many processes or actors.", min=1, max=1024)] = None,
     wait: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=1e6,
-            callback=options.finite,
-            help="Seconds to wait where somebody else writes the store.",
-            rich_help_panel=_HOW,
-        ),
+        _how("Seconds to wait where somebody else writes the store.", min=0, max=1000000.0, callback=options.finite),
     ] = 0,
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65_536, help="Images at a time; what the memory allows if not given.", rich_help_panel=_HOW
-        ),
+        int | None, _how("Images at a time; what the memory allows if not given.", min=1, max=65536)
     ] = None,
-    on_error: Annotated[
-        Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.", rich_help_panel=_HOW)
-    ] = "skip",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.", rich_help_panel=_HOW)
-    ] = "auto",
-    dtype: Annotated[
-        Literal["float32", "float64", "bfloat16"], typer.Option(help="In which numbers.", rich_help_panel=_HOW)
-    ] = "float32",
+    on_error: Annotated[Literal["skip", "raise"], _how("At a broken image: go on, or stop.")] = "skip",
+    device: Annotated[Literal["auto", "cpu", "cuda"], _how("Where to compute.")] = "auto",
+    dtype: Annotated[Literal["float32", "float64", "bfloat16"], _how("In which numbers.")] = "float32",
 ) -> "unweave.Settings":
     """How contributions are extracted."""
     return unweave.Settings(
@@ -98,36 +75,14 @@ def extraction(
 
 
 def recipe(
-    solver: Annotated[
-        Literal["ranged", "adam"], typer.Option(help="The default, or as published.", rich_help_panel=_HOW)
-    ] = "ranged",
-    weight: Annotated[
-        float,
-        typer.Option(min=0, max=1e6, callback=options.finite, help="The weight of the penalty.", rich_help_panel=_HOW),
-    ] = 1.0,
-    form: Annotated[
-        Literal["mean-squared", "frobenius"], typer.Option(help="The form of the penalty.", rich_help_panel=_HOW)
-    ] = "mean-squared",
-    rounds: Annotated[
-        int, typer.Option(min=0, max=options.MANY, help="The most rounds (`ranged`).", rich_help_panel=_HOW)
-    ] = 12,
-    epochs: Annotated[
-        int, typer.Option(min=1, max=options.MANY, help="The most epochs (`adam`).", rich_help_panel=_HOW)
-    ] = 2,
-    held_out: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, callback=options.finite, help="Share of the images to stop by.", rich_help_panel=_HOW
-        ),
-    ] = 0.1,
+    solver: Annotated[Literal["ranged", "adam"], _how("The default, or as published.")] = "ranged",
+    weight: Annotated[float, _how("The weight of the penalty.", min=0, max=1000000.0, callback=options.finite)] = 1.0,
+    form: Annotated[Literal["mean-squared", "frobenius"], _how("The form of the penalty.")] = "mean-squared",
+    rounds: Annotated[int, _how("The most rounds (`ranged`).", min=0, max=options.MANY)] = 12,
+    epochs: Annotated[int, _how("The most epochs (`adam`).", min=1, max=options.MANY)] = 2,
+    held_out: Annotated[float, _how("Share of the images to stop by.", min=0, max=1, callback=options.finite)] = 0.1,
     random_images: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=options.MANY,
-            help="To align the same model with random weights, a control.",
-            rich_help_panel=_HOW,
-        ),
+        int, _how("To align the same model with random weights, a control.", min=0, max=options.MANY)
     ] = 500,
     seed: options.DrawSeed = 0,
 ) -> "unweave.Recipe":
@@ -147,43 +102,22 @@ def recipe(
 def choice(
     feature: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME|PHRASE",
-            help="A property; components are chosen for it. May be given several times.",
-            rich_help_panel=_COMPONENTS,
-        ),
+        _components("A property; components are chosen for it. May be given several times.", metavar="NAME|PHRASE"),
     ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file of the features that are scored.", rich_help_panel=_COMPONENTS),
-    ] = None,
+    features: Annotated[Path | None, _components("A TOML file of the features that are scored.")] = None,
     by: Annotated[
-        Literal["score", "margin"] | None,
-        typer.Option(help="What components are ranked by; as published if not given.", rich_help_panel=_COMPONENTS),
+        Literal["score", "margin"] | None, _components("What components are ranked by; as published if not given.")
     ] = None,
     k: Annotated[
         int | None,
-        typer.Option(
-            "-k",
-            min=1,
-            max=options.MANY,
-            help="How many components; what can be told from chance if not.",
-            rich_help_panel=_COMPONENTS,
-        ),
+        _components("How many components; what can be told from chance if not.", "-k", min=1, max=options.MANY),
     ] = None,
     best: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FEATURE=FIELD",
-            help="As many components as find images with the same value of a field best.",
-            rich_help_panel=_COMPONENTS,
-        ),
+        _components("As many components as find images with the same value of a field best.", metavar="FEATURE=FIELD"),
     ] = None,
     scored_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STORE", help="Score on the images of this store, of the same model.", rich_help_panel=_COMPONENTS
-        ),
+        str | None, _components("Score on the images of this store, of the same model.", metavar="STORE")
     ] = None,
     samples: Annotated[
         int, typer.Option(min=20, max=100_000, help="Of the bootstrap.", rich_help_panel="How to search")
@@ -201,21 +135,11 @@ def sides(
         str, typer.Argument(metavar="STORE", help="All images, with a field `split`; or the images to fit to.")
     ],
     held_out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STORE", help="Images to rank and choose by, in a store of their own.", rich_help_panel=_IMAGES
-        ),
+        str | None, _images("Images to rank and choose by, in a store of their own.", metavar="STORE")
     ] = None,
-    test: Annotated[
-        str | None, typer.Option(metavar="STORE", help="Images to report on, likewise.", rich_help_panel=_IMAGES)
-    ] = None,
+    test: Annotated[str | None, _images("Images to report on, likewise.", metavar="STORE")] = None,
     splits: Annotated[
-        str,
-        typer.Option(
-            metavar="FIT,HELD,TEST",
-            help="The values of `split` of the three sides, where one store has them all.",
-            rich_help_panel=_IMAGES,
-        ),
+        str, _images("The values of `split` of the three sides, where one store has them all.", metavar="FIT,HELD,TEST")
     ] = "train,val,test",
 ) -> "unweave.Sides":
     """The images that are fitted to, chosen by, and reported on.
@@ -233,24 +157,17 @@ def sides(
 def probing(
     by: Annotated[
         Literal["probe", "zero-shot", "model"],
-        typer.Option(
-            help="A linear probe, the words of a text space, or the model's own classifier.", rich_help_panel=_CLASSES
-        ),
+        _classes("A linear probe, the words of a text space, or the model's own classifier."),
     ] = "probe",
     label: options.Label = "label",
     call: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="CLASS=PHRASE",
-            help="What a class is called in words, for `zero-shot`; may be given several times.",
-            rich_help_panel=_CLASSES,
+        _classes(
+            "What a class is called in words, for `zero-shot`; may be given several times.", metavar="CLASS=PHRASE"
         ),
     ] = None,
     regularisation: Annotated[
-        float,
-        typer.Option(
-            min=1e-6, max=1e6, callback=options.finite, help="The probe's (scikit-learn's C).", rich_help_panel=_CLASSES
-        ),
+        float, _classes("The probe's (scikit-learn's C).", min=1e-06, max=1000000.0, callback=options.finite)
     ] = 0.1,
     space: options.Space = None,
 ) -> "unweave.Classification":
@@ -264,10 +181,7 @@ def ranking(
     ] = None,
     spurious: Annotated[str, typer.Option(metavar="FEATURE", help="What misleads, in words.")] = "background",
     core: Annotated[str, typer.Option(metavar="FEATURE", help="What should lead, in words.")] = "bird",
-    published: Annotated[
-        bool,
-        typer.Option("--published", help="Rank on the test images, as the published code does.", rich_help_panel=_HOW),
-    ] = False,
+    published: Annotated[bool, _how("Rank on the test images, as the published code does.", "--published")] = False,
 ) -> "unweave.Ranking":
     """What components are ranked by before they are ablated."""
     return unweave.Ranking(spurious, core, features, published)
@@ -289,20 +203,10 @@ def table(
         str | None, typer.Option(metavar="ID", help="The text space; the published one if not given.")
     ] = None,
     work: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where stores, aligners and results are kept; `OUTPUT/work` if not given.", rich_help_panel=_HOW
-        ),
+        Path | None, _how("Where stores, aligners and results are kept; `OUTPUT/work` if not given.")
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=options.MANY, help="Only the first so many images of everything.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Try all steps out, fetching no weights.", rich_help_panel=_HOW)
-    ] = False,
+    limit: Annotated[int | None, _how("Only the first so many images of everything.", min=1, max=options.MANY)] = None,
+    random_weights: Annotated[bool, _how("Try all steps out, fetching no weights.", "--random-weights")] = False,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
 ) -> "tuple[Setting, tuple[Subject, ...]]":
