@@ -223,6 +223,8 @@ def _command(given: Mapping[str, Any]) -> list[str]:
     Raises:
         ArgumentError: No words say one of them.
     """
+    if given.get("images") and "model" not in given:
+        raise ArgumentError("No option says where images lie that contributions do not know.")
     words: list[str] = []
     for name, value in given.items():
         said = _words(name, value)

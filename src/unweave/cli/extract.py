@@ -30,7 +30,7 @@ def extract(
     json: options.Json = False,
 ) -> None:
     """Write every component's contribution for every image into a store; go on where it was interrupted."""
-    with working(f"Reading {loading.id}"), resumable("The store may have been begun"):
+    with working(f"Reading {loading.id}"):
         from unweave.extraction import Part, estimate, prepare
 
         part = Part.parse(partition) if partition else Part()
@@ -43,7 +43,8 @@ def extract(
         if dry_run:
             expected = estimate(loading, images, output, settings)
         else:
-            extraction = prepare(loading, images, output, settings, append=append)
+            with resumable("The store may have been begun"):
+                extraction = prepare(loading, images, output, settings, append=append)
     if dry_run:
         show(expected, json=json)
         return

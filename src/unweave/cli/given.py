@@ -175,7 +175,11 @@ def view(
 ) -> "unweave.View":
     """Some images and components of a store."""
     view = unweave.open_store(store, check=check).view(level)
-    view = view if rows is None else view.rows(rows)
+    if rows is not None:
+        behind = max(run.stop for run in rows)
+        if behind > len(view):
+            raise ArgumentError(f"There is no row {behind - 1} among {len(view)}.", where=store, cure="name others")
+        view = view.rows([row for run in rows for row in run])
     view = view.where(*where) if where else view
     for share, seed, place in side or ():
         view = view.split(share, seed)[place]

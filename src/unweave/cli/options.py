@@ -56,16 +56,16 @@ def field(text: str) -> str | int:
     return int(text) if text.removeprefix("-").isdecimal() and len(text) < 6 else text
 
 
-def rows(text: str) -> list[int]:
+def rows(text: str) -> list[range]:
     """Rows of a store: `0:3,7` is 0, 1, 2 and 7."""
-    numbered: list[int] = []
+    runs: list[range] = []
     for part in text.split(","):
         first, colon, behind = part.partition(":")
         numbers = [number for number in (first, behind if colon else first) if number.isdecimal() and len(number) < 10]
         if len(numbers) < 2:
             raise typer.BadParameter(f"{part!r} is neither a row nor FIRST:BEHIND.")
-        numbered += range(int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1)
-    return numbered
+        runs.append(range(int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1))
+    return runs
 
 
 def side(text: str) -> tuple[float, int, int]:
