@@ -224,7 +224,7 @@ def recovery(
     store: Store, maps: torch.Tensor, bias: torch.Tensor, known: torch.Tensor, clean: torch.Tensor
 ) -> tuple[str, str, str]:
     """How far aligned contributions are from what was planted, and whether scores find whose they are."""
-    values = store.read(rows=slice(0, 1000)).values.float()
+    values = store.view().rows(slice(0, 1000)).values()
     error, aligned = [], torch.zeros(len(values), maps.shape[2]) + bias
     scale_top = scale_bottom = 0.0
     pairs = []

@@ -25,19 +25,18 @@ def main(
     data: Annotated[str | None, typer.Option(help="Drawn scenes if not given.")] = None,
 ) -> None:
     folder, process = Path(tempfile.mkdtemp(prefix="unweave-bench-")), psutil.Process()
-    seen, table = 0, Table("images", "resident, MB")
+    table, shares = Table("images", "resident, MB"), set[int]()
     try:
         found = open_images(data or f"pocket/world/9/{images}", limit=images)
         extraction = prepare(model, found, folder / "store", Settings(device="cpu"))
         table.add_row("0", f"{process.memory_info().rss / 1e6:.0f}")
 
-        def on_images(count: int) -> None:
-            nonlocal seen
-            before, seen = seen, seen + count
-            if seen * 10 // images > before * 10 // images:
-                table.add_row(str(seen), f"{process.memory_info().rss / 1e6:.0f}")
+        def on_progress(what: str, done: int, total: int) -> None:
+            if 10 * done // total not in shares:
+                shares.add(10 * done // total)
+                table.add_row(str(done), f"{process.memory_info().rss / 1e6:.0f}")
 
-        extraction.run(on_images=on_images)
+        extraction.run(on_progress=on_progress)
     finally:
         shutil.rmtree(folder)
     known = extraction.manifest

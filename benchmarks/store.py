@@ -35,6 +35,7 @@ from rich.table import Table
 from zarr.codecs import BytesCodec
 
 from unweave.components import Component
+from unweave.contributions import Contributions
 from unweave.store import Manifest, Place, Store, writer
 from unweave.store.manifest import Listing
 from unweave.store.writer import Block
@@ -169,15 +170,20 @@ def compare(
 
 
 def of_store(store: Store, checked: Store | None = None) -> dict[str, Reader]:
-    """The whole of `Store.read`, the numbers alone, and the numbers of a store that was just opened with `check`."""
+    """A view with all that belongs to it, the numbers alone, and those of a store just opened with `check`."""
 
     def whole(columns: list[int] | None, chosen: Any = None) -> np.ndarray:
-        selection = None if columns is None else [str(store.components()[one]) for one in columns]
-        return store.read(selection, chosen).values.numpy()
+        view = store.view() if columns is None else store.view().select(columns)
+        return Contributions.of(view.rows(chosen)).values.numpy()
 
     def numbers(own: Store) -> Reader:
-        every = list(range(len(own.components())))
-        return lambda columns, chosen=None: own.values(every if columns is None else columns, chosen).numpy()
+        every, whole = list(range(len(own.components()))), np.arange(len(own))
+
+        def read(columns: list[int] | None, chosen: Any = None) -> np.ndarray:
+            rows = whole if chosen is None else whole[chosen]
+            return own.numbers(writer.array("head"), every if columns is None else columns, rows).transpose(1, 0, 2)
+
+        return read
 
     readers = {"unweave store": whole, "unweave store, numbers alone": numbers(store)}
     if checked is not None:

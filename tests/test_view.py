@@ -58,7 +58,7 @@ def batch(store):
         IDS,
         values.sum(1),
         torch.zeros(IMAGES),
-        origin=store.origin("head"),
+        origin=store.view().origin,
         fields=FIELDS,
         logits=values.sum(1)[:, :3],
     )
@@ -347,7 +347,7 @@ def test_another_level_has_the_same_images_and_its_own_components(tmp_path):
     other = view.level("layer")
     assert other.components == whole.components("layer") and other.ids == view.ids and other.is_whole
     assert other.origin.level == "layer" and view.level("head") is view
-    assert torch.equal(other.values(), whole.values(range(len(other.components)), [4, 1], level="layer").float())
+    assert torch.equal(other.values(), whole.view("layer").rows([4, 1]).values())
     with pytest.raises(StoreError, match="no level 'token'"):
         view.level("token")
     for asked in (other, other.select([1]), whole.view("layer"), other.level("head")):
@@ -401,4 +401,35 @@ def test_a_view_opens_itself_again(store):
     assert torch.equal(again.values(), view.values())
     whole = eval(store.view().rows(MASK).split(0.3, 4)[1].as_code(), {"unweave": unweave})
     assert whole.ids == store.view().rows(MASK).split(0.3, 4)[1].ids
-    assert view.as_options("source") == [str(store.place), "--where", "label=c1"]
+    rows = ",".join(map(str, view.numbers))
+    assert view.as_options("source") == [str(store.place), "--rows", rows, "--select", str(view.components[0])]
+
+
+def test_a_command_line_says_the_same_images_and_components(store):
+    whole = store.view()
+    place = str(store.place)
+    for view, words in (
+        (whole, []),
+        (whole.where("label=c1").split(0.3, 4)[1], ["--where", "label=c1", "--side", "0.3,4,1"]),
+        (whole.where("label=c1").rows(slice(2)), ["--where", "label=c1", "--limit", "2"]),
+        (whole.rows(slice(2)).where(label=whole.field("label")[0]), ["--rows", None]),
+        (whole.rows([4, 1, 2, 3, 4]), ["--rows", "4,1:5"]),
+        (whole.select("kind:head").rows(slice(1, 3)), ["--rows", "1:3", "--select", "kind:head"]),
+        (whole.select(["kind:head", "!last:1"]), ["--select", "kind:head", "--select", "!last:1"]),
+        (whole.select([1, 3]), [word for place in (1, 3) for word in ("--select", str(NAMES[place]))]),
+        (whole.select(lambda part: part.kind == "bias"), ["--select", "norm.bias"]),
+    ):
+        said = view.as_options("source")
+        assert said[0] == place and len(said) == len(words) + 1
+        assert all(word in (None, own) for own, word in zip(said[1:], words, strict=True)), said
+        assert eval(view.as_code(), {"unweave": unweave}).ids == view.ids
+    assert whole.where("label=c1").as_options("fitted") == ["--fitted", place, "--fitted-where", "label=c1"]
+    for view, name in (
+        (whole.rows([1]), "fitted"),
+        (whole.where("label=c1"), "scored_on"),
+        (whole.select([3, 1]), "source"),
+    ):
+        with pytest.raises(ArgumentError, match=r"[Nn]o option"):
+            view.as_options(name)
+    with pytest.raises(ArgumentError, match="in no store"):
+        Contributions.of(whole).view().as_options("source")

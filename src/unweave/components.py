@@ -127,15 +127,15 @@ def select(components: Sequence[Component], selection: Selection) -> list[int]:
         text = part if isinstance(part, str) else ""
         without, text = text.startswith("!"), text.removeprefix("!")
         matches = _matcher(components, text or part)
-        found = {index for index, component in enumerate(components) if matches(component)}
-        if not found:
+        matching = {index for index, component in enumerate(components) if matches(component)}
+        if not matching:
             raise ArgumentError(
                 f"The selection {part!s:.80} matches none of the {len(components)} components.",
                 cure=f"choose from names such as {', '.join(_examples(components))}, `kind:KIND` or `last:N`",
             )
         if without and number == 0:
             chosen = set(range(len(components)))
-        chosen = chosen - found if without else chosen | found
+        chosen = chosen - matching if without else chosen | matching
     if not chosen:
         raise ArgumentError("The selection leaves no component.", cure="take away less, or select nothing to get all")
     return sorted(chosen)

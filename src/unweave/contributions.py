@@ -27,7 +27,7 @@ from unweave import saving
 from unweave.components import Component, Selection, select
 from unweave.errors import ArgumentError, DataError, ModelError, StoreError
 from unweave.figures import share_figure
-from unweave.results import Shown, rich_table
+from unweave.results import Shown, left_out, rich_table
 from unweave.source import Origin
 from unweave.view import View
 
@@ -60,6 +60,37 @@ class Contributions(Shown):
     origin: Origin | None = None
     fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     logits: Float[Tensor, "image class"] | None = None
+
+    def as_code(self) -> str:
+        """A name to fill in: nothing but `load` makes them again without their images."""
+        return "contributions"
+
+    def as_options(self, name: str) -> list[str]:
+        """Refuses: a command line reads stores."""
+        raise ArgumentError("Contributions in memory are in no store.", cure="extract them")
+
+    @classmethod
+    def of(cls, view: View) -> Contributions:
+        """The contributions of a view, all of them in memory, in the numbers that they are kept in.
+
+        Raises:
+            ArgumentError: The view is in a text space.
+        """
+        if view.aligner is not None:
+            raise ArgumentError(
+                "Aligned contributions are those of no model.", where=str(view.source), cure="`view.through(None)`"
+            )
+        source, rows = view.source, view.numbers
+        return cls(
+            source.values(view.columns, rows),
+            view.components,
+            view.ids,
+            source.representation(rows),
+            source.error(rows),
+            source.tolerance,
+            view.origin,
+            {name: view.field(name) for name in view.fields},
+        )
 
     def view(self) -> View:
         """These contributions as a view, which every task reads."""
@@ -118,7 +149,25 @@ class Contributions(Shown):
         """The components with the largest shares, and how exactly all of them add up."""
         error = f"{float(self.error.max()):.1e}" if self.error.numel() else "0"
         note = f"The components add up to the representation within {error} (relative, largest of all images)."
-        return [shares_table(self.components, self.share().tolist()), Text(f"\n{len(self.ids):,} images. {note}")]
+        skipped = self.origin.skipped if self.origin is not None else ()
+        return [
+            shares_table(self.components, self.share().tolist()),
+            Text(f"\n{len(self.ids):,} images. {note}"),
+            *([left_out(skipped, len(skipped))] if skipped else []),
+        ]
+
+    def about(self) -> dict[str, Any]:
+        """How many images there are, how exactly the components add up, and the share of each, ready for JSON."""
+        rows = self.table().to_pylist()
+        skipped = self.origin.skipped if self.origin is not None else ()
+        return {
+            "images": len(self.ids),
+            "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
+            "largest_error": float(self.error.max()),
+            "total_share": sum(row["share"] for row in rows),
+            "lumped_share": sum(row["share"] for row in rows if row["kind"] == "lumped"),
+            "rows": rows,
+        }
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write them as tensors and a card (see `unweave.saving`), replacing what is there.
@@ -230,6 +279,10 @@ class _Batch:
         return self.contributions.origin
 
     @property
+    def tolerance(self) -> float:
+        return self.contributions.tolerance
+
+    @property
     def fields(self) -> Mapping[str, str]:
         return {
             name: type(values[0]).__name__ if len(values) else "" for name, values in self.contributions.fields.items()
@@ -246,7 +299,10 @@ class _Batch:
         return fields[name]
 
     def as_code(self) -> str:
-        return "contributions.view()"
+        return f"{self.contributions.as_code()}.view()"
+
+    def as_options(self, name: str) -> list[str]:
+        return self.contributions.as_options(name)
 
     def level(self, name: str) -> _Batch:
         if self.origin is None or self.origin.level != name:
@@ -258,6 +314,9 @@ class _Batch:
 
     def representation(self, rows: np.ndarray) -> Tensor:
         return self.contributions.representation[torch.from_numpy(rows)].float()
+
+    def error(self, rows: np.ndarray) -> Tensor:
+        return self.contributions.error[torch.from_numpy(rows)]
 
     def logits(self, rows: np.ndarray) -> Tensor:
         if self.contributions.logits is None:

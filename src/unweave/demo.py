@@ -8,14 +8,17 @@ the truth about every image is known, so the report can say what each component 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
 from unweave.contributions import Contributions
@@ -28,23 +31,27 @@ from unweave.pocket.contact import contact_sheet
 from unweave.pocket.scenes import NAMES
 from unweave.pocket.shipped import Evaluation, evaluation
 from unweave.pocket.truth import explained
+from unweave.progress import OnProgress, silent
+from unweave.results import Shown, rich_table
 
 BATCH = 100
 SHOWN, MAPPED = 14, 12
 """How many scenes are shown with their captions, and how many with maps."""
 
 
-@dataclass(frozen=True, eq=False)
-class Demonstration:
+@dataclass(frozen=True, eq=False, repr=False)
+class Demonstration(Shown):
     """What the demonstration found.
 
     Attributes:
+        model: The id of the model.
         contributions: Of all shipped scenes.
         carried: For each factor, the share of each component's variance that it explains.
         report: The HTML file.
         seconds: How long it took.
     """
 
+    model: str
     contributions: Contributions
     carried: dict[str, Float[Tensor, " component"]]
     report: Path
@@ -55,16 +62,49 @@ class Demonstration:
         """For each factor, the place of the component that carries most of it."""
         return _carriers(self.contributions, self.carried)
 
+    def about(self) -> dict[str, Any]:
+        """What every component carries, ready for JSON."""
+        return {
+            "model": self.model,
+            "images": len(self.contributions.ids),
+            "components": len(self.contributions.components),
+            "largest_error": float(self.contributions.error.max()),
+            "seconds": round(self.seconds, 3),
+            "carried": {
+                factor: [
+                    {**part.as_dict(), "explained": float(value)}
+                    for part, value in zip(self.contributions.components, values, strict=True)
+                ]
+                for factor, values in self.carried.items()
+            },
+            "files": {"report": str(self.report)},
+        }
 
-def demonstrate(
-    report: str | Path, *, model: str = "pocket/deit", advance: Callable[[int, int], None] = lambda done, total: None
-) -> Demonstration:
+    def told(self) -> list[RenderableType]:
+        """The component that carries most of each factor, and how exactly all of them add up."""
+        components, error = self.contributions.components, float(self.contributions.error.max())
+        rows = [
+            [factor, str(components[place]), f"{100 * float(self.carried[factor][place]):.2f} %"]
+            for factor, place in self.carriers.items()
+        ]
+        headings = {"factor": "left", "is carried most by": "left", "of its variance": "right"}
+        return [
+            rich_table("What the components carry", headings, rows),
+            Text(
+                f"\n{len(self.contributions.ids):,} images in {self.seconds:.1f} s. The {len(components)} components "
+                f"of {self.model} add up to the representation within {error:.1e} (relative, largest of all images)."
+            ),
+            Text.assemble(("report  ", "dim"), str(self.report)),
+        ]
+
+
+def demonstrate(report: str | Path, *, model: str = "pocket/deit", on_progress: OnProgress = silent) -> Demonstration:
     """Decompose the shipped scenes with a pocket model, and write the report.
 
     Args:
         report: The HTML file to write.
         model: The id of the model; one of the pocket zoo, as others know nothing of drawings of 64 x 64 pixels.
-        advance: Called with the number of scenes that are done, and of all.
+        on_progress: Called as scenes are done.
 
     Raises:
         ModelError: There is no such model, or its weights are damaged.
@@ -74,13 +114,13 @@ def demonstrate(
     began = time.perf_counter()
     scenes, loaded = evaluation(), load_model(model)
     plan = plan_for(loaded)
-    contributions = _decomposed(loaded, plan, scenes, advance)
+    contributions = _decomposed(loaded, plan, scenes, on_progress)
     carried = {factor: explained(contributions.values, torch.tensor(_codes(scenes, factor))) for factor in NAMES}
     page = _page(loaded, plan, scenes, contributions, carried)
     _show_maps(page, loaded, plan, scenes, contributions)
     _show_more(page, loaded)
     seconds = time.perf_counter() - began
-    return Demonstration(contributions, carried, page.save(report), seconds)
+    return Demonstration(model, contributions, carried, page.save(report), seconds)
 
 
 def _carriers(contributions: Contributions, carried: dict[str, Tensor]) -> dict[str, int]:
@@ -97,13 +137,13 @@ def _inputs(model: Model, scenes: Evaluation, places: range | np.ndarray) -> Ten
     return torch.stack([model.preprocess(Image.fromarray(scenes.images[place])) for place in places])
 
 
-def _decomposed(model: Model, plan: Plan, scenes: Evaluation, advance: Callable[[int, int], None]) -> Contributions:
+def _decomposed(model: Model, plan: Plan, scenes: Evaluation, on_progress: OnProgress) -> Contributions:
     """All scenes, batch by batch; kept as one, since all of it takes some tens of megabytes."""
     parts = []
     for first in range(0, len(scenes), BATCH):
         places = range(first, min(first + BATCH, len(scenes)))
         parts.append(plan.run(_inputs(model, scenes, places), [f"scene {place}" for place in places]))
-        advance(places.stop, len(scenes))
+        on_progress("decomposing scenes", places.stop, len(scenes))
     return Contributions(
         torch.cat([part.values for part in parts]),
         plan.components,

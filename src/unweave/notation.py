@@ -45,12 +45,12 @@ def parse_json(text: str | bytes) -> Any:
     """
     text = _decoded(text)
     try:
-        found = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_once)
+        parsed = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_once)
     except RecursionError:
         raise _TOO_DEEP from None
     if "\\ud" in text.lower():  # half a character can be written in JSON, and nowhere else
-        json.dumps(found, ensure_ascii=False).encode()
-    return _shallow(found)
+        json.dumps(parsed, ensure_ascii=False).encode()
+    return _shallow(parsed)
 
 
 def parse_toml(text: str | bytes) -> dict[str, Any]:
@@ -60,10 +60,10 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
         ValueError: It is not TOML, or is nested too deeply.
     """
     try:
-        found = tomllib.loads(_decoded(text))
+        parsed = tomllib.loads(_decoded(text))
     except RecursionError:
         raise _TOO_DEEP from None
-    return _shallow(found)
+    return _shallow(parsed)
 
 
 def parse_xml(content: bytes) -> Element:

@@ -56,6 +56,10 @@ class Shown:
         """What a reader wants to know first, as tables and sentences for a terminal."""
         raise NotImplementedError
 
+    def about(self) -> dict[str, Any]:
+        """What it is, ready for JSON."""
+        raise NotImplementedError
+
     def __rich__(self) -> RenderableType:
         return Group(*self.told())
 
@@ -107,9 +111,12 @@ class Result(Shown):
         python = ", ".join(
             [*call["positional"].values(), *(f"{name}={text}" for name, text in call["keywords"].items())]
         )
-        output = [] if call["verb"] == "explain" else ["-o", self.name]
-        command = shlex.join(["unweave", call["verb"], *call["command"], *output])
-        return f"import unweave\n\nresult = unweave.{call['verb']}({python})\n\n# on the command line: {command}\n"
+        if call["command"] is None:
+            command = f"# no command line makes it: {call['unsaid']}"
+        else:
+            output = [] if call["verb"] == "explain" else ["-o", self.name]
+            command = f"# on the command line: {shlex.join(['unweave', call['verb'], *call['command'], *output])}"
+        return f"import unweave\n\nresult = unweave.{call['verb']}({python})\n\n{command}\n"
 
     def save(self, folder: str | PathLike[str], *, figure: bool = True) -> dict[str, str]:
         """Write it: `NAME.safetensors` and `NAME.json`, which `load` reads; a table as `NAME.parquet` and `NAME.md`;
@@ -177,47 +184,82 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         result = function(*args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
-        given = {name: value for name, value in given.items() if not name.startswith("on_")}
-        call = {
+        given = {name: value for name, value in given.items() if not name.startswith("on_") and name != "kept"}
+        call: dict[str, Any] = {
             "verb": function.__name__,
-            "positional": {name: _python(value) for name, value in given.items() if name not in keywords},
-            "keywords": {name: _python(value) for name, value in given.items() if name in keywords},
-            "command": [word for name, value in given.items() for word in _words(name, value)],
+            "positional": {name: _python(value, name) for name, value in given.items() if name not in keywords},
+            "keywords": {name: _python(value, name) for name, value in given.items() if name in keywords},
+            "command": None,
         }
+        try:
+            call["command"] = _command(given)
+        except ArgumentError as error:
+            call["unsaid"] = error.what
         versions = {name: metadata.version(name) for name in LIBRARIES}
         return replace(result, card={"call": call, "versions": versions, **result.card})
 
     return called
 
 
-def _python(value: Any) -> str:
-    """The Python that makes an argument again."""
+def _python(value: Any, name: str) -> str:
+    """The Python that makes an argument again; its name to fill in, where nothing does."""
     if hasattr(value, "as_code"):
         return str(value.as_code())
     if isinstance(value, PathLike):
         return repr(fspath(value))
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_python(key)}: {_python(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(f'{_python(key, name)}: {_python(part, name)}' for key, part in value.items())}}}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_python, value))}]"
+        return f"[{', '.join(_python(part, name) for part in value)}]"
     if is_dataclass(value) and not isinstance(value, type):
-        inside = ", ".join(f"{name}={_python(entry)}" for name, entry in _changed(value).items())
+        inside = ", ".join(f"{part}={_python(entry, part)}" for part, entry in _changed(value).items())
         return f"unweave.{type(value).__name__}({inside})"
-    return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else f"<{type(value).__name__}>"
+    return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else name
+
+
+def _command(given: Mapping[str, Any]) -> list[str]:
+    """The words of a command line for all arguments.
+
+    Raises:
+        ArgumentError: No words say one of them.
+    """
+    if given.get("images") and "model" not in given:
+        raise ArgumentError("No option says where images lie that contributions do not know.")
+    words: list[str] = []
+    for name, value in given.items():
+        said = _words(name, value)
+        # What goes through an aligner has its text space by that.
+        words += [] if said[:1] == ["--space"] and "--space" in words else said
+    return words
 
 
 def _words(name: str, value: Any) -> list[str]:
-    """An argument as words of the command line."""
+    """An argument as words of the command line.
+
+    Raises:
+        ArgumentError: No words say it.
+    """
     if hasattr(value, "as_options"):
         return list(value.as_options(name))
     if value is None or value is False:
         return []
-    if is_dataclass(value) and not isinstance(value, type):
-        return [word for part, entry in _changed(value).items() for word in _words(part, entry)]
-    if isinstance(value, (list, tuple)):
+    if is_dataclass(value) and not isinstance(value, (type, Result)):
+        changed = _changed(value)
+        unsaid = next(
+            (part.name for part in fields(value) if part.name in changed and part.metadata.get("unsaid")), None
+        )
+        if unsaid is not None:
+            raise ArgumentError(f"No option says `{unsaid}`.")
+        # Verbs differ in what tells classes where that is not said.
+        always = {part.name: getattr(value, part.name) for part in fields(value) if part.name == "by"}
+        return [word for part, entry in (always | changed).items() for word in _words(part, entry)]
+    if isinstance(value, (list, tuple)) and name not in _FILES:
         return [word for entry in value for word in _words(_SINGULAR.get(name, name), entry)]
-    if isinstance(value, Mapping):
-        return [word for key, entry in value.items() for word in _words(_SINGULAR.get(name, name), f"{key}={entry}")]
+    if isinstance(value, Mapping) and name in _PAIRED:
+        pairs = ((key, part) for key, entry in value.items() for part in ([entry] if isinstance(entry, str) else entry))
+        return [word for key, part in pairs for word in _words(_SINGULAR.get(name, name), f"{key}={part}")]
+    if not isinstance(value, (str, int, float, PathLike)):
+        raise ArgumentError(f"No words say `{name}`, a {type(value).__name__}.")
     dashes = "-" if len(name) == 1 else "--"
     option = [] if name in _PLACED else [f"{dashes}{_OPTIONS.get(name, name).replace('_', '-')}"]
     return option if value is True else [*option, fspath(value) if isinstance(value, PathLike) else str(value)]
@@ -228,6 +270,9 @@ _PLACED = ("model", "images", "source", "which")
 
 _SINGULAR = {"texts": "text", "classes": "class", "features": "feature", "methods": "method", "phrases": "call"}
 """What an option is called that is given once for each entry."""
+
+_PAIRED, _FILES = ("phrases", "best"), ("vocabulary", "among")
+"""Arguments whose entries are said as NAME=VALUE, and those that a command line takes from a file only."""
 
 _OPTIONS = {"among": "features", "texts": "text", "classes": "class"}
 """What an option is called that has another name than the argument."""
@@ -302,3 +347,16 @@ def rich_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[s
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return Group(Text(title, "bold"), drawn)  # a title of the table's own would be broken at its width
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes as people say it: `3.2 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
+
+
+def left_out(skipped: Sequence[tuple[str, str]], most: int = 20) -> RenderableType:
+    """The images that were left out, and why, for a terminal: the first so many."""
+    return rich_table(f"{len(skipped)} images were left out", {"image": "left", "why": "left"}, skipped[:most])

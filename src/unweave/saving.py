@@ -222,5 +222,5 @@ def components_of(fields: Sequence[dict[str, object]]) -> tuple[Component, ...]:
         ValueError, AttributeError: A field is of another type.
     """
     return tuple(
-        record(Component, {name: own for name, own in component.items() if name != "name"}) for component in fields
+        record(Component, {name: value for name, value in component.items() if name != "name"}) for component in fields
     )

@@ -94,6 +94,10 @@ class Source(Protocol):
         """The model and settings that the contributions come from, where they are known."""
 
     @property
+    def tolerance(self) -> float:
+        """The largest error of a sum that was allowed."""
+
+    @property
     def fields(self) -> Mapping[str, str]:
         """What is known of the images, and its type."""
 
@@ -103,6 +107,9 @@ class Source(Protocol):
     def as_code(self) -> str:
         """The Python that opens a view of it again."""
 
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name it as an argument; an error where nothing does."""
+
     def level(self, name: str) -> Source:
         """The same images at another level."""
 
@@ -111,6 +118,9 @@ class Source(Protocol):
 
     def representation(self, rows: Int[np.ndarray, " image"]) -> Float[Tensor, "image dim"]:
         """What the model itself computed."""
+
+    def error(self, rows: Int[np.ndarray, " image"]) -> Float[Tensor, " image"]:
+        """The relative error of each image's sum."""
 
     def logits(self, rows: Int[np.ndarray, " image"]) -> Float[Tensor, "image class"]:
         """What the model's classifier made of it."""

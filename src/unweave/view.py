@@ -27,6 +27,7 @@ from unweave.components import Component, Selection, select
 from unweave.errors import AlignmentError, ArgumentError, DataError
 from unweave.progress import OnProgress, silent
 from unweave.source import Maps, Origin, Rows, Source, numbered
+from unweave.steps import Step, as_python, as_words
 
 BUDGET = 2**28
 """Bytes of contributions, as float32, that a view has in memory at a time beside its result."""
@@ -56,7 +57,7 @@ class View:
     columns: tuple[int, ...]
     numbers: Int[np.ndarray, " image"]
     aligner: Maps | None = None
-    steps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @classmethod
     def of(cls, source: Source) -> View:
@@ -69,17 +70,20 @@ class View:
 
     def as_code(self) -> str:
         """The Python that opens it again."""
-        return self.source.as_code() + "".join(_call(name, arguments) for name, arguments in self.steps)
+        return self.source.as_code() + as_python(self.steps)
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that open it again."""
-        words = [str(self.source)]
-        for step, arguments in self.steps:
-            if step in ("where", "level"):
-                words += [word for argument in arguments for word in (f"--{step}", str(argument))]
-            elif step == "through" and arguments[0] is not None:
-                words += arguments[0].as_options("space")
-        return words
+        """The words of a command line that open it again.
+
+        Args:
+            name: The argument that it is: `source`, or one beside it, of which a command line knows less.
+
+        Raises:
+            ArgumentError: A command line cannot say which images or components these are.
+        """
+        if list(self.columns) != sorted(set(self.columns)):
+            raise ArgumentError("Components are chosen in an order of their own, which no option says.")
+        return self.source.as_options(name) + as_words(self.steps, name, self.numbers, self.components)
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
@@ -105,7 +109,11 @@ class View:
             places: Sequence[int] = selection
         else:
             places = select(self.components, selection)  # type: ignore[arg-type]
-        return self._step("select", selection, columns=tuple(self.columns[place] for place in places))
+        spelt = isinstance(selection, str) or (
+            isinstance(selection, (list, tuple)) and all(isinstance(part, str) for part in selection)
+        )
+        said = selection if spelt else list(places)
+        return self._step("select", said, columns=tuple(self.columns[place] for place in places))
 
     def where(self, *conditions: str, **values: object) -> View:
         """Only images for which every condition holds.
@@ -419,18 +427,3 @@ def _condition(text: str) -> tuple[str, str]:
     if not equals:
         raise ArgumentError(f"{text!r} is not a condition.", cure="write FIELD=VALUE, such as label=swan")
     return name, value
-
-
-def _call(name: str, arguments: Sequence[Any]) -> str:
-    """A step as Python."""
-    if name == "split":  # which gives two views
-        *arguments, side = arguments
-        return f".split({', '.join(map(_written, arguments))})[{side}]"
-    return f".{name}({', '.join(map(_written, arguments))})"
-
-
-def _written(value: Any) -> str:
-    """An argument as Python."""
-    if isinstance(value, (np.ndarray, Tensor)):
-        return repr(value.tolist())
-    return str(value.as_code()) if hasattr(value, "as_code") else repr(value)

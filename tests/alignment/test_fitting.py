@@ -11,6 +11,7 @@ import torch
 import unweave
 from stores import SMALL, Words, draw, model, remembering, space_of
 from tiny import SIZE, WIDTH, Vit, ready
+from unweave import Contributions
 from unweave.alignment import Aligner, Recipe, align, aligned, embeddings, view_card
 from unweave.alignment.fitting import identical
 from unweave.alignment.pairs import Pairs
@@ -44,7 +45,7 @@ def space():
 
 def test_a_store_a_view_and_a_batch_in_memory_are_aligned_alike(store, space):
     from_store, from_view, from_memory = (
-        align(source, space, RECIPE) for source in (store, store.view(), store.read())
+        align(source, space, RECIPE) for source in (store, store.view(), Contributions.of(store.view()))
     )
     assert from_store.identity == from_view.identity == from_memory.identity
     for other in (from_view, from_memory):
@@ -55,7 +56,7 @@ def test_a_store_a_view_and_a_batch_in_memory_are_aligned_alike(store, space):
 
 def test_images_that_are_given_are_those_that_are_known(store, space, tmp_path):
     images = unweave.open_images(str(store.manifest.listings[0].data))
-    contributions = store.read()
+    contributions = Contributions.of(store.view())
     known = replace(contributions, origin=replace(contributions.origin, images=()))
     with pytest.raises(DataError, match="can no longer be opened"):
         align(known, space, RECIPE)
@@ -79,7 +80,9 @@ def test_only_some_components_are_aligned_where_only_some_are_chosen(store, spac
     part = store.view().select("kind:head")
     aligner = align(part, space, RECIPE)
     assert aligner.components == part.components
-    assert torch.allclose(part.through(aligner).values(), aligner(store.read("kind:head")), atol=1e-5)
+    assert torch.allclose(
+        part.through(aligner).values(), aligner(Contributions.of(store.view().select("kind:head"))), atol=1e-5
+    )
 
 
 def test_the_own_encoder_of_a_space_gets_the_identity(store):
@@ -88,7 +91,7 @@ def test_the_own_encoder_of_a_space_gets_the_identity(store):
     assert aligner.measured["identity"] and torch.equal(aligner.maps[0], torch.eye(WIDTH))
     view, words = aligned(store, space)
     assert words is space and torch.allclose(view.values(), store.view().values())
-    assert torch.allclose(view.representation, store.representation(), atol=2e-3)
+    assert torch.allclose(view.representation, store.view().representation, atol=2e-3)
     assert torch.equal(identical(store.view(), space).maps, aligner.maps)
 
 
@@ -109,7 +112,7 @@ def test_too_few_images_and_fields_that_there_are_not(store, space):
 
 def test_contributions_of_no_known_model_cannot_be_aligned(store, space):
     with pytest.raises(AlignmentError, match="do not say of which model"):
-        align(replace(store.read(), origin=None), space, RECIPE)
+        align(replace(Contributions.of(store.view()), origin=None), space, RECIPE)
 
 
 def test_pairs_are_taken_row_by_row(store):
@@ -142,8 +145,8 @@ def test_an_aligner_its_folder_and_a_view_through_it_lead_to_the_same(store, spa
         (store, str(tmp_path / "a")),
         (store.view().through(aligner), None),
         (store.view().through(aligner), space),
-        (store.read(), aligner),
-        (replace(store.read(), origin=None), aligner),
+        (Contributions.of(store.view()), aligner),
+        (replace(Contributions.of(store.view()), origin=None), aligner),
     ):
         view, words = aligned(source, leading)
         assert words is space and torch.allclose(view.values(), expected, atol=1e-6)

@@ -166,7 +166,7 @@ def test_a_batch_in_memory_is_named_as_a_store(tmp_path, monkeypatch):
     values = noise()
     store = stored(tmp_path / "s", values, NAMES)
     none = torch.zeros(len(values))
-    memory = Contributions(values, NAMES, tuple(store.ids), values.sum(1), none, origin=store.origin("head"))
+    memory = Contributions(values, NAMES, tuple(store.ids), values.sum(1), none, origin=store.view().origin)
     nameless = Contributions(values, NAMES, tuple(store.ids), values.sum(1), none)
     expected = named(store.view().through(aligner())).table()
     for source in (memory, nameless, store):
@@ -196,3 +196,14 @@ def test_names_are_saved_and_read(tmp_path):
     assert again.table().equals(names.table()) and again.card == names.card
     assert names.card["phrases"] == 40 and "unweave.label(" in names.code()
     assert "blocks.0" in repr(names)
+
+
+def test_pictures_that_can_no_longer_be_opened_are_left_out_and_why_is_said(tmp_path):
+    view, images = seen(tmp_path / "s", noise()), tmp_path / "moved"
+    whole = named(view)
+    names = label(view, WORDS, space=space_of(DIM), top=3)
+    assert names.shown == () and names.table().equals(whole.table())
+    said = names.card["pictures left out"]
+    assert said.startswith("The pictures of 3 components were left out: ") and said in " ".join(repr(names).split())
+    assert "pictures left out" not in whole.card and not images.exists()
+    assert "figure" not in names.save(tmp_path / "out") and Names.load(tmp_path / "out").card == names.card

@@ -237,7 +237,7 @@ def test_a_batch_in_memory_is_scored_as_a_store(tmp_path):
     values = noise()
     store = stored(tmp_path / "s", values, NAMES)
     none = torch.zeros(len(values))
-    memory = Contributions(values, NAMES, tuple(store.ids), values.sum(1), none, origin=store.origin("head"))
+    memory = Contributions(values, NAMES, tuple(store.ids), values.sum(1), none, origin=store.view().origin)
     nameless = Contributions(values, NAMES, tuple(store.ids), values.sum(1), none)
     expected = score(store.view().through(aligner()), FEATURES, space=space_of(DIM), samples=20)
     for source in (memory, nameless, store):

@@ -57,14 +57,11 @@ def test_an_interruption_says_what_is_left(run, monkeypatch):
     whole = job.Extraction.run
 
     def interrupted(self, part, **options):
-        seen = []
-
-        def on_images(count):
-            seen.append(count)
-            if sum(seen) > 5:
+        def on_progress(what, done, total):
+            if done > 5:
                 raise KeyboardInterrupt
 
-        whole(self, part, **options | {"on_images": on_images})
+        whole(self, part, on_progress=on_progress)
 
     monkeypatch.setattr(job.Extraction, "run", interrupted)
     result = run("extract", MODEL, DATA, "-o", "s", *FEW)

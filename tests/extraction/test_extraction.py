@@ -20,6 +20,7 @@ from PIL import Image
 
 import unweave
 from stores import SMALL, draw, model, remembered
+from unweave import Contributions
 from unweave.errors import ArgumentError, DataError, StoreError, UnweaveError
 from unweave.extraction import Part, Settings, estimate, extract, job, prepare, verify
 from unweave.images import open_images
@@ -45,9 +46,9 @@ def content(place):
     """All that a store holds, without what says when it was made."""
     store = Store(place)
     return (
-        {level: store.read(level=level).values.numpy().tobytes() for level in store.manifest.levels},
-        store.representation().numpy().tobytes(),
-        store.logits().numpy().tobytes(),
+        {level: store.view(level).values().numpy().tobytes() for level in store.manifest.levels},
+        store.view().representation.numpy().tobytes(),
+        store.view().logits.numpy().tobytes(),
         store.table.to_pydict(),
         store.skipped,
     )
@@ -63,22 +64,22 @@ def test_the_store_holds_what_the_plan_gives(photos, tmp_path):
     for level in ("head", "layer"):
         plan = remembered(model(), ("head", "layer"), None, attention="through", nonlinear="stop")[level]
         expected = plan.run(torch.stack(found))
-        stored = store.read(level=level)
+        stored = Contributions.of(store.view(level))
         assert stored.components == expected.components
         assert (stored.values - expected.values).abs().max() < 1e-6
-        assert torch.equal(store.read("*blocks.1.*", level=level).values, stored["*blocks.1.*"].values)
-    assert (store.representation() - expected.representation).abs().max() < 1e-6
+        assert torch.equal(store.view(level).select("*blocks.1.*").values(), stored["*blocks.1.*"].values.float())
+    assert (store.view().representation - expected.representation).abs().max() < 1e-6
     with torch.no_grad():
-        assert (store.logits() - model().module(torch.stack(found))).abs().max() < 1e-5
-    total = store.read().values.sum(1) - store.representation()
-    assert (total.norm(dim=-1) / store.representation().norm(dim=-1)).max() < 1e-5
+        assert (store.view().logits - model().module(torch.stack(found))).abs().max() < 1e-5
+    total = store.view().values().sum(1) - store.view().representation
+    assert (total.norm(dim=-1) / store.view().representation.norm(dim=-1)).max() < 1e-5
 
 
 def test_what_rounding_costs_is_recorded(photos, tmp_path):
     exact = extract(model(), str(photos), tmp_path / "a", replace(SMALL, dtype="float32"))
     rounded = extract(model(), str(photos), tmp_path / "b", SMALL)
-    moved = (exact.read().values - rounded.read().values.float()).sum(1).norm(dim=-1)
-    expected = moved / exact.representation().norm(dim=-1)
+    moved = (exact.view().values() - rounded.view().values().float()).sum(1).norm(dim=-1)
+    expected = moved / exact.view().representation.norm(dim=-1)
     recorded = torch.tensor(rounded.field("rounding"))
     assert torch.allclose(recorded, expected, rtol=1e-3) and 1e-6 < float(recorded.max()) < 1e-2
     assert max(exact.field("rounding")) == 0
@@ -88,7 +89,7 @@ def test_a_selection_keeps_the_sum(photos, tmp_path):
     settings = replace(SMALL, select=("*blocks.1.*",), dtype="float32")
     store = extract(model(), str(photos), tmp_path / "s", settings)
     assert store.components()[-1].kind == "rest" and store.manifest.selection == ("*blocks.1.*",)
-    assert (store.read().values.sum(1) - store.representation()).abs().max() < 1e-5
+    assert (store.view().values().sum(1) - store.view().representation).abs().max() < 1e-5
 
 
 def test_broken_images_are_recorded_and_the_others_stay_themselves(photos, tmp_path):
@@ -98,7 +99,7 @@ def test_broken_images_are_recorded_and_the_others_stay_themselves(photos, tmp_p
     assert [name for name, _ in store.skipped] == ["0002.png", "0007.png"]
     assert "known format" in store.skipped[0][1] and "empty" in store.skipped[1][1]
     whole = extract(model(), str(draw(tmp_path / "whole", 11)), tmp_path / "w", SMALL)
-    assert torch.allclose(store.read().values.float(), whole.read(rows=store.ids).values.float(), atol=1e-3)
+    assert torch.allclose(store.view().values().float(), whole.view().rows(store.ids).values().float(), atol=1e-3)
     with pytest.raises(DataError, match="known format"):
         extract(model(), str(photos), tmp_path / "t", replace(SMALL, on_error="raise"))
 
@@ -132,7 +133,7 @@ def test_a_number_too_large_for_the_store_is_an_error(photos, tmp_path, monkeypa
 def test_a_store_at_a_url(photos, tmp_path):
     url = f"memory://{tmp_path}/store"
     there, here = (extract(model(), str(photos), place, SMALL) for place in (url, tmp_path / "s"))
-    assert torch.equal(there.read().values, here.read().values) and there.ids == here.ids
+    assert torch.equal(there.view().values(), here.view().values()) and there.ids == here.ids
     assert extract(model(), str(photos), url, SMALL).ids == here.ids
     assert verify(there, rows=4, model=model(), images={0: open_images(str(photos))}).faults == []
 
@@ -150,16 +151,13 @@ def test_what_is_done_is_not_done_again(photos, tmp_path, monkeypatch):
 
 def test_an_interrupted_extraction_goes_on(photos, tmp_path):
     extract(model(), str(photos), tmp_path / "whole", SMALL)
-    seen = 0
 
-    def interrupt(count):
-        nonlocal seen
-        seen += count
-        if seen > 6:
+    def interrupt(what, done, total):
+        if done > 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(model(), str(photos), tmp_path / "s", SMALL, on_images=interrupt)
+        extract(model(), str(photos), tmp_path / "s", SMALL, on_progress=interrupt)
     assert not holders(Place(tmp_path / "s")) and writer.done(Place(tmp_path / "s")) == {0}
     extract(model(), str(photos), tmp_path / "s", SMALL)
     assert content(tmp_path / "s") == content(tmp_path / "whole")
@@ -177,16 +175,16 @@ def test_a_file_without_its_record_is_written_again(photos, tmp_path):
 
 def test_new_images_are_appended_and_known_ones_skipped(photos, tmp_path):
     extract(model(), str(photos), tmp_path / "s", SMALL)
-    first = Store(tmp_path / "s").read().values
+    first = Store(tmp_path / "s").view().values()
     draw(photos, 6, first=100)
     with pytest.raises(StoreError, match="6 are new and 0 are gone") as caught:
         extract(model(), str(photos), tmp_path / "s", SMALL)
     assert "--append" in str(caught.value)
     store = extract(model(), str(photos), tmp_path / "s", SMALL, append=True)
     assert store.ids == [f"{number:04}.png" for number in [*range(11), *range(100, 106)]]
-    assert torch.equal(store.read(rows=slice(11)).values, first)
+    assert torch.equal(store.view().rows(slice(11)).values(), first)
     alone = extract(model(), str(draw(tmp_path / "new", 6, first=100)), tmp_path / "n", SMALL)
-    assert torch.equal(store.read(rows=alone.ids).values, alone.read().values)
+    assert torch.equal(store.view().rows(alone.ids).values(), alone.view().values())
     again = extract(model(), str(photos), tmp_path / "s", SMALL, append=True)
     assert again.ids == store.ids and len(again.manifest.listings) == 2
 
@@ -195,11 +193,11 @@ def test_an_interrupted_append_goes_on(photos, tmp_path):
     extract(model(), str(photos), tmp_path / "s", SMALL)
     draw(photos, 6, first=100)
 
-    def interrupt(count):
+    def interrupt(what, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(model(), str(photos), tmp_path / "s", SMALL, append=True, on_images=interrupt)
+        extract(model(), str(photos), tmp_path / "s", SMALL, append=True, on_progress=interrupt)
     assert len(extract(model(), str(photos), tmp_path / "s", SMALL, append=True)) == 17
 
 
@@ -249,7 +247,7 @@ def test_another_model_is_refused_by_its_weights(photos, tmp_path):
 @pytest.mark.parametrize("edit", ["in place", "data", "assigned"])
 def test_a_model_that_was_edited_since_is_another(photos, tmp_path, edit):
     own = copy.deepcopy(model())
-    stored = extract(own, str(photos), tmp_path / "s", SMALL).read().values
+    stored = extract(own, str(photos), tmp_path / "s", SMALL).view().values()
     prepared = prepare(own, str(photos), tmp_path / "other", SMALL)
     name, weight = next((name, own) for name, own in own.module.named_parameters() if name.endswith("norm.weight"))
     if edit == "in place":
@@ -264,7 +262,7 @@ def test_a_model_that_was_edited_since_is_another(photos, tmp_path, edit):
         extract(own, str(photos), tmp_path / "s", SMALL, append=True)
     with pytest.raises(StoreError, match="differs in its weights hash"):
         prepared.run()
-    assert torch.equal(Store(tmp_path / "s").read().values, stored)
+    assert torch.equal(Store(tmp_path / "s").view().values(), stored)
 
 
 def test_the_batch_of_the_store_is_kept(photos, tmp_path):
@@ -371,12 +369,12 @@ def test_a_lease_breathes(tmp_path, monkeypatch):
 def test_a_dry_run_writes_nothing_and_counts_the_bytes(photos, tmp_path):
     found = estimate(model(), str(photos), tmp_path / "s", SMALL)
     assert not (tmp_path / "s").exists()
-    assert found["images"] == 11 and found["stored"] == 0 and found["seconds"] > 0
+    assert found.images == 11 and found.stored == 0 and found.seconds > 0
     store = extract(model(), str(photos), tmp_path / "s", SMALL)
-    assert unweave.store.summary(store)["bytes"] == found["bytes"]
+    assert store.about()["bytes"] == found.bytes
     again = estimate(model(), str(photos), tmp_path / "s", SMALL)
-    assert again["stored"] == 11 and again["bytes"] == again["seconds"] == 0
-    json.dumps(found)
+    assert again.stored == 11 and again.bytes == again.seconds == 0
+    json.dumps(found.about())
 
 
 def test_a_sound_store_is_found_sound(photos, tmp_path):
@@ -434,8 +432,7 @@ def test_what_is_damaged_is_made_anew_by_the_same_extraction(photos, tmp_path, n
         with pytest.raises(StoreError) as caught:
             if name.startswith(("records", "listings")):
                 (tmp_path / "s/index.parquet").unlink()
-            store = Store(tmp_path / "s")
-            store.read()
+            Contributions.of(Store(tmp_path / "s").view())
         assert "run the same `unweave extract` again" in str(caught.value)
     extract(model(), str(photos), tmp_path / "s", SMALL)
     assert content(tmp_path / "s") == before
@@ -530,7 +527,7 @@ def test_a_store_that_may_not_be_written_is_refused(photos, tmp_path):
             pytest.skip("this user may write everywhere")
         with pytest.raises(StoreError, match="Permission denied"):
             extract(model(), str(photos), tmp_path / "s", SMALL, append=True)
-        assert len(Store(tmp_path / "s").read().ids) == 11
+        assert len(Store(tmp_path / "s")) == 11
     finally:
         for path in [tmp_path / "s", *(tmp_path / "s").rglob("*")]:
             path.chmod(0o755)
@@ -548,7 +545,7 @@ def test_a_read_only_file_system_is_refused(photos, tmp_path):
         draw(photos, 2, first=60)
         with pytest.raises(StoreError, match="Read-only file system"):
             extract(model(), str(photos), mounted, SMALL, append=True)
-        assert np.array_equal(Store(mounted).read().values, Store(tmp_path / "s").read().values)
+        assert np.array_equal(Store(mounted).view().values(), Store(tmp_path / "s").view().values())
     finally:
         subprocess.run(["umount", "-l", str(mounted)], check=True)
 
@@ -564,22 +561,19 @@ def test_processes_write_the_same_bytes(tmp_path):
         "pocket/deit",
         open_images("pocket/evaluation", limit=20),
         tmp_path / "b",
-        settings,
-        launcher="processes",
-        workers=2,
-        on_images=seen.append,
+        replace(settings, launcher="processes", workers=2),
+        on_progress=lambda what, done, total: seen.append((done, total)),
     )
-    assert sum(seen) == 20
-    assert torch.equal(here.read().values, there.read().values) and here.ids == there.ids
+    assert seen[-1] == (20, 20) and seen == sorted(seen)
+    assert torch.equal(here.view().values(), there.view().values()) and here.ids == there.ids
 
 
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
-    extraction = prepare(
-        "pocket/deit", open_images("pocket/evaluation", limit=8), tmp_path / "s", Settings(rows=8, batch=4)
-    )
+    settings = Settings(rows=8, batch=4, launcher="processes", workers=1)
+    extraction = prepare("pocket/deit", open_images("pocket/evaluation", limit=8), tmp_path / "s", settings)
     text = extraction.place.read("manifest.json").replace(b'"weights_hash": "', b'"weights_hash": "x')
     extraction.place.write("manifest.json", text)
     with pytest.raises(UnweaveError, match="differs in its weights hash"):
-        extraction.run(launcher="processes", workers=1)
+        extraction.run()
     with pytest.raises(UnweaveError, match="0 workers"):
-        extraction.run(launcher="processes", workers=0)
+        replace(extraction, settings=replace(settings, workers=0)).run()

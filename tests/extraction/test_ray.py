@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 SETTINGS = Settings(rows=8, batch=4, device="cpu")
+ON_RAY = replace(SETTINGS, launcher="ray", workers=1)
 
 
 def actors():
@@ -32,7 +34,7 @@ def actors():
 
 def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
     here = extract("pocket/deit", open_images("pocket/evaluation", limit=64), tmp_path / "here", SETTINGS)
-    extraction = prepare("pocket/deit", open_images("pocket/evaluation", limit=64), tmp_path / "ray", SETTINGS)
+    extraction = prepare("pocket/deit", open_images("pocket/evaluation", limit=64), tmp_path / "ray", ON_RAY)
     killed = []
 
     def kill():
@@ -44,11 +46,10 @@ def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    seen = []
-    extraction.run(launcher="ray", workers=1, on_images=seen.append)
+    extracted = extraction.run()
     killer.join(10)
-    assert killed and sum(seen) == 64
+    assert killed and extracted.images == 64
     there = Store(tmp_path / "ray")
-    assert there.ids == here.ids and torch.equal(there.read().values, here.read().values)
+    assert there.ids == here.ids and torch.equal(there.view().values(), here.view().values())
     _, left = psutil.wait_procs(actors(), timeout=30)
     assert not left

@@ -14,7 +14,8 @@ from PIL import Image
 from pyarrow import csv as tables
 from pyarrow import parquet
 
-from unweave.errors import DataError
+import unweave
+from unweave.errors import ArgumentError, DataError
 from unweave.images import ImageSet, open_images
 from unweave.images.imageset import columns
 
@@ -381,3 +382,29 @@ def test_a_set_tells_itself_from_another_with_the_same_table():
     table = columns({"id": ["a"]}, where="")
     one, two = (ImageSet("", table, lambda row: Image.new("RGB", (1, 1)), mark=mark) for mark in ("x", "y"))
     assert one.fingerprint != two.fingerprint
+
+
+def test_a_set_says_how_it_is_opened_again(tmp_path):
+    for split in ("train", "test"):
+        for number in range(3):
+            path = tmp_path / split / "swan" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    whole, place = open_images(str(tmp_path)), str(tmp_path)
+    test = open_images(str(tmp_path), split="test", max_pixels=178_956_970)
+    for images, words in (
+        (whole, []),
+        (whole[:4], ["--limit", "4"]),
+        (test, ["--split", "test", "--max-pixels", "178956970"]),
+        (test[:2].at("token 0,0", "token 0,1"), ["--split", "test", "--limit", "2", "--max-pixels", "178956970"]),
+        (whole[2:4], None),
+        (test.take([2, 0]), None),
+    ):
+        again = eval(images.as_code(), {"unweave": unweave})
+        assert again.ids == images.ids and again.regions == images.regions
+        if words is None:
+            with pytest.raises(ArgumentError, match="No option chooses single images"):
+                images.as_options("images")
+        else:
+            said = images.as_options("images")
+            assert said[: 1 + len(words)] == [place, *words] and len(said) == 1 + len(words) + 2 * len(images.regions)

@@ -229,3 +229,15 @@ def test_the_verb(tmp_path, birds, monkeypatch):
     ):
         result = CliRunner().invoke(app, wrong)
         assert result.exit_code == 2 and what in result.stderr, result.output
+
+
+def test_a_setting_says_how_it_is_made_again(tmp_path):
+    pocket = pocket_setting(tmp_path, limit=3, seed=2)
+    assert eval(pocket.as_code(), {"unweave": unweave}) == pocket
+    assert pocket.as_options("setting") == ["--work", str(tmp_path), "--pocket", "--limit", "3", "--seed", "2"]
+    published = Setting(tmp_path, data="birds", fitted="photos", random_weights=True)
+    assert eval(published.as_code(), {"unweave": unweave}) == published
+    assert published.as_options("setting")[2:] == ["--data", "birds", "--fit", "photos", "--random-weights"]
+    subject = Subject("DINO ViT-B/16", "timm/vit_base_patch16_224.dino", "probe")
+    assert eval(subject.as_code(), {"unweave": unweave}) == subject
+    assert subject.as_options("subjects") == ["--model", "DINO ViT-B/16"]

@@ -16,10 +16,11 @@ from pyarrow import parquet
 from safetensors.numpy import load
 
 import unweave
+from unweave import Contributions
 from unweave.components import Component
 from unweave.errors import ArgumentError, DataError, StoreError
 from unweave.extraction import verify
-from unweave.store import Manifest, Place, Store, export, summary, writer
+from unweave.store import Manifest, Place, Store, export, writer
 from unweave.store.blocks import file
 from unweave.store.manifest import Listing
 from unweave.store.writer import Block
@@ -119,12 +120,12 @@ def test_every_row_knows_its_image(filled):
     assert filled.ids == [f"ü/{n}.png" for n in GOOD] and len(filled) == 9
     assert filled.skipped == [(f"ü/{n}.png", f"broken {n}") for n in BROKEN]
     assert filled.field("label") == ["swan" if n % 3 else "dück" for n in GOOD]
-    found = filled.read()
+    found = Contributions.of(filled.view())
     assert found.ids == tuple(filled.ids) and found.components == COMPONENTS["head"]
     assert np.array_equal(found.values.numpy(), values["head"][GOOD])
-    assert np.array_equal(filled.read(level="layer").values.numpy(), values["layer"][GOOD])
+    assert np.array_equal(filled.view("layer").values().numpy(), values["layer"][GOOD])
     assert np.array_equal(found.representation.numpy(), z[GOOD])
-    assert np.array_equal(filled.logits().numpy(), logits[GOOD])
+    assert np.array_equal(filled.view().logits.numpy(), logits[GOOD])
     assert found.error.tolist() == pytest.approx([n * 1e-7 for n in GOOD])
     assert found.origin.weights_hash == "abc" and found.origin.skipped == tuple(filled.skipped)
 
@@ -146,17 +147,18 @@ def test_every_row_knows_its_image(filled):
 )
 def test_rows_and_components_in_any_order(filled, rows, expected, components, columns):
     values, z, _ = truth()
-    found = filled.read(components, rows)
+    found = filled.view().select(components).rows(rows)
     numbers = [GOOD[row] for row in expected]
-    assert np.array_equal(found.values.numpy(), values["head"][numbers][:, list(columns)])
+    assert np.array_equal(found.values().numpy(), values["head"][numbers][:, list(columns)])
     assert np.array_equal(found.representation.numpy(), z[numbers])
     assert found.ids == tuple(f"ü/{n}.png" for n in numbers)
 
 
 def test_batches_are_the_whole_in_pieces(filled):
-    parts = list(filled.batches("blocks.0.*", size=4))
+    view = filled.view().select("blocks.0.*")
+    parts = list(view.batches(4))
     assert [len(part.ids) for part in parts] == [4, 4, 1]
-    assert torch.equal(torch.cat([part.values for part in parts]), filled.read("blocks.0.*").values)
+    assert torch.equal(torch.cat([part.values() for part in parts]), view.values())
 
 
 def test_only_the_bytes_that_are_asked_for_are_read(filled):
@@ -168,12 +170,12 @@ def test_only_the_bytes_that_are_asked_for_are_read(filled):
         content[start : start + 4 * rows * DIM * 2] = b"\xff" * (4 * rows * DIM * 2)
         filled.place.write(file("contributions/head", block), bytes(content))
     values, _, _ = truth()
-    assert np.array_equal(filled.read("blocks.1.*").values.numpy(), values["head"][GOOD][:, 4:])
-    assert not np.array_equal(filled.read("embed").values.numpy(), values["head"][GOOD][:, :1])
+    assert np.array_equal(filled.view().select("blocks.1.*").values().numpy(), values["head"][GOOD][:, 4:])
+    assert not np.array_equal(filled.view().select("embed").values().numpy(), values["head"][GOOD][:, :1])
     with pytest.raises(StoreError, match="not those that were written") as caught:
-        Store(filled.place, check=True).read("embed")
+        Store(filled.place, check=True).view().select("embed").values()
     assert "verify STORE --repair" in str(caught.value)
-    assert Store(filled.place, check=True).read("blocks.1.*").values.shape == (9, 3, DIM)
+    assert Store(filled.place, check=True).view().select("blocks.1.*").values().shape == (9, 3, DIM)
 
 
 def test_only_the_bytes_that_are_asked_for_travel(filled, monkeypatch):
@@ -182,7 +184,7 @@ def test_only_the_bytes_that_are_asked_for_travel(filled, monkeypatch):
     asked = []
     spans = Place.spans
     monkeypatch.setattr(Place, "spans", lambda self, name, own: asked.extend(own) or spans(self, name, own))
-    filled.values([1, 2, 6], slice(0, 3))
+    filled.view().select([1, 2, 6]).rows(slice(0, 3)).values()
     assert [end - start for start, end in asked] == [2 * 3 * DIM * 2, 3 * DIM * 2]
 
 
@@ -201,19 +203,19 @@ def test_components_that_write_nothing_are_there(place):
     values["head"][:, 2] = 0
     put(place, manifest, 0, values, z, logits, broken=())
     writer.merge(place, manifest)
-    assert np.array_equal(Store(place).read().values.numpy(), values["head"])
+    assert np.array_equal(Store(place).view().values().numpy(), values["head"])
 
 
 def test_a_store_of_one_image_and_one_where_all_are_broken(place, tmp_path):
     manifest = begun(place, 1)
     put(place, manifest, 0, *truth(1), broken=())
-    assert len(Store(place)) == 1 and Store(place).read().values.shape == (1, 7, DIM)
+    assert len(Store(place)) == 1 and Store(place).view().values().shape == (1, 7, DIM)
     other = Place(tmp_path / "other")
     manifest = begun(other, 2)
     put(other, manifest, 0, *truth(2), broken=(0, 1))
     found = Store(other)
-    assert len(found) == 0 and found.read().values.shape == (0, 7, DIM) and len(found.skipped) == 2
-    assert summary(found)["largest_error"] is None
+    assert len(found) == 0 and found.view().values().shape == (0, 7, DIM) and len(found.skipped) == 2
+    assert found.about()["largest_error"] is None
 
 
 # --- what is not there yet
@@ -228,7 +230,7 @@ def test_a_store_that_is_not_finished_opens_only_on_request(place):
     found = Store(place, partial=True)
     assert found.missing == [0, 2] and found.ids == [f"ü/{n}.png" for n in range(4, 8)]
     values, _, _ = truth()
-    assert np.array_equal(found.read().values.numpy(), values["head"][4:8])
+    assert np.array_equal(found.view().values().numpy(), values["head"][4:8])
 
 
 def test_more_images_come_after_those_that_are_there(filled):
@@ -242,7 +244,7 @@ def test_more_images_come_after_those_that_are_there(filled):
     assert writer.merge(place, more)
     found, (values, _, _) = Store(place), truth()
     assert found.ids[9:] == ["ü/100.png", "ü/101.png", "ü/102.png"]
-    assert np.array_equal(found.read().values.numpy(), np.concatenate([values["head"][GOOD], new[0]["head"]]))
+    assert np.array_equal(found.view().values().numpy(), np.concatenate([values["head"][GOOD], new[0]["head"]]))
 
 
 def test_a_block_that_is_written_again_is_the_same(filled):
@@ -257,18 +259,18 @@ def test_a_block_that_is_written_again_is_the_same(filled):
 
 def test_questions_without_an_answer_are_refused(filled):
     for question, error, what in (
-        (lambda: filled.read(level="token"), StoreError, "no level 'token'"),
-        (lambda: filled.read("nothing.*"), ArgumentError, "nothing"),
-        (lambda: filled.read(rows=[9]), DataError, "none with the number 9"),
-        (lambda: filled.read(rows=["nobody"]), DataError, "no image 'nobody'"),
-        (lambda: filled.read(rows=[True]), DataError, "do not choose"),
+        (lambda: filled.view("token"), StoreError, "no level 'token'"),
+        (lambda: filled.view().select("nothing.*"), ArgumentError, "nothing"),
+        (lambda: filled.view().rows([9]), DataError, "none with the number 9"),
+        (lambda: filled.view().rows(["nobody"]), DataError, "no image 'nobody'"),
+        (lambda: filled.view().rows([True]), DataError, "do not choose"),
         (lambda: filled.field("colour"), DataError, "no field 'colour'"),
-        (lambda: filled.chosen(["label"]), StoreError, "no condition"),
-        (lambda: export(filled, "x", rows=[]), StoreError, "No image"),
+        (lambda: filled.view().where("label"), ArgumentError, "not a condition"),
+        (lambda: export(filled.view().rows([]), "x"), DataError, "No image"),
     ):
         with pytest.raises(error, match=what):
             question()
-    assert filled.chosen(["label=dück"]).tolist() == filled.where("label", "dück").tolist() == [0, 2, 5]
+    assert filled.view().where("label=dück").numbers.tolist() == [0, 2, 5]
 
 
 def test_nothing_there(tmp_path):
@@ -281,9 +283,9 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize("field", ["model", "weights_hash", "preprocessing", "levels", "dtype", "selection"])
 def test_another_model_is_refused_by_the_field_that_differs(filled, field):
     own = filled.manifest.identity
-    filled.agree(**own)
+    filled.manifest.agree(own, where="here")
     with pytest.raises(StoreError, match=f"differs in its {field.replace('_', ' ')}") as caught:
-        filled.agree(**own | {field: ["other"]})
+        filled.manifest.agree(own | {field: ["other"]}, where="here")
     assert f"field `{field}`" in str(caught.value)
 
 
@@ -308,7 +310,7 @@ def test_a_damaged_table_is_named(filled, name):
     with pytest.raises(StoreError, match="table of the store is damaged") as caught:
         if name.startswith("listings"):
             filled.place.remove("index.parquet")
-        Store(filled.place).read()
+        Store(filled.place).view().values()
     assert name in str(caught.value)
 
 
@@ -320,9 +322,9 @@ def test_a_damaged_block_is_named_and_never_read_as_other_numbers(filled, damage
     if damage != "gone":
         filled.place.write(name, content[:30] if damage == "short" else content[:100] + b"7 bytes" + content[100:])
     with pytest.raises(StoreError, match="is missing" if damage == "gone" else "bytes and should have") as caught:
-        Store(filled.place).read("embed")
+        Store(filled.place).view().select("embed").values()
     assert f"{filled.place}/{name}" in str(caught.value) and "unweave extract" in str(caught.value)
-    assert filled.read("embed", slice(0, 3)).values.shape == (3, 1, DIM)
+    assert filled.view().select("embed").rows(slice(0, 3)).values().shape == (3, 1, DIM)
 
 
 def test_opening_runs_nothing(filled):
@@ -337,25 +339,25 @@ def test_opening_runs_nothing(filled):
 
 
 def test_a_part_as_contributions(filled, tmp_path):
-    file = export(filled, tmp_path / "out", "blocks.1.*", slice(2, 8))
-    found, expected = unweave.Contributions.load(file), filled.read("blocks.1.*", slice(2, 8))
+    view = filled.view().select("blocks.1.*").rows(slice(2, 8))
+    found, expected = Contributions.load(export(view, tmp_path / "out")), Contributions.of(view)
     assert torch.equal(found.values, expected.values) and found.ids == expected.ids
     assert found.components == expected.components and found.origin == expected.origin
 
 
 def test_a_part_as_a_table(filled, tmp_path):
-    file = export(filled, tmp_path / "deep/out.parquet", "blocks.1.*", [5, 2])
-    table, expected = parquet.read_table(file), filled.read("blocks.1.*", [5, 2])
+    expected = filled.view().select("blocks.1.*").rows([5, 2])
+    table = parquet.read_table(export(expected, tmp_path / "deep/out.parquet"))
     assert table["id"].to_pylist() == list(expected.ids) and table["label"].to_pylist() == ["dück", "dück"]
     values = np.stack([np.stack(table[str(one)].to_pylist()) for one in expected.components], 1)
-    assert np.array_equal(values, expected.values.numpy())
+    assert np.array_equal(values, expected.values().numpy())
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be written"):
-        export(filled, tmp_path / "file/out.parquet")
+        export(expected, tmp_path / "file/out.parquet")
 
 
 def test_a_summary_counts_the_bytes(filled):
-    found = summary(filled)
+    found = filled.about()
     assert found["rows"] == 9 and found["missing"] == 0 and found["components"] == {"head": 7, "layer": 3}
     lengths = [filled.place.sizes(name) for name in ("contributions/head", "contributions/layer", "representation")]
     lengths = [length for own in (*lengths, filled.place.sizes("logits")) for length in own.values()]
@@ -388,13 +390,17 @@ def test_a_store_of_version_1_is_read(old):
     values, z, logits = truth()
     store = unweave.open_store(old)
     assert store.manifest.version == 1 and store.ids == [f"ü/{n}.png" for n in GOOD]
-    assert np.array_equal(store.read().values.numpy(), values["head"][GOOD])
-    assert np.array_equal(store.read("blocks.1.*", [5, 2, 8]).values.numpy(), values["head"][[6, 3, 10]][:, 4:])
-    assert np.array_equal(store.read(level="layer").values.numpy(), values["layer"][GOOD])
-    assert np.array_equal(store.representation().numpy(), z[GOOD]) and np.array_equal(store.logits(), logits[GOOD])
+    assert np.array_equal(store.view().values().numpy(), values["head"][GOOD])
+    assert np.array_equal(
+        store.view().select("blocks.1.*").rows([5, 2, 8]).values().numpy(), values["head"][[6, 3, 10]][:, 4:]
+    )
+    assert np.array_equal(store.view("layer").values().numpy(), values["layer"][GOOD])
+    assert np.array_equal(store.view().representation.numpy(), z[GOOD]) and np.array_equal(
+        store.view().logits, logits[GOOD]
+    )
     assert verify(store, rows=0).faults == []
     (old / "index.parquet").unlink()
-    assert np.array_equal(Store(old).read().values.numpy(), values["head"][GOOD])
+    assert np.array_equal(Store(old).view().values().numpy(), values["head"][GOOD])
 
 
 def test_a_store_of_version_1_is_not_written(old):
@@ -417,10 +423,10 @@ def test_a_damaged_store_of_version_1_is_an_error(old, damage):
         case "array":
             path.write_bytes(content.replace(b"float16", b"float32"))
     with pytest.raises(StoreError, match=r"not those that were written|missing or damaged"):
-        Store(old).read()
+        Store(old).view().values()
 
 
 def test_zarr_that_is_not_installed_is_named(old, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(StoreError, match="pip install zarr"):
-        Store(old).read()
+        Store(old).view().values()

@@ -106,7 +106,7 @@ def test_accuracies_by_group_are_those_of_the_written_out_sums(sides):
 
 
 def in_memory(store):
-    values, names = store.read().values, ("label", "where")
+    values, names = store.view().values(), ("label", "where")
     fields = {name: store.field(name) for name in names}
     return Contributions(values, NAMES, tuple(store.ids), values.sum(1), torch.zeros(len(values)), fields=fields)
 
@@ -207,6 +207,7 @@ def test_a_debiasing_is_saved_and_read(sides, tmp_path):
     assert again.card == debiasing.card and again.card["attribute"] == "where"
     assert "worst group" in repr(debiasing) and "ablated: blocks.0.attn.head.3, blocks.0.mlp" in repr(debiasing)
     assert again.with_checkpoint({"k": 1}).card["checkpoint"] == {"k": 1}
+    assert again.classification == debiasing.classification and again.classification.by == "probe"
 
 
 def test_groups_that_cannot_be(tmp_path, sides):

@@ -104,7 +104,7 @@ def test_rows_are_sums_of_length_one(tmp_path, monkeypatch, centred, places, siz
     numbers = values()
     store = stored(tmp_path / "s", numbers, NAMES)
     none = torch.zeros(len(numbers))
-    memory = Contributions(numbers, NAMES, tuple(store.ids), numbers.sum(1), none, origin=store.origin("head"))
+    memory = Contributions(numbers, NAMES, tuple(store.ids), numbers.sum(1), none, origin=store.view().origin)
     aligner = aligned(store).aligner
     columns = range(len(NAMES)) if places is None else places
     for view in (store.view(), memory.view(), aligned(store), aligned(memory)):

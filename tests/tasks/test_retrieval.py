@@ -183,7 +183,7 @@ def test_the_best_number_on_some_images(tmp_path):
 def in_memory(store, values):
     """The same contributions as a batch."""
     none = torch.zeros(len(values))
-    return Contributions(values, NAMES, tuple(store.ids), values.sum(1), none, origin=store.origin("head"))
+    return Contributions(values, NAMES, tuple(store.ids), values.sum(1), none, origin=store.view().origin)
 
 
 @pytest.mark.parametrize("memory", [False, True])

@@ -199,7 +199,7 @@ def test_an_aligner_into_functions_has_to_be_given_its_space_again(store, tmp_pa
             unweave.score(store, features, space=attempt)
         assert "space=TextSpace.from_functions" in caught.value.cure
     with pytest.raises(AlignmentError, match="made of functions"):
-        unweave.heatmap(model(), store.read().origin.images[0].data, texts=["a bird"], space=loaded)
+        unweave.heatmap(model(), store.view().origin.images[0].data, texts=["a bird"], space=loaded)
 
     given = Aligner.load(tmp_path / "aligner", space=space(id="other name"))
     assert not given.incomplete and given.space is not None

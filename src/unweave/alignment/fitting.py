@@ -148,7 +148,7 @@ def _identity(view: View, space: TextSpace) -> dict[str, Any]:
         "level": origin.level,
         "space": space.id,
         "space_hash": space.weights_hash,
-        "space_loading": dict(space.loading),
+        "space_loading": space.known(),
         "data": [listing.fingerprint for listing in origin.images],
     }
 

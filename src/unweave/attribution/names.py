@@ -182,7 +182,8 @@ class Names(Result):
             rows.append([str(naming.component), names, *share])
         columns = {"component": "left", "phrases": "left", "a usual phrase": "right", "all, in its span": "right"}
         title = "The clearest components, and the share of their variance along each phrase"
-        return [rich_table(title, columns, rows), Text()]
+        left_out = self.card.get("pictures left out")
+        return [rich_table(title, columns, rows), Text(f"\n{left_out}\n" if left_out else "")]
 
 
 def spanned(
@@ -249,14 +250,14 @@ def label(
         phrases: How many phrases each component is named by.
         space: What brings components into a text space: an aligner or its folder, or the text space of a CLIP
             (see `unweave.alignment.Space`).
-        top: How many of the clearest components are put beside the images that they write most about, where these can
-            be opened; 0 for none.
+        top: How many of the clearest components are put beside the images that they write most about; 0 for none. Where
+            these can no longer be opened they are left out, and the card and the table say why.
         images: Image sets that have the images, for contributions that do not know where their images lie.
         on_progress: Called after each component.
 
     Raises:
         ArgumentError: The vocabulary is empty, a phrase cannot be encoded, or no phrase is asked for.
-        DataError: There are no images, or one can no longer be opened.
+        DataError: There are no images.
         AlignmentError: The aligner, the space and the contributions do not belong together.
     """
     if phrases < 1:
@@ -279,8 +280,16 @@ def label(
     shipped = "shipped" if asked is None else str(asked) if isinstance(asked, (str, PathLike)) else "given"
     card = view_card(view, words) | {"phrases": len(vocabulary), "vocabulary": shipped}
     pictured = clearest(namings, top) if images or (view.origin is not None and view.origin.images) else []
-    shown = tuple(_shown(view, words, naming, images) for naming in pictured)
-    return Names(tuple(namings), shown, card=card)
+    shown, unread = list[Shown](), list[DataError]()
+    for naming in pictured:
+        try:
+            shown.append(_shown(view, words, naming, images))
+        except DataError as error:  # the names are right without them
+            unread.append(error)
+    if unread:
+        left_out = f"The pictures of {len(unread)} components were left out: {unread[0].what} At {unread[0].where}"
+        card["pictures left out"] = f"{left_out}; {unread[0].cure}."
+    return Names(tuple(namings), tuple(shown), card=card)
 
 
 def _shown(view: View, space: TextSpace, naming: Naming, images: Sequence[ImageSet]) -> Shown:

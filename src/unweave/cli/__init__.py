@@ -24,6 +24,7 @@ from unweave.cli.decompose import decompose
 from unweave.cli.demo import demo
 from unweave.cli.explain import explain
 from unweave.cli.extract import extract
+from unweave.cli.given import unfolded
 from unweave.cli.heatmap import heatmap
 from unweave.cli.label import label
 from unweave.cli.models import models
@@ -77,21 +78,24 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(explain)
-app.command()(decompose)
-app.command()(extract)
+_FIRST: tuple[Callable[..., None], ...] = (demo, explain, decompose, extract)
+_THEN: tuple[Callable[..., None], ...] = (
+    align,
+    score,
+    label,
+    ablate,
+    search,
+    debias,
+    heatmap,
+    segment,
+    reproduce,
+    models,
+)
+for verb in _FIRST:
+    app.command()(unfolded(verb))
 app.add_typer(store, name="store")
-app.command()(align)
-app.command()(score)
-app.command()(label)
-app.command()(ablate)
-app.command()(search)
-app.command()(debias)
-app.command()(heatmap)
-app.command()(segment)
-app.command()(reproduce)
-app.command()(models)
+for verb in _THEN:
+    app.command()(unfolded(verb))
 
 
 def _version(wanted: bool) -> bool:

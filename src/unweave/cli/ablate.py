@@ -7,33 +7,33 @@ from typing import Annotated, Literal
 import typer
 
 import unweave
-from unweave.cli import options
-from unweave.cli.console import reporting, show, working
-from unweave.cli.views import view_of
+from unweave.cli import given, options
+from unweave.cli.console import reporting, save
 
-_CLASSES = "What tells the classes"
+_classes = options.panel("What tells the classes")
 
 
 def ablate(
-    store: options.Store,
+    view: given.View,
     output: options.Output,
     order: Annotated[
         list[str] | None,
         typer.Option(
             help="`last` (layers from the last one back, if not given), `first`, `random`, `score:FEATURE`; or "
-            "selections (`blocks.9.*`), one for each step. May be given several times.",
+            "selections (`blocks.9.*`), one for each step. May be given several times."
         ),
     ] = None,
     to: Annotated[Literal["mean", "zero"], typer.Option(help="What contributions are replaced by.")] = "mean",
     by: Annotated[
         Literal["model", "zero-shot", "probe"],
-        typer.Option(
-            help="The model's own classifier, the words of a text space, or a probe.", rich_help_panel=_CLASSES
-        ),
+        _classes("The model's own classifier, the words of a text space, or a probe."),
     ] = "model",
     label: options.Label = "label",
     space: options.Space = None,
-    where: options.Where = None,
+    fitted: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="Another store that means (and a probe) come from; this one if not given."),
+    ] = None,
     fitted_where: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,19 +46,21 @@ def ablate(
     json: options.Json = False,
 ) -> None:
     """Ablate components step by step, and tell classes after each: everything else is held."""
-    with working(f"Reading {store}"):
-        view = view_of(store, where)
-        fitted = view_of(store, fitted_where) if fitted_where else None
-        if fitted is not None and not where:
-            view = view.without(fitted)
+    others = None
+    if fitted or fitted_where:
+        source = unweave.open_store(fitted).view(view.origin.level if view.origin else None) if fitted else view
+        whole = unweave.View.of(source.source)
+        whole = whole if view.is_whole else whole.select(view.components)
+        others = whole.where(*fitted_where) if fitted_where else whole
+        view = view if fitted or len(view) < len(whole) else view.without(others)
     with reporting() as on_progress:
         ablation = unweave.ablate(
             view,
             order or "last",
-            fitted=fitted,
+            fitted=others,
             classification=unweave.Classification(by, label, space),
             to=to,
             seed=seed,
             on_progress=on_progress,
         )
-    show(ablation, output, no_figure=no_figure, json=json)
+    save(ablation, output, no_figure=no_figure, json=json)

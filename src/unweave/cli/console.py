@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from unweave.cli.results import results
@@ -19,7 +28,7 @@ from unweave.notation import to_json
 from unweave.progress import OnProgress
 
 if TYPE_CHECKING:
-    from unweave.results import Result
+    from unweave.results import Result, Shown
 
 
 def print_error(error: UnweaveError | str) -> None:
@@ -37,9 +46,10 @@ def print_warning(message: str) -> None:
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
-def print_note(message: str) -> None:
-    """A quiet message on standard error."""
-    Console(stderr=True, highlight=False).print(Text(message, "dim"), soft_wrap=True)
+def print_note(*messages: str) -> None:
+    """Quiet messages on standard error."""
+    for message in messages:
+        Console(stderr=True, highlight=False).print(Text(message, "dim"), soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -55,39 +65,17 @@ def working(message: str) -> Iterator[None]:
         yield
 
 
-def table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> Table:
-    """A plain table.
+class _Speed(ProgressColumn):
+    """How many pieces are done in a second."""
 
-    Args:
-        title: Set above it.
-        columns: Each column's heading, and `left` or `right` for how its cells stand.
-        rows: The cells, one for each column.
-    """
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    for heading, side in columns.items():
-        drawn.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    return drawn
-
-
-def in_bytes(count: int) -> str:
-    """A number of bytes as people say it: `3.2 MB`."""
-    if count < 1000:
-        return f"{count} B"
-    power = min(4, (len(str(count)) - 1) // 3)
-    return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
-
-
-def in_percent(share: float) -> str:
-    """A share of the whole as people say it: `12.3 %`."""
-    return f"{100 * share:.2f} %"
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
 @contextlib.contextmanager
 def reporting() -> Iterator[OnProgress]:
     """A bar on standard error for what a verb says of its progress, with the remaining time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     tasks: dict[str, TaskID] = {}
 
@@ -102,7 +90,30 @@ def reporting() -> Iterator[OnProgress]:
         yield on_progress
 
 
-def show(result: Result, output: Path, *, no_figure: bool, json: bool) -> None:
+@contextlib.contextmanager
+def resumable(kept: str = "What is done is kept", on: Callable[[], str] = lambda: "from there") -> Iterator[None]:
+    """Says where a verb is interrupted that the same command goes on, and ends it with status 130.
+
+    Args:
+        kept: What there is.
+        on: With what it goes on, asked when it is interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_error(f"Interrupted. {kept}; the same command goes on {on()}.")
+        raise typer.Exit(130) from None
+
+
+def show(shown: Shown, *, json: bool) -> None:
+    """Print what shows itself, or what it is as JSON."""
+    if json:
+        print_json(shown.about())
+    else:
+        Console(highlight=False).print(shown, soft_wrap=True)
+
+
+def save(result: Result, output: Path, *, no_figure: bool, json: bool) -> None:
     """Save a result, and print it: a table and the files, or JSON."""
     with working("Writing"), results(output) as (fresh, files):
         files |= result.save(fresh, figure=not no_figure)

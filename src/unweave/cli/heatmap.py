@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 
 import unweave
-from unweave.cli import options
-from unweave.cli.console import print_note, print_warning, reporting, show, working
-from unweave.cli.views import at_regions, chosen_of, model_of, pictures_of
+from unweave.cli import given, options
+from unweave.cli.console import print_note, print_warning, reporting, save, working
 
 
 def heatmap(
-    model: options.Model,
+    loading: given.Loading,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -21,6 +20,9 @@ def heatmap(
         ),
     ],
     output: options.Output,
+    reading: given.Reading,
+    regions: given.Regions,
+    components: given.Components,
     text: Annotated[list[str] | None, typer.Option(help="A text. May be given several times.")] = None,
     class_: Annotated[
         list[str] | None, typer.Option("--class", help="A class of the model's classifier. May be given several times.")
@@ -32,47 +34,27 @@ def heatmap(
         ),
     ] = None,
     space: options.Space = None,
-    select: options.Select = None,
-    scores: options.Scores = None,
-    feature: options.Feature = None,
-    components: options.Components = None,
-    checkpoint: options.Checkpoint = None,
-    checkpoint_key: options.CheckpointKey = None,
-    random_weights: options.RandomWeights = False,
-    seed: options.Seed = 0,
-    image_size: options.ImageSize = None,
-    representation: options.Representation = None,
-    pool: options.Pool = None,
-    token: options.Token = None,
-    box: options.Box = None,
-    mask: options.Mask = None,
-    limit: options.Limit = None,
-    white: options.White = None,
-    max_pixels: options.MaxPixels = None,
     device: options.Device = "auto",
     no_figure: options.NoFigure = False,
     json: options.Json = False,
 ) -> None:
     """Draw where the chosen components read what speaks for a text or a class; everything adds up to the score."""
-    chosen = chosen_of(select, scores, feature, components)
-    loading = unweave.Loading(model, checkpoint, random_weights, seed, image_size, checkpoint_key, representation, pool)
-    with working(f"Reading {model}"):
-        loaded = model_of(loading, device)
-        pictures = pictures_of(images, limit, white, max_pixels)
-        pictures = at_regions(pictures, token, box, mask, lambda: unweave.plan(loaded, regions=True).everywhere)
-    for note in loaded.notes:
-        print_note(note)
+    with working(f"Reading {loading.id}"):
+        model = given.model_of(loading, device)
+        pictures = given.pictures_of(images, reading)
+        pictures = given.at_regions(pictures, regions, lambda: unweave.plan(model, regions=True).everywhere)
+    print_note(*model.notes)
     with reporting() as on_progress:
         heatmaps = unweave.heatmap(
-            loaded,
+            model,
             pictures,
             texts=text or (),
             classes=class_ or (),
             against=against or (),
             space=space,
-            select=chosen,
+            select=components,
             on_progress=on_progress,
         )
-    show(heatmaps, output, no_figure=no_figure, json=json)
+    save(heatmaps, output, no_figure=no_figure, json=json)
     for image in heatmaps.card["skipped"]:
         print_warning(f"{image['id']} was left out: {image['reason']}")

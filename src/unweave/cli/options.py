@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
+from typer.models import OptionInfo
 
 from unweave.loading import LARGEST_IMAGE
 
@@ -16,6 +18,15 @@ MANY = 10**9
 
 SEEDS = 2**32 - 1
 """The largest seed that torch, numpy and scikit-learn all take."""
+
+
+def panel(name: str) -> Callable[..., OptionInfo]:
+    """What declares options that the help shows together, each by its help and then as `typer.Option` does."""
+
+    def option(help: str, *names: str, **how: Any) -> OptionInfo:
+        return typer.Option(*names, help=help, rich_help_panel=name, **how)
+
+    return option
 
 
 def finite(value: float | None) -> float | None:
@@ -32,15 +43,6 @@ def possible(path: Path | None) -> Path | None:
     return path
 
 
-def levels(names: list[str] | None) -> list[str] | None:
-    """Levels that there are."""
-    known = get_args(Levels)
-    for name in names or ():
-        if name not in known:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.")
-    return names
-
-
 def pixels(text: str) -> int | tuple[int, int]:
     """An image size: one number, or the height and the width."""
     lengths = text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")
@@ -54,11 +56,35 @@ def field(text: str) -> str | int:
     return int(text) if text.removeprefix("-").isdecimal() and len(text) < 6 else text
 
 
+def rows(text: str) -> list[range]:
+    """Rows of a store: `0:3,7` is 0, 1, 2 and 7."""
+    runs: list[range] = []
+    for part in text.split(","):
+        first, colon, behind = part.partition(":")
+        numbers = [number for number in (first, behind if colon else first) if number.isdecimal() and len(number) < 10]
+        if len(numbers) < 2:
+            raise typer.BadParameter(f"{part!r} is neither a row nor FIRST:BEHIND.")
+        runs.append(range(int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1))
+    return runs
+
+
+def side(text: str) -> tuple[float, int, int]:
+    """A side of a split by ids: the share of the second, the seed, and which."""
+    share, seed, which = (*text.split(","), "", "")[:3]
+    try:
+        values = float(share), int(seed), int(which)
+    except ValueError:
+        values = math.nan, 0, 0
+    if not 0 <= values[0] <= 1 or values[2] not in (0, 1) or text.count(",") != 2:
+        raise typer.BadParameter(f"{text!r} is not SHARE,SEED,SIDE, such as 0.5,0,1.")
+    return values
+
+
 Levels: TypeAlias = Literal["layer", "head", "token", "neuron"]
 """As `unweave.components.Level`, which a command line need not wait for."""
 
-_WEIGHTS = "Weights"
-_HOW = "How to decompose"
+_weights = panel("Weights")
+_how = panel("How to decompose")
 
 Model: TypeAlias = Annotated[
     str,
@@ -67,165 +93,130 @@ Model: TypeAlias = Annotated[
     ),
 ]
 Checkpoint: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="Take the weights from this safetensors or torch file.",
-        rich_help_panel=_WEIGHTS,
-    ),
+    Path | None, _weights("Take the weights from this safetensors or torch file.", exists=True, dir_okay=False)
 ]
-RandomWeights: TypeAlias = Annotated[
-    bool, typer.Option("--random-weights", help="Use random weights and fetch nothing.", rich_help_panel=_WEIGHTS)
-]
-Seed: TypeAlias = Annotated[
-    int, typer.Option(min=0, max=SEEDS, help="The seed of the random weights.", rich_help_panel=_WEIGHTS)
-]
+RandomWeights: TypeAlias = Annotated[bool, _weights("Use random weights and fetch nothing.", "--random-weights")]
+Seed: TypeAlias = Annotated[int, _weights("The seed of the random weights.", min=0, max=SEEDS)]
 ImageSize: TypeAlias = Annotated[
     Any,
-    typer.Option(
-        parser=pixels,
-        metavar="N|HxW",
-        help="Height and width in pixels (`224`, `224x448`); the model's own if not given.",
-        rich_help_panel=_WEIGHTS,
+    _weights(
+        "Height and width in pixels (`224`, `224x448`); the model's own if not given.", parser=pixels, metavar="N|HxW"
     ),
 ]
 CheckpointKey: TypeAlias = Annotated[
     str | None,
-    typer.Option(
+    _weights(
+        "What the weights are called, where the checkpoint has them several times: `state_dict_ema`, `teacher`.",
         metavar="NAME",
-        help="What the weights are called, where the checkpoint has them several times: `state_dict_ema`, `teacher`.",
-        rich_help_panel=_WEIGHTS,
     ),
 ]
 Representation: TypeAlias = Annotated[
     Any,
-    typer.Option(
+    _how(
+        "The field or index of the model's output that is the representation; found by itself if not given.",
         parser=field,
         metavar="NAME|N",
-        help="The field or index of the model's output that is the representation; found by itself if not given.",
-        rich_help_panel=_HOW,
     ),
 ]
 Pool: TypeAlias = Annotated[
     Literal["mean", "class"] | None,
-    typer.Option(
-        help="How tokens become one vector: the mean of those of the image, or the class token; the model's own way if "
-        "not given.",
-        rich_help_panel=_HOW,
+    _how(
+        "How tokens become one vector: the mean of those of the image, or the class token; the model's own way if not "
+        "given."
     ),
 ]
 Level: TypeAlias = Annotated[
-    Levels,
-    typer.Option(
-        help="How finely: whole branches, attention heads, heads by token, or hidden neurons.", rich_help_panel=_HOW
-    ),
+    Levels, _how("How finely: whole branches, attention heads, heads by token, or hidden neurons.")
 ]
 Select: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Only these components; the others are summed. A glob (`blocks.9.*`), `kind:head` or `last:4`; "
-        "`!` before it takes away. May be given several times.",
-        rich_help_panel=_HOW,
+    _how(
+        "Only these components; the others are summed. A glob (`blocks.9.*`), `kind:head` or `last:4`; "
+        "`!` before it takes away. May be given several times."
     ),
 ]
 Attention: TypeAlias = Annotated[
-    Literal["through", "stop"],
-    typer.Option(help="At attention that pools the whole image: go through it, or stop there.", rich_help_panel=_HOW),
+    Literal["through", "stop"], _how("At attention that pools the whole image: go through it, or stop there.")
 ]
 Nonlinear: TypeAlias = Annotated[
     Literal["stop", "freeze"],
-    typer.Option(
-        help="At nonlinearities on the residual path: stop there, or freeze their slope and go on.",
-        rich_help_panel=_HOW,
-    ),
+    _how("At nonlinearities on the residual path: stop there, or freeze their slope and go on."),
 ]
-Strict: TypeAlias = Annotated[
-    bool,
-    typer.Option("--strict", help="Make an operation without a rule an error.", rich_help_panel=_HOW),
-]
+Strict: TypeAlias = Annotated[bool, _how("Make an operation without a rule an error.", "--strict")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 
-_REGIONS = "Regions, in place of the whole image"
+_regions = panel("Regions, in place of the whole image")
 
 Token: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
+    _regions(
+        "Explain this token of the model's grid, from 0; all of them with `all`. May be given several times.",
         metavar="ROW,COLUMN|all",
-        help="Explain this token of the model's grid, from 0; all of them with `all`. May be given several times.",
-        rich_help_panel=_REGIONS,
     ),
 ]
 Box: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="LEFT,TOP,RIGHT,BOTTOM",
-        help="Explain this box, in pixels of the picture. May be given several times.",
-        rich_help_panel=_REGIONS,
+    _regions(
+        "Explain this box, in pixels of the picture. May be given several times.", metavar="LEFT,TOP,RIGHT,BOTTOM"
     ),
 ]
 Mask: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
+    _regions(
+        "Explain what is not black in this picture of the same size; `each`: in each image's own mask.",
         metavar="FILE|each",
-        help="Explain what is not black in this picture of the same size; `each`: in each image's own mask.",
-        rich_help_panel=_REGIONS,
     ),
 ]
 
-_SPACE = "The text space"
-_WORK = "How to work"
+_space = panel("The text space")
+_work = panel("How to work")
 
 Store: TypeAlias = Annotated[str, typer.Argument(metavar="STORE", help="What `unweave extract` wrote.")]
 Output: TypeAlias = Annotated[
-    Path,
-    typer.Option("--output", "-o", metavar="FOLDER", callback=possible, help="Where results are written."),
+    Path, typer.Option("--output", "-o", metavar="FOLDER", callback=possible, help="Where results are written.")
 ]
 Space: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        metavar="FOLDER|ID",
-        help="The folder of an aligner, which knows its text space; or, for a CLIP, the id of its own.",
-        rich_help_panel=_SPACE,
+    _space(
+        "The folder of an aligner, which knows its text space; or, for a CLIP, the id of its own.", metavar="FOLDER|ID"
     ),
 ]
 Templates: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="Sentences for phrases, one on each line, with {} for the phrase.", rich_help_panel=_SPACE),
+    Path | None, _space("Sentences for phrases, one on each line, with {} for the phrase.")
 ]
 Where: TypeAlias = Annotated[
     list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only images of which a field has this value.")
 ]
-Device: TypeAlias = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where encoders compute.", rich_help_panel=_WORK)
+Rows: TypeAlias = Annotated[
+    Any, typer.Option(parser=rows, metavar="N,FIRST:BEHIND", help="Only these rows of the store, from 0: `0:3,7`.")
 ]
-DrawSeed: TypeAlias = Annotated[
-    int, typer.Option("--seed", min=0, max=SEEDS, help="Of everything that is drawn by chance.", rich_help_panel=_WORK)
+Side: TypeAlias = Annotated[
+    list[Any] | None,
+    typer.Option(
+        parser=side,
+        metavar="SHARE,SEED,SIDE",
+        help="Only one side of a split by the images' ids: `0.5,0,1` is the second half.",
+    ),
 ]
+Check: TypeAlias = Annotated[bool, typer.Option("--check", help="Compare what is read with its checksums.")]
+StoreLevel: TypeAlias = Annotated[str | None, typer.Option(help="The level; the store's first if not given.")]
+Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda"], _work("Where encoders compute.")]
+DrawSeed: TypeAlias = Annotated[int, _work("Of everything that is drawn by chance.", "--seed", min=0, max=SEEDS)]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, max=MANY, help="Only the first so many images.")]
-_READING = "How files are read"
+_reading = panel("How files are read")
 
 White: TypeAlias = Annotated[
     float | None,
-    typer.Option(
-        min=1e-9,
-        max=1e15,
+    _reading(
+        "The value that is white in files of more than 8 bits, such as 4095 of 12 bits.",
+        min=1e-09,
+        max=1000000000000000.0,
         callback=finite,
-        help="The value that is white in files of more than 8 bits, such as 4095 of 12 bits.",
-        rich_help_panel=_READING,
     ),
 ]
 MaxPixels: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=10**12,
-        help="The most pixels of an image; about 179 million if not given.",
-        rich_help_panel=_READING,
-    ),
+    int | None, _reading("The most pixels of an image; about 179 million if not given.", min=1, max=10**12)
 ]
-BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=65_536, help="Images at a time.")]
-Samples: TypeAlias = Annotated[int, typer.Option(min=20, max=100_000, help="Of the bootstrap.", rich_help_panel=_WORK)]
 NoFigure: TypeAlias = Annotated[bool, typer.Option("--no-figure", help="Draw no figure.")]
 Label: TypeAlias = Annotated[str, typer.Option(metavar="FIELD", help="The field that has the classes.")]
 Images: TypeAlias = Annotated[
@@ -236,21 +227,23 @@ Images: TypeAlias = Annotated[
     ),
 ]
 
-_CHOSEN = "Which components"
+_chosen = panel("Which components")
 
 Scores: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="What `unweave score` wrote: the components that score highest.",
-        rich_help_panel=_CHOSEN,
-    ),
+    Path | None, _chosen("What `unweave score` wrote: the components that score highest.", metavar="FOLDER")
 ]
-Feature: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="For this feature; for all if none is named.", rich_help_panel=_CHOSEN),
-]
+Feature: TypeAlias = Annotated[list[str] | None, _chosen("For this feature; for all if none is named.", metavar="NAME")]
 Components: TypeAlias = Annotated[
-    int | None,
-    typer.Option(min=1, max=MANY, help="The most components; the better half if not given.", rich_help_panel=_CHOSEN),
+    int | None, _chosen("The most components; the better half if not given.", min=1, max=MANY)
+]
+OnError: TypeAlias = Annotated[Literal["skip", "raise"], typer.Option(help="At a broken image: go on, or stop.")]
+Table: TypeAlias = Annotated[
+    str, typer.Argument(metavar="TABLE", help="`ablation`, `retrieval`, `waterbirds`, `heatmaps`, `segmentation`.")
+]
+Pictures: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Image files and folders, or one set of images as for `unweave extract`; drawn samples if none.",
+    ),
 ]

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 import unweave
-from unweave.cli import options
-from unweave.cli.console import reporting, show, working
-from unweave.cli.views import in_words, view_of
+from unweave.cli import given, options
+from unweave.cli.console import reporting, save, working
 
 
 def score(
-    store: options.Store,
+    view: given.View,
     output: options.Output,
     space: options.Space = None,
     features: Annotated[
@@ -28,7 +27,6 @@ def score(
     ] = None,
     each: Annotated[bool, typer.Option("--each", help="Score every phrase of the features by itself, too.")] = False,
     templates: options.Templates = None,
-    where: options.Where = None,
     samples: Annotated[int, typer.Option(min=20, max=100_000, help="The number of bootstrap samples.")] = 400,
     seed: options.DrawSeed = 0,
     device: options.Device = "auto",
@@ -36,9 +34,9 @@ def score(
     json: options.Json = False,
 ) -> None:
     """Score every component for features: the correlation of what it says along them with what the whole model says."""
-    with working(f"Reading {store}"):
-        view, words = in_words(view_of(store, where), space, templates, device)
+    with working("Reading the text space"):
+        view, words = given.in_words(view, space, templates, device)
         asked = words.chosen_features(features, feature or (), phrase or (), each=each)
     with reporting() as on_progress:
         scores = unweave.score(view, asked, space=words, samples=samples, seed=seed, on_progress=on_progress)
-    show(scores, output, no_figure=no_figure, json=json)
+    save(scores, output, no_figure=no_figure, json=json)

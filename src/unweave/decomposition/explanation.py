@@ -56,6 +56,10 @@ class Explanation(Result):
             text.append(f"\n  {reason}", "yellow")
         return text
 
+    def about(self) -> dict[str, Any]:
+        """The card and the plan as data, ready for JSON."""
+        return {**super().about(), **self.report}
+
     def figure(self) -> Figure:
         """Layers by heads, with the other branches beside: where each component stands."""
         equal = [1 / len(self.components)] * len(self.components)

@@ -128,7 +128,7 @@ class Extractor:
 
     def _awaited(self, blocks: Iterable[int]) -> Iterator[tuple[int, Iterator[tuple[Rows, Input | DataError]]]]:
         """For each block what is read of its pictures, while those that come next are read, of the next block too."""
-        rows = (one for number in blocks for one in self.listed(number))
+        rows = (listed for number in blocks for listed in self.listed(number))
         return groupby(self.decoded(rows), key=lambda read: read[0].block)
 
     def decoded(self, rows: Iterable[Rows]) -> Iterator[tuple[Rows, Input | DataError]]:
@@ -176,16 +176,16 @@ class Extractor:
             waiting.append(read)
             if len(waiting) == self.manifest.batch:
                 parts.append(self.computed(waiting, regions))
-                on_images(sum(len(one.ids) for one in waiting))
+                on_images(sum(len(image.ids) for image in waiting))
                 waiting = []
         if waiting:
             parts.append(self.computed(waiting, regions))
-            on_images(sum(len(one.ids) for one in waiting))
+            on_images(sum(len(image.ids) for image in waiting))
         elif not parts:  # the shapes of no images; models reshape none of them in ways of their own
             plan = next(iter(self._plans.values()))
             weights = torch.ones(1, plan.tokens.count) if isinstance(plan, RegionPlan) else None
-            one = self.computed([Input(("none",), self.model.example(1)[0], weights)], regions)
-            parts.append({name: _none(values) for name, values in one.items()})
+            nothing = self.computed([Input(("none",), self.model.example(1)[0], weights)], regions)
+            parts.append({name: _none(values) for name, values in nothing.items()})
         return Block(
             number,
             {level: np.concatenate([part["values"][level] for part in parts]) for level in self._plans},
@@ -256,7 +256,7 @@ class Extractor:
 
 def _none(values: Any) -> Any:
     """Arrays, or a dictionary of arrays, without a row."""
-    return {name: _none(own) for name, own in values.items()} if isinstance(values, dict) else values[:0]
+    return {name: _none(part) for name, part in values.items()} if isinstance(values, dict) else values[:0]
 
 
 def _moved(contributions: Contributions, stored: Tensor) -> Tensor:

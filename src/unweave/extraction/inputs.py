@@ -63,12 +63,12 @@ def rows_of(pictures: Iterable[Source], most: int = MOST, block: int = 0) -> Ite
         most: How many together, at most.
         block: The block of a store that they belong to.
     """
-    for _, group in groupby(pictures, key=lambda one: one.row if _region(one) is not None else one.id):  # type: ignore[attr-defined]
+    for _, group in groupby(pictures, key=lambda picture: picture.row if _region(picture) is not None else picture.id):  # type: ignore[attr-defined]
         same = list(group)
         for start in range(0, len(same), most):
             part = same[start : start + most]
-            regions = tuple(region for one in part if (region := _region(one)) is not None)
-            yield Rows(tuple(one.id for one in part), part[0], regions, block)
+            regions = tuple(region for picture in part if (region := _region(picture)) is not None)
+            yield Rows(tuple(picture.id for picture in part), part[0], regions, block)
 
 
 def _region(picture: Source) -> str | None:
@@ -173,14 +173,14 @@ def run(plan: Plan | RegionPlan, inputs: Sequence[Input], model: Model, regions:
         DeviceError: The memory does not hold them.
         UnweaveError: As for `Plan.run`.
     """
-    images = stacked([own.ids[0] for own in inputs], [own.image for own in inputs]).to(model.device, model.dtype)
+    images = stacked([read.ids[0] for read in inputs], [read.image for read in inputs]).to(model.device, model.dtype)
     try:
         if isinstance(plan, Plan):
-            return plan.run(images, [name for own in inputs for name in own.ids])
-        places = [[min(place, len(own.ids) - 1) for place in range(regions)] for own in inputs]
-        padded = [(own, at) for own, at in zip(inputs, places, strict=True) if own.weights is not None]
-        weights = torch.stack([own.weights[at] for own, at in padded])  # type: ignore[index]
-        names = [own.ids[place] for own, at in padded for place in at]
+            return plan.run(images, [name for read in inputs for name in read.ids])
+        places = [[min(place, len(read.ids) - 1) for place in range(regions)] for read in inputs]
+        padded = [(read, at) for read, at in zip(inputs, places, strict=True) if read.weights is not None]
+        weights = torch.stack([read.weights[at] for read, at in padded])  # type: ignore[index]
+        names = [read.ids[place] for read, at in padded for place in at]
         every = plan.of(regions).run(images, names, regions=weights.to(images.device, images.dtype))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DeviceError(
@@ -188,7 +188,7 @@ def run(plan: Plan | RegionPlan, inputs: Sequence[Input], model: Model, regions:
             where=str(error),
             cure="use a smaller batch (`--batch-size`), select fewer components, or use a coarser level",
         ) from error
-    kept = [row * regions + place for row, own in enumerate(inputs) for place in range(len(own.ids))]
+    kept = [row * regions + place for row, read in enumerate(inputs) for place in range(len(read.ids))]
     if len(kept) == len(names):
         return every
     return replace(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any
+from time import perf_counter
 
 import numpy as np
 import psutil
@@ -22,13 +22,15 @@ from unweave.decomposition import Plan
 from unweave.decomposition.planning import TOLERANCE
 from unweave.device import device_of
 from unweave.errors import StoreError
-from unweave.extraction.extractor import Extractor, OnImages, Plans, at_once, plans_of
+from unweave.extraction.account import Estimate, Extracted
+from unweave.extraction.extractor import Extractor, Plans, at_once, plans_of
 from unweave.extraction.launchers import LAUNCHERS
-from unweave.extraction.settings import Launcher, Part, Settings
+from unweave.extraction.settings import Part, Settings
 from unweave.files import check_room
 from unweave.images import ImageSet, open_images
 from unweave.loading import Loading
 from unweave.models import Model, opened
+from unweave.progress import OnProgress, silent
 from unweave.store import Manifest, Place, Store, writer
 from unweave.store.lease import Lease
 from unweave.store.manifest import Listing
@@ -75,32 +77,35 @@ class Extraction:
 
         return Lease(self.place, part.lease, against=against, wait=self.settings.wait)
 
-    def run(
-        self,
-        part: Part = Part(),  # noqa: B008
-        *,
-        launcher: Launcher = "here",
-        workers: int | None = None,
-        on_images: OnImages = lambda count: None,
-    ) -> None:
+    def run(self, part: Part = Part(), *, on_progress: OnProgress = silent) -> Extracted:  # noqa: B008
         """Compute what is still to be computed of a part.
 
         Args:
             part: Which.
-            launcher: `here` in this process, `processes` in several of this machine, `ray` on a Ray cluster.
-            workers: How many processes or actors; by default two, or one for each GPU.
-            on_images: Called with the number of images that were just dealt with.
+            on_progress: Called as images are dealt with.
+
+        Returns:
+            What was done, and the store, perhaps without the other parts.
 
         Raises:
             StoreError: Somebody else computes it, or it cannot be written.
         """
+        started, total = perf_counter(), self.images(list(part.blocks(self.manifest.blocks)))
         with self.lease(part):
             blocks = self.blocks(part)
+            before = done = total - self.images(blocks)
+
+            def on_images(count: int) -> None:
+                nonlocal done
+                done += count
+                on_progress("extracting images", done, total)
+
             if blocks:
                 self.extractor.agree()  # the weights may have been edited since it was prepared
-                LAUNCHERS[launcher](self.extractor, blocks, workers, on_images)
+                LAUNCHERS[self.settings.launcher](self.extractor, blocks, self.settings.workers, on_images)
         if writer.merge(self.place, self.manifest):
             self.place.sweep()
+        return Extracted(Store(self.place, partial=True), total - before, perf_counter() - started)
 
 
 def prepare(
@@ -221,8 +226,8 @@ def _gone_on(
     place: Place, manifest: Manifest, images: ImageSet, listing: Listing, *, append: bool
 ) -> tuple[Manifest, dict[int, ImageSet]]:
     """The manifest that holds these images, and which listing they are."""
-    for number, own in enumerate(manifest.listings):
-        if own.fingerprint == listing.fingerprint:
+    for number, before in enumerate(manifest.listings):
+        if before.fingerprint == listing.fingerprint:
             return manifest, {number: images}
     known: set[str] = set()
     for number in range(len(manifest.listings)):
@@ -240,7 +245,7 @@ def _gone_on(
         return writer.extend(place, manifest, fresh.table, more), {len(manifest.listings): fresh}
     gone = len(known - set(images.ids))
     changed = "" if len(fresh) or gone else ", but the fields or files of some have changed"
-    if changed and all(own.white != listing.white for own in manifest.listings):
+    if changed and all(before.white != listing.white for before in manifest.listings):
         changed = f", but `white` was {manifest.listings[0].white} and is {listing.white}"
     raise StoreError(
         f"The images are not those of the store: {len(fresh)} are new and {gone} are gone{changed}.",
@@ -308,22 +313,20 @@ def extract(
     settings: Settings = Settings(),  # noqa: B008
     *,
     append: bool = False,
-    launcher: Launcher = "here",
-    workers: int | None = None,
-    on_images: OnImages = lambda count: None,
+    part: Part = Part(),  # noqa: B008
+    on_progress: OnProgress = silent,
 ) -> Store:
     """Every component's contribution for every image, into a store; goes on where an earlier call was interrupted.
 
     Args:
         model, images, store, settings, append: As for `prepare`.
-        launcher, workers, on_images: As for `Extraction.run`.
+        part: Only this part of the images, where several jobs fill the store.
+        on_progress: Called as images are dealt with.
 
     Returns:
-        The store, opened.
+        The store, opened; without what other parts have not done yet.
     """
-    extraction = prepare(model, images, store, settings, append=append)
-    extraction.run(launcher=launcher, workers=workers, on_images=on_images)
-    return Store(extraction.place)
+    return prepare(model, images, store, settings, append=append).run(part, on_progress=on_progress).store
 
 
 def estimate(
@@ -331,11 +334,11 @@ def estimate(
     images: str | os.PathLike[str] | ImageSet,
     store: str | os.PathLike[str],
     settings: Settings = Settings(),  # noqa: B008
-) -> dict[str, Any]:
+) -> Estimate:
     """What an extraction would take, from a few of its images; nothing is written.
 
-    Returns:
-        Images, components, bytes, images at a time and in a block, images a second and seconds, ready for JSON.
+    Args:
+        model, images, store, settings: As for `prepare`.
     """
     source = _Source(model, images, settings)
     place, manifest, images = Place(store), source.manifest(), source.images
@@ -346,15 +349,15 @@ def estimate(
         stored, manifest = set(writer.merged(place, known)[0]["id"].to_pylist()), known
     left = images.without(stored)
     speed = source.extractor(place, manifest, {}).speed(left) if len(left) else 0.0
-    return {
-        "store": str(place),
-        "images": len(images),
-        "stored": len(images) - len(left),
-        "components": {level: len(own) for level, own in source.components.items()},
-        "dim": manifest.dim,
-        "batch": manifest.batch,
-        "rows": manifest.rows,
-        "bytes": _bytes(manifest, len(left), source.components),
-        "speed": speed,
-        "seconds": len(left) / speed if speed else 0.0,
-    }
+    return Estimate(
+        store=str(place),
+        images=len(images),
+        stored=len(images) - len(left),
+        components={level: len(components) for level, components in source.components.items()},
+        dim=manifest.dim,
+        batch=manifest.batch,
+        rows=manifest.rows,
+        bytes=_bytes(manifest, len(left), source.components),
+        speed=speed,
+        seconds=len(left) / speed if speed else 0.0,
+    )

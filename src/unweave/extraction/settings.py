@@ -62,6 +62,8 @@ class Settings:
         on_error: At a broken image: leave it out and say so, or stop.
         device: `auto`, `cpu` or `cuda`.
         wait: Seconds to wait where somebody else writes the same store.
+        launcher: `here` in this process, `processes` in several of this machine, `ray` on a Ray cluster.
+        workers: How many processes or actors; by default two, or one for each GPU.
     """
 
     levels: tuple[Level, ...] = ("head",)
@@ -75,6 +77,8 @@ class Settings:
     on_error: Literal["skip", "raise"] = "skip"
     device: str = "auto"
     wait: float = 0.0
+    launcher: Launcher = "here"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.

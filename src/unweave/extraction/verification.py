@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
+from rich.text import Text
 
 from unweave.components import Component
 from unweave.errors import StoreError
@@ -12,6 +15,7 @@ from unweave.extraction.extractor import Extractor
 from unweave.extraction.inputs import Input
 from unweave.images import ImageSet
 from unweave.models import Model
+from unweave.results import Shown
 from unweave.store import Store, writer
 from unweave.store.blocks import ALTERED
 
@@ -19,8 +23,8 @@ APART = {"float16": 2e-3, "float32": 1e-4}
 """How far a stored contribution may lie from one that is computed anew, relative to the largest of its image."""
 
 
-@dataclass
-class Verification:
+@dataclass(repr=False)
+class Verification(Shown):
     """What was found.
 
     Attributes:
@@ -36,6 +40,21 @@ class Verification:
     equal: int = 0
     apart: float = 0.0
     faults: list[str] = field(default_factory=list)
+
+    def about(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return asdict(self)
+
+    def told(self) -> list[RenderableType]:
+        """The faults, and how much was compared."""
+        return [
+            *(Text(f"fault: {fault}", "red") for fault in self.faults),
+            Text(
+                f"{self.chunks:,} chunks compared with their checksums, {self.rows:,} rows computed anew: "
+                f"{self.equal:,} equal to the last bit, the farthest {self.apart:.1e} away. "
+                f"{len(self.faults) or 'No'} faults."
+            ),
+        ]
 
 
 def verify(
@@ -62,28 +81,28 @@ def verify(
     Raises:
         UnweaveError: The model or the images cannot be loaded, or are not those of the store.
     """
-    found = Verification()
+    verification = Verification()
     store = Store(store.place, partial=True, check=True)
     there = writer.done(store.place)
     missing = [block for block in range(store.manifest.blocks) if block not in there]
-    found.faults += [f"block {block} is missing: run the same `unweave extract` again" for block in missing]
+    verification.faults += [f"block {block} is missing: run the same `unweave extract` again" for block in missing]
     sound = []
     for block in sorted(there & set(range(store.manifest.blocks))):
-        faults = _damage(store, block, found)
-        found.faults += faults
+        faults = _damage(store, block, verification)
+        verification.faults += faults
         if not faults:
             sound.append(block)
         elif repair:
             writer.forget(store.place, block)
-    if not found.chunks:
-        found.faults.append("nothing was compared: the store has no block")
+    if not verification.chunks:
+        verification.faults.append("nothing was compared: the store has no block")
     if rows and sound:
         extractor = Extractor(store.place, store.manifest, device=device, on_error="skip", model=model, images=images)
-        _compare(store, extractor, sound, rows, np.random.default_rng(seed), found)
-    return found
+        _compare(store, extractor, sound, rows, np.random.default_rng(seed), verification)
+    return verification
 
 
-def _damage(store: Store, block: int, found: Verification) -> list[str]:
+def _damage(store: Store, block: int, verification: Verification) -> list[str]:
     """Components of a block whose bytes are not those that were written, each in a sentence with its cure."""
     faults = []
     for name, array in store.blocks.items():
@@ -95,7 +114,7 @@ def _damage(store: Store, block: int, found: Verification) -> list[str]:
                 faults.append(f"{name}, block {block}{what}: {error.what} At {error.where}; {error.cure}.")
                 if error.what != ALTERED:  # then so it is for the other components
                     break
-            found.chunks += 1
+            verification.chunks += 1
     return faults
 
 
@@ -104,13 +123,18 @@ def _component(store: Store, name: str, column: int) -> Component:
 
 
 def _compare(
-    store: Store, extractor: Extractor, blocks: list[int], rows: int, rng: np.random.Generator, found: Verification
+    store: Store,
+    extractor: Extractor,
+    blocks: list[int],
+    rows: int,
+    rng: np.random.Generator,
+    verification: Verification,
 ) -> None:
     batch = store.manifest.batch
     drawn = rng.permutation([(block, part) for block in blocks for part in range(-(-store.manifest.rows // batch))])
     kept = store.table["row"].to_numpy()
     for block, part in drawn.tolist():
-        if found.rows >= rows:
+        if verification.rows >= rows:
             return
         chosen = np.flatnonzero((store.table["block"].to_numpy() == block) & (kept // batch == part))
         if not len(chosen):
@@ -121,21 +145,23 @@ def _compare(
             if isinstance(read, Input):
                 inputs.append(read)
             else:
-                found.faults.append(f"image {image.id}: {read.what}")
+                verification.faults.append(f"image {image.id}: {read.what}")
         if sum(len(one.ids) for one in inputs) < len(ids):
             continue
         most = max(len(one.ids) for one in inputs)
         distances = [
-            _apart(values, store.read(rows=chosen, level=level).values.numpy())
+            _apart(values, store.view(level).rows(chosen).values().numpy())
             for level, values in extractor.computed(inputs, most)["values"].items()
         ]
         apart = np.max(distances, axis=0)
-        found.rows += len(ids)
-        found.equal += int((apart == 0).sum())
-        found.apart = max(found.apart, float(apart.max()))
-        for name, own in zip(ids, apart, strict=True):
-            if not own <= APART[store.manifest.dtype]:
-                found.faults.append(f"image {name}: what the model says now is {own:.1e} away from what is stored")
+        verification.rows += len(ids)
+        verification.equal += int((apart == 0).sum())
+        verification.apart = max(verification.apart, float(apart.max()))
+        for name, distance in zip(ids, apart, strict=True):
+            if not distance <= APART[store.manifest.dtype]:
+                verification.faults.append(
+                    f"image {name}: what the model says now is {distance:.1e} away from what is stored"
+                )
 
 
 def _apart(new: np.ndarray, old: np.ndarray) -> np.ndarray:

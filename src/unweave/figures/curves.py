@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unweave.errors import ArgumentError
-
-_INK, _FAINT = "#2b2b2b", "#8a8a86"
-
-COLOURS = ("#3d6fb0", "#e08a3c", "#4f9d76", "#8a74bd", "#b2475a", "#6b6b66", "#2aa1b3", "#c9a227")
-"""Told apart by colour-blind readers, and by their darkness in print, together with the dashes."""
-
-_DASHES = ("-", "--", "-.", ":")
+from unweave.figures import style
 
 
 @dataclass(frozen=True)
@@ -54,41 +47,37 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], *, title: str, across: 
     """
     if not panels or not all(panels.values()):
         raise ArgumentError("There are no curves to draw.")
-    if any(len(band) != len(own.values) for curves in panels.values() for own in curves for band in _bands(own)):
+    if any(len(band) != len(curve.values) for curves in panels.values() for curve in curves for band in _bands(curve)):
         raise ArgumentError("A band has not as many values as its line.")
-    figure = Figure(figsize=(1.0 + 5.4 * len(panels), 4.3), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = style.canvas(1.0 + 5.4 * len(panels), 4.3)
     for axes, (name, curves) in zip(
         figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
     ):
         _draw(axes, curves)
-        axes.set_title(name, fontsize=11, color=_INK, loc="left")
-        axes.set_xlabel(across, color=_INK, fontsize=9.5)
+        style.heading(axes, name)
+        axes.set_xlabel(across, color=style.INK, fontsize=style.TEXT)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.axes[0].set_ylabel(up, color=_INK, fontsize=9.5)
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    figure.axes[0].set_ylabel(up, color=style.INK, fontsize=style.TEXT)
+    style.title(figure, title)
     return figure
 
 
-def _bands(own: Curve) -> list[Sequence[float]]:
-    return [band for band in (own.low, own.high) if band is not None]
+def _bands(curve: Curve) -> list[Sequence[float]]:
+    return [band for band in (curve.low, curve.high) if band is not None]
 
 
 def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     strong = 0
-    for own in curves:
-        steps = range(len(own.values))
-        colour = _FAINT if own.faint else COLOURS[strong % len(COLOURS)]
-        dash = ":" if own.faint else _DASHES[strong // len(COLOURS) % len(_DASHES)]
-        strong += not own.faint
-        axes.plot(steps, own.values, dash, color=colour, linewidth=1.4 if own.faint else 2.0, label=own.name)
-        if own.low is not None and own.high is not None:
-            axes.fill_between(steps, own.low, own.high, color=colour, alpha=0.14, linewidth=0)
-        if own.mark is not None:
-            axes.plot([own.mark], [own.values[own.mark]], "o", color=colour, markersize=6)
-    axes.grid(axis="y", color="#e4e4e0", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK, loc="best")
-    axes.tick_params(length=0, labelcolor=_INK, labelsize=8.5)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    for curve in curves:
+        steps = range(len(curve.values))
+        colour = style.PALE if curve.faint else style.SERIES[strong % len(style.SERIES)]
+        dash = ":" if curve.faint else style.DASHES[strong // len(style.SERIES) % len(style.DASHES)]
+        strong += not curve.faint
+        axes.plot(steps, curve.values, dash, color=colour, linewidth=1.4 if curve.faint else 2.0, label=curve.name)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.14, linewidth=0)
+        if curve.mark is not None:
+            axes.plot([curve.mark], [curve.values[curve.mark]], "o", color=colour, markersize=6)
+    style.ruled(axes, "y")
+    axes.legend(frameon=False, fontsize=style.NOTE, labelcolor=style.INK, loc="best")
+    style.plain(axes, style.NOTE)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,8 +17,8 @@ from matplotlib.patches import Rectangle
 
 from unweave.components import Component
 from unweave.errors import ArgumentError
+from unweave.figures import style
 
-_INK, _GREY = "#2b2b2b", "#e6e4e0"
 _KINDS = ("embed", "attn", "mlp", "conv", "linear", "lumped")
 """What has a column of its own beside the heads."""
 
@@ -60,15 +59,13 @@ def factors_figure(
     across = max(1, min(len(carried), int(14 / (0.26 * width + 0.75))))
     down = -(-len(carried) // across)
     height = 0.26 if len(rows) <= 40 else 0.16
-    figure = Figure(
-        figsize=(1.8 + across * (0.26 * width + 0.75), 0.9 + down * (0.8 + height * len(rows))),
-        dpi=150,
-        layout=ConstrainedLayoutEngine(wspace=0.12),
-        facecolor="white",
+    figure = style.canvas(
+        1.8 + across * (0.26 * width + 0.75),
+        0.9 + down * (0.8 + height * len(rows)),
+        ConstrainedLayoutEngine(wspace=0.12),
     )
-    FigureCanvasAgg(figure)
     norm = Normalize(0, max(0.05, *(max(values) for values in carried.values())))
-    colours = ScalarMappable(norm, "YlGnBu")
+    colours = ScalarMappable(norm, style.POSITIVE)
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     for axes in panels[len(carried) :]:
         axes.set_axis_off()
@@ -76,7 +73,7 @@ def factors_figure(
         grey = [told is not None and not told[factor][place] for place in range(len(components))]
         _draw(axes, [(column, row, None if grey[n] else float(values[n])) for n, column, row in cells], colours)
         axes.set(xlim=(-0.6, width - 0.4), ylim=(len(rows) - 0.4, -0.6))
-        axes.set_title(factor, fontsize=11, color=_INK, loc="left")
+        style.heading(axes, factor)
         step = 1 if heads <= 8 else 4
         ticks = {float(head): str(head) for head in range(0, heads, step)}
         axes.set_xticks(*zip(*(ticks | {heads + 0.5 + n: kind for n, kind in enumerate(kinds)}).items(), strict=True))
@@ -84,16 +81,18 @@ def factors_figure(
     for axes in panels[::across]:
         step = 1 if len(rows) <= 40 else 2
         axes.set_yticks(range(0, len(rows), step), rows[::step])
-    bar = figure.colorbar(colours, ax=panels, location="right", aspect=30, shrink=0.9, pad=0.01)
-    bar.set_label(label, color=_INK, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=0)
+    style.scale(figure, colours, panels, label, aspect=30, shrink=0.9)
     if told is not None:
-        grey_cell = Rectangle((0, 0), 1, 1, facecolor=_GREY, edgecolor="#d4d4cf", linewidth=0.4)
+        grey_cell = Rectangle((0, 0), 1, 1, facecolor=style.EMPTY, edgecolor=style.EDGE, linewidth=0.4)
         figure.legend(
-            [grey_cell], ["not told from chance"], loc="upper right", frameon=False, fontsize=8.5, labelcolor=_INK
+            [grey_cell],
+            ["not told from chance"],
+            loc="upper right",
+            frameon=False,
+            fontsize=style.NOTE,
+            labelcolor=style.INK,
         )
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    style.title(figure, title)
     return figure
 
 
@@ -105,10 +104,8 @@ def _row(part: Component) -> str:
 
 def _draw(axes: Axes, cells: Sequence[tuple[float, int, float | None]], colours: ScalarMappable) -> None:
     for column, row, value in cells:
-        colour = _GREY if value is None else colours.to_rgba(np.array(max(0.0, value)))
+        colour = style.EMPTY if value is None else colours.to_rgba(np.array(max(0.0, value)))
         axes.add_patch(
-            Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, edgecolor="#d4d4cf", linewidth=0.4)
+            Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, edgecolor=style.EDGE, linewidth=0.4)
         )
-    axes.tick_params(length=0, labelcolor=_INK, labelsize=7.5)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    style.plain(axes, style.SMALL)

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
 from unweave.errors import ArgumentError
-
-_INK, _FAINT = "#2b2b2b", "#6f6f6a"
+from unweave.figures import style
 
 
 def heatmap_figure(
@@ -45,23 +43,19 @@ def heatmap_figure(
         raise ArgumentError(f"{len(images)} images with {len(maps)} maps and {len(captions)} captions cannot be drawn.")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2.9 * columns + 0.8, 1.72 * rows + 0.6), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = style.canvas(2.9 * columns + 0.8, 1.72 * rows + 0.6)
     largest = float(np.abs(maps).max()) or 1.0
-    colours = ScalarMappable(Normalize(-largest, largest), "RdBu_r")
+    colours = ScalarMappable(Normalize(-largest, largest), style.SIGNED)
     grid = figure.subplots(rows, 2 * columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for place, (image, scores, caption) in enumerate(zip(images, maps, captions, strict=True)):
         plain, over = grid[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
         plain.imshow(image)
-        plain.set_title(caption, fontsize=8.5, color=_INK, loc="left")
+        style.heading(plain, caption, style.NOTE)
         _laid_over(over, image, scores, colours, largest)
-    bar = figure.colorbar(colours, ax=grid, location="right", aspect=30, shrink=0.8, pad=0.01)
-    bar.set_label(label, color=_INK, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=0)
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK, x=0.01, ha="left")
+    style.scale(figure, colours, grid, label, aspect=30, shrink=0.8)
+    style.title(figure, title)
     return figure
 
 
@@ -104,40 +98,34 @@ def maps_figure(
     count = len(headings) + 1
     notes = max(len(row.notes) for row in rows)
     height = 1.9 + 0.12 * notes
-    figure = Figure(
-        figsize=(1.62 * count + 0.9, height * len(rows) + 0.75), dpi=150, layout="constrained", facecolor="white"
-    )
-    FigureCanvasAgg(figure)
-    found = [
-        [np.abs(own).max() for own in column if own is not None]
+    figure = style.canvas(1.62 * count + 0.9, height * len(rows) + 0.75)
+    largest = [
+        [np.abs(map_).max() for map_ in column if map_ is not None]
         for column in zip(*(row.maps for row in rows), strict=True)
     ]
-    peaks = [float(max(column, default=0.0)) or 1.0 for column in found]
+    peaks = [float(max(column, default=0.0)) or 1.0 for column in largest]
     shared = max(peaks)
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     scale = 1.0 if own_scales else shared
-    colours = ScalarMappable(Normalize(-scale, scale), "RdBu_r")
+    colours = ScalarMappable(Normalize(-scale, scale), style.SIGNED)
     for number, (row, cells) in enumerate(zip(rows, grid, strict=True)):
         cells[0].imshow(row.image)
         caption = "\n".join(_short(line, 26) for line in row.caption.splitlines())
-        cells[0].set_title(caption, fontsize=7.5, color=_INK, loc="left")
+        style.heading(cells[0], caption, style.SMALL)
         said = "\n".join(f"{name}  {value:+.2f}" for name, value in row.notes)
-        cells[0].text(0, -0.03, said, transform=cells[0].transAxes, fontsize=6.5, color=_FAINT, va="top")
-        for place, (axes, own) in enumerate(zip(cells[1:], row.maps, strict=True)):
+        cells[0].text(0, -0.03, said, transform=cells[0].transAxes, fontsize=style.TINY, color=style.FAINT, va="top")
+        for place, (axes, map_) in enumerate(zip(cells[1:], row.maps, strict=True)):
             if number == 0:
-                axes.set_title(_short(headings[place], 24), fontsize=8, color=_INK, loc="left")
-            if own is not None:
-                _laid_over(axes, row.image, own / (peaks[place] if own_scales else 1.0), colours, scale)
+                style.heading(axes, _short(headings[place], 24), style.TICK)
+            if map_ is not None:
+                _laid_over(axes, row.image, map_ / (peaks[place] if own_scales else 1.0), colours, scale)
         for axes in cells if row.mask is not None else ():
-            axes.contour(np.asarray(row.mask, float), [0.5], colors="#111111", linewidths=0.9)
+            axes.contour(np.asarray(row.mask, float), [0.5], colors=style.OUTLINE, linewidths=0.9)
     part = min(0.8, 2 / len(rows))
-    bar = figure.colorbar(colours, ax=grid, location="right", aspect=22, shrink=part, pad=0.01)
-    bar.set_label(label, color=_INK, fontsize=8.5)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7.5, length=0)
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")
+    style.scale(figure, colours, grid, label, size=style.NOTE, tick=style.SMALL, aspect=22, shrink=part)
+    style.title(figure, title, style.LESSER)
     return figure
 
 
@@ -153,7 +141,7 @@ def _laid_over(
     smooth = np.asarray(Image.fromarray(scores.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
     faded = colours.to_rgba(smooth)
     faded[..., 3] = np.clip(np.abs(smooth) / largest, 0, 1) ** 0.5 * 0.85
-    axes.imshow(np.asarray(Image.fromarray(image).convert("L")), cmap="gray", vmin=-60, vmax=255)
+    axes.imshow(np.asarray(Image.fromarray(image).convert("L")), cmap=style.PICTURE, vmin=-60, vmax=255)
     axes.imshow(faded)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from unweave.figures import style
 from unweave.files import replacing
 
-_STYLE = """
-:root { --ink: #23262b; --faint: #6b7078; --line: #e3e4e8; --paper: #ffffff; --ground: #f6f6f4; --mark: #3d6fb0; }
+_LAYOUT = """
 * { box-sizing: border-box }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.6 system-ui, "Segoe UI", sans-serif }
+body { margin: 0; background: var(--ground); color: var(--ink); font: var(--type) }
 main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 .6rem; letter-spacing: -.015em }
 h2 { font-size: 1.3rem; margin: 0 0 .5rem }
@@ -90,8 +90,8 @@ class Page:
         body = "\n".join(self._parts)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
-            f"<body><main>\n{body}\n</main></body></html>\n"
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{style.PAGE}{_LAYOUT}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from unweave.errors import ArgumentError
+from unweave.figures import style
 
-_INK, _FAINT = "#2b2b2b", "#6f6f6a"
 _CELL, _LABEL, _TOP = 1.02, 1.75, 0.62
 """Inches: a picture with its number, what stands beside it, and the title."""
 
@@ -61,9 +60,9 @@ def retrieval_figure(
         raise ArgumentError("Nothing was found, so there is nothing to draw.", cure="search in more images")
     above = 0.45 if probe is None else _CELL
     width, height = _LABEL + _CELL * max(most, 4), _TOP + above + 0.12 + _CELL * len(rows)
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.text(0.12 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", color=_INK, va="top")
+    figure = style.canvas(width, height, None)
+    bold: dict[str, Any] = {"fontsize": style.TITLE, "fontweight": "bold", "color": style.INK}
+    figure.text(0.12 / width, 1 - 0.2 / height, title, va="top", **bold)
 
     def picture(image: np.ndarray, column: int, top: float) -> None:
         left, side = _LABEL + column * _CELL, _CELL - 0.22
@@ -71,25 +70,25 @@ def retrieval_figure(
         axes.imshow(image)
         axes.set_axis_off()
 
-    def words(text: str, left: float, top: float, **style: Any) -> None:
-        usual: dict[str, Any] = {"color": _INK, "va": "center", "fontsize": 10}
-        figure.text(left / width, 1 - top / height, text, **(usual | style))
+    def words(text: str, left: float, top: float, **how: Any) -> None:
+        usual: dict[str, Any] = {"color": style.INK, "va": "center", "fontsize": style.NAME}
+        figure.text(left / width, 1 - top / height, text, **(usual | how))
 
     if probe is None:
-        words("text", 0.12, _TOP + 0.2, color=_FAINT)
-        words(f"\u201c{text}\u201d", _LABEL, _TOP + 0.2, fontsize=13)
+        words("text", 0.12, _TOP + 0.2, color=style.FAINT)
+        words(f"\u201c{text}\u201d", _LABEL, _TOP + 0.2, fontsize=style.TITLE)
     else:
-        words("probe", 0.12, _TOP + 0.4, color=_FAINT)
+        words("probe", 0.12, _TOP + 0.4, color=style.FAINT)
         picture(probe, 0, _TOP)
-        words(caption, _LABEL + _CELL, _TOP + 0.4, color=_FAINT, fontsize=8.5)
+        words(caption, _LABEL + _CELL, _TOP + 0.4, color=style.FAINT, fontsize=style.NOTE)
     for number, row in enumerate(rows):
         top = _TOP + above + 0.12 + number * _CELL
         words(row.label, 0.12, top + 0.3, fontweight="bold")
-        words(row.note, 0.12, top + 0.52, color=_FAINT, fontsize=8.5)
+        words(row.note, 0.12, top + 0.52, color=style.FAINT, fontsize=style.NOTE)
         for column, (image, near) in enumerate(zip(row.images, row.similarity, strict=True)):
             picture(image, column, top)
             shown = f"{near:.2f}".replace("-", "\N{MINUS SIGN}")
-            words(shown, _LABEL + column * _CELL + (_CELL - 0.22) / 2, top + 0.89, ha="center", fontsize=8)
+            words(shown, _LABEL + column * _CELL + (_CELL - 0.22) / 2, top + 0.89, ha="center", fontsize=style.TICK)
     line = 1 - (_TOP + above) / height
-    figure.add_artist(Line2D((0.12 / width, 1 - 0.12 / width), (line, line), color="#d4d4cf", linewidth=0.8))
+    figure.add_artist(Line2D((0.12 / width, 1 - 0.12 / width), (line, line), color=style.EDGE, linewidth=0.8))
     return figure

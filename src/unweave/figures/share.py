@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -25,19 +24,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from unweave.components import KINDS, Component
 from unweave.errors import ArgumentError
+from unweave.figures import style
 from unweave.files import replacing
 
-_COLOURS = {
-    "head": "#3d6fb0",
-    "attn": "#8db4dd",
-    "mlp": "#e08a3c",
-    "conv": "#4f9d76",
-    "linear": "#8a74bd",
-    "embed": "#c9a227",
-    "bias": "#8c8c8c",
-    "lumped": "#b2475a",
-    "rest": "#c8c8c4",
-}
 _NAMES = {
     "head": "heads",
     "attn": "attention",
@@ -46,7 +35,6 @@ _NAMES = {
     "embed": "embedding",
     "bias": "biases",
 }
-_INK, _FAINT = "#2b2b2b", "#8a8a86"
 _MARKED = 5
 """How many of the largest cells carry their number."""
 
@@ -95,13 +83,8 @@ def share_figure(
     columns = max((head + 1 for group in groups for cells in group.rows.values() for head in cells), default=0)
     row_height = 0.34 if rows <= 18 else 0.26 if rows <= 36 else 0.19 if rows <= 72 else 0.12
     width = min(8.4, max(3.6, 0.42 * columns)) if columns else 0
-    figure = Figure(
-        figsize=(width + 6.4, rows * row_height + 2.5),
-        dpi=150,
-        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.02),
-        facecolor="white",
-    )
-    FigureCanvasAgg(figure)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.02)
+    figure = style.canvas(width + 6.4, rows * row_height + 2.5, layout)
     if columns:
         cells, bars = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [width, 3.6]})
         _draw_cells(figure, cells, groups, rows, columns)
@@ -111,9 +94,9 @@ def share_figure(
     _label_rows(cells, groups, row_height)
     summary = textwrap.wrap(_sum(groups, images), round(13 * figure.get_figwidth()))
     # The layout makes room for a title of so many lines; the summary is set into it in smaller type.
-    figure.suptitle(title + "\n" * len(summary), fontsize=15, fontweight="bold", color=_INK, x=0.01, ha="left")
+    style.title(figure, title + "\n" * len(summary), style.LARGE)
     below = 1 - 0.42 / figure.get_figheight()
-    figure.text(0.01, below, "\n".join(summary), fontsize=9.5, color=_INK, va="top", linespacing=1.4)
+    figure.text(0.01, below, "\n".join(summary), fontsize=style.TEXT, color=style.INK, va="top", linespacing=1.4)
     return figure
 
 
@@ -154,26 +137,24 @@ def _draw_cells(figure: Figure, axes: Axes, groups: list[_Group], rows: int, col
     half = 0.47
     mesh = PatchCollection(
         [Rectangle((x - half, y - half), 2 * half, 2 * half) for x, y, _ in placed],
-        cmap="RdBu_r",
+        cmap=style.SIGNED,
         norm=TwoSlopeNorm(0, -largest, largest),
-        edgecolor="#d4d4cf",
+        edgecolor=style.EDGE,
         linewidth=0.4,
     )
     mesh.set_array(np.array([value for _, _, value in placed]))
     axes.add_collection(mesh)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     for x, y, value in placed[-_MARKED:] if rows <= 36 else ():
-        colour = "white" if abs(value) > 0.6 * largest else _INK
-        axes.text(x, y, _number(value), ha="center", va="center", fontsize=6.5, color=colour)
+        colour = style.PAPER if abs(value) > 0.6 * largest else style.INK
+        axes.text(x, y, _number(value), ha="center", va="center", fontsize=style.TINY, color=colour)
     step = 1 if columns <= 16 else 4
     axes.set_xticks(range(0, columns, step))
-    axes.set_xlabel("head", color=_INK)
-    axes.set_title("attention heads", fontsize=11, color=_INK, loc="left")
-    bar = figure.colorbar(mesh, ax=axes, location="bottom", aspect=40, shrink=0.7, pad=0.02)
-    bar.set_label("share of the representation (%)", color=_INK, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, color=_FAINT, labelcolor=_INK)
-    _plain(axes)
+    axes.set_xlabel("head", color=style.INK)
+    style.heading(axes, "attention heads")
+    label = "share of the representation (%)"
+    style.scale(figure, mesh, axes, label, marks=True, location="bottom", aspect=40, shrink=0.7, pad=0.02)
+    style.plain(axes, style.TICK)
 
 
 def _draw_bars(axes: Axes, groups: list[_Group]) -> None:
@@ -183,33 +164,26 @@ def _draw_bars(axes: Axes, groups: list[_Group]) -> None:
         ends = {True: 0.0, False: 0.0}
         for kind in KINDS:
             value = group.kinds.get(kind, 0.0)
-            axes.barh(middle, value, thick, left=ends[value >= 0], color=_COLOURS[kind], linewidth=0)
+            axes.barh(middle, value, thick, left=ends[value >= 0], color=style.KINDS[kind], linewidth=0)
             ends[value >= 0] += value
         top += group.height
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_ylim(top - 0.5, -0.5)
     axes.margins(x=0.06)
-    axes.grid(axis="x", color="#e4e4e0", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("share of the representation (%)", color=_INK, fontsize=9)
-    axes.set_title("all that each layer writes", fontsize=11, color=_INK, loc="left")
+    style.ruled(axes, "x")
+    axes.set_xlabel("share of the representation (%)", color=style.INK, fontsize=style.LABEL)
+    style.heading(axes, "all that each layer writes")
     present = [kind for kind in KINDS if any(kind in group.kinds for group in groups)]
-    patches = [Patch(color=_COLOURS[kind], label=_NAMES.get(kind, kind)) for kind in present]
-    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
-    _plain(axes)
+    patches = [Patch(color=style.KINDS[kind], label=_NAMES.get(kind, kind)) for kind in present]
+    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=style.LABEL)
+    style.plain(axes, style.TICK)
 
 
 def _label_rows(axes: Axes, groups: list[_Group], row_height: float) -> None:
     labels = [label for group in groups for label in group.labels()]
     step = max(1, round(0.13 / row_height))
     axes.set_yticks(range(0, len(labels), step), labels[::step])
-    axes.tick_params(axis="y", labelsize=8.5 if row_height > 0.25 else 7)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(length=0, labelcolor=_INK, labelsize=8)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.tick_params(axis="y", labelsize=style.NOTE if row_height > 0.25 else style.CROWDED)
 
 
 def _sum(groups: list[_Group], images: int | None) -> str:

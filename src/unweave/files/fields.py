@@ -45,11 +45,11 @@ def record(kind: type[T], known: object, name: str = "") -> T:
     if unknown is not None:
         raise ValueError(f"the field `{name}{unknown}` is unknown")
     given = {}
-    for own, field in fields.items():
-        if own in known:
-            given[own] = typed(hints[own], known[own], f"{name}{own}")
+    for part, field in fields.items():
+        if part in known:
+            given[part] = typed(hints[part], known[part], f"{name}{part}")
         elif field.default is dataclasses.MISSING:
-            raise ValueError(f"the field `{name}{own}` is missing")
+            raise ValueError(f"the field `{name}{part}` is missing")
     return kind(**given)
 
 
@@ -71,7 +71,7 @@ def typed(kind: Any, known: object, name: str) -> Any:
         if isinstance(known, list):
             kinds = inner[:1] * len(known) if inner[-1] is Ellipsis else inner
             pairs = enumerate(zip(kinds, known, strict=True))
-            return tuple(typed(own, item, f"{name}[{place}]") for place, (own, item) in pairs)
+            return tuple(typed(kind_there, item, f"{name}[{place}]") for place, (kind_there, item) in pairs)
     elif origin is not None:  # a mapping, of names or as pairs
         if isinstance(known, dict) and len(inner) == 2:
             return {key: typed(inner[1], item, f"{name}.{key}") for key, item in known.items()}

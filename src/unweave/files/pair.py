@@ -69,7 +69,7 @@ class Kind:
         """A card as JSON: a line for each field, and for each item of a list."""
         known = {"format": self.format, "version": self.version, **card}
         return (
-            "{\n" + ",\n".join(f"  {json.dumps(name)}: {_line(own)}" for name, own in known.items()) + "\n}\n"
+            "{\n" + ",\n".join(f"  {json.dumps(name)}: {_line(value)}" for name, value in known.items()) + "\n}\n"
         ).encode()
 
 
@@ -101,7 +101,7 @@ def write_pair(tensors: Path, card: Path, kind: Kind, content: Mapping[str, Tens
     ):
         noted.write_bytes(text)
         metadata = {"format": "pt", "card": hashlib.sha256(text).hexdigest()}
-        save_file({name: own.contiguous() for name, own in content.items()}, partial, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in content.items()}, partial, metadata)
     return tensors
 
 
@@ -200,8 +200,8 @@ class PairWriter:
                 where=str(self._tensors),
                 cure="announce as many images as will come",
             )
-        own = rows.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy()
-        self._write(self._start + start + first * (size // max(1, shape[0])), own.data)
+        data = rows.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy()
+        self._write(self._start + start + first * (size // max(1, shape[0])), data.data)
         self._rows[name] += len(rows)
 
     def finish(self, known: Mapping[str, Any]) -> Path:

@@ -91,7 +91,7 @@ def _said(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, file: str)
         assert inner is not None
         content = inner.read()
         if ending == "json":
-            found = parse_json(content)
+            said = parse_json(content)
         else:
             text = content.decode().strip()
             number = int(text) if ending == "cls" and text.isdecimal() else None
@@ -102,7 +102,7 @@ def _said(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, file: str)
             where=f"{file}, {member.name}",
             cure="mend this member, or leave it out of the tar",
         ) from error
-    fields = found if isinstance(found, dict) else {"json": found}
+    fields = said if isinstance(said, dict) else {"json": said}
     return {
         f"json_{name}" if name in ("id", "bytes") else name: value if isinstance(value, Field) else json.dumps(value)
         for name, value in fields.items()

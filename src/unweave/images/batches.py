@@ -191,8 +191,8 @@ def input_of(model: Preprocessor, picture: Image, name: str) -> Tensor:
     except Exception as error:
         raise DataError(f"The preprocessing failed: {error}", where=name) from error
     beside: list[_Beside] = [picture.info[kind] for kind in ("bands", "frames") if kind in picture.info]
-    for one in beside:
-        one.check(getattr(model, "input_size", (None,))[0])
+    for region in beside:
+        region.check(getattr(model, "input_size", (None,))[0])
     return tensor
 
 

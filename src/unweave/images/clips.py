@@ -80,19 +80,19 @@ def clips(path: str, reading: Reading) -> ImageSet:
     Raises:
         DataError: See `find_images`.
     """
-    root, found = Path(path), dict[str, list[Path]]()
+    root, frames = Path(path), dict[str, list[Path]]()
     if not root.is_dir():
         raise DataError("There is no such folder.", where=path, cure="name the folder that holds the clips' folders")
     for image in find_images(root):
-        found.setdefault(image.id.rpartition("/")[0], []).append(image.path)
-    if "" in found and len(found) > 1:
+        frames.setdefault(image.id.rpartition("/")[0], []).append(image.path)
+    if "" in frames and len(frames) > 1:
         raise DataError(
-            f"Beside the clips' folders there are {len(found[''])} images.",
-            where=str(found[""][0]),
+            f"Beside the clips' folders there are {len(frames[''])} images.",
+            where=str(frames[""][0]),
             cure="put the frames of each clip into a folder of its own, or leave the images out",
         )
-    names = [name or root.resolve().name for name in found]
-    files = [sorted(own, key=lambda file: _natural(file.name)) for own in found.values()]
+    names = [name or root.resolve().name for name in frames]
+    files = [sorted(own, key=lambda file: _natural(file.name)) for own in frames.values()]
     parts = [name.split("/")[:-1] for name in names]
     rows: dict[str, Sequence[Field]] = {"id": names}
     if all(own and own[0].lower() in SPLITS for own in parts):

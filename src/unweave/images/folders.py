@@ -37,11 +37,11 @@ def folder(path: str, reading: Reading) -> ImageSet:
     images = find_images(path, reading)
     parts = [image.id.split("/")[:-1] for image in images]
     rows: dict[str, Sequence[Field]] = {}
-    if all(own and own[0].lower() in SPLITS for own in parts):
-        rows["split"] = [SPLITS[own[0].lower()] for own in parts]
-        parts = [own[1:] for own in parts]
+    if all(within and within[0].lower() in SPLITS for within in parts):
+        rows["split"] = [SPLITS[within[0].lower()] for within in parts]
+        parts = [within[1:] for within in parts]
     if all(parts):
-        rows["label"] = [own[0] for own in parts]
+        rows["label"] = [within[0] for within in parts]
     return from_files(path, images, rows, reading)
 
 
@@ -73,7 +73,7 @@ def imagenet(path: str, reading: Reading) -> ImageSet:
         DataError: An image has no label; see `find_images`.
     """
     root = Path(path)
-    data = next((one for one in (root / "ILSVRC/Data/CLS-LOC", root / "Data/CLS-LOC") if one.is_dir()), root)
+    data = next((folder for folder in (root / "ILSVRC/Data/CLS-LOC", root / "Data/CLS-LOC") if folder.is_dir()), root)
     images = find_images(data, reading)
     known = _solutions(root, data)
     splits: list[Field] = []
@@ -168,7 +168,7 @@ def _cleaned(root: Path, reading: Reading) -> ImageSet:
             )
         birds.append(found[0])
         places.append(behind[0])
-        splits.append(next((SPLITS[one] for one in folders if one in SPLITS), None))
+        splits.append(next((SPLITS[folder] for folder in folders if folder in SPLITS), None))
     rows = _grouped(birds, places)
     return from_files(str(root), images, rows if None in splits else rows | {"split": splits}, reading)
 
@@ -200,8 +200,8 @@ def manifest(path: str, reading: Reading) -> ImageSet:
                 where=f"{path}, row {row}",
                 cure="write paths as text, one for each image",
             )
-    ids = [str(own) for own in rows.pop("id", files)]
-    images = [ImageFile(own, Path(path).parent / str(file)) for own, file in zip(ids, files, strict=True)]
+    ids = [str(id_) for id_ in rows.pop("id", files)]
+    images = [ImageFile(id_, Path(path).parent / str(file)) for id_, file in zip(ids, files, strict=True)]
     fields: dict[str, Sequence[Field]] = {
         name: [_field(cell) for cell in cells] for name, cells in rows.items() if name != "bytes"
     }

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Bool
 from PIL import Image
 
-from unweave.errors import DataError
+from unweave.errors import ArgumentError, DataError
 from unweave.images.batches import Source
 from unweave.images.reading import Reading
 from unweave.regions import check as check_regions
@@ -80,6 +80,7 @@ class ImageSet(Sequence[Picture]):
     reading: Reading = field(default_factory=Reading)
     regions: tuple[str, ...] = ()
     _rows: Sequence[int] | None = None
+    _opened: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse ids that repeat.
@@ -116,24 +117,41 @@ class ImageSet(Sequence[Picture]):
         return (self[place] for place in range(len(self)))
 
     def as_code(self) -> str:
-        """The Python that opens it again, as far as that is known."""
-        rows = None if self._rows is None else list(dict.fromkeys(self._rows))
-        some = "" if rows is None else f"[:{len(rows)}]" if rows == [*range(len(rows))] else f".take({rows})"
+        """The Python that opens it again; a name to fill in where nothing does."""
+        places = self._places
+        some = "" if places is None else f"[:{len(places)}]" if _is_first(places) else f".take({places})"
         if self.regions:
             some += f".at({', '.join(map(repr, self.regions))})"
-        options = "".join(f", {name}={value!r}" for name, value in self.reading.options.items())
-        return f"unweave.open_images({self.origin!r}{options}){some}"
+        given = ({} if self.split is None else {"split": self.split}) | dict(self.reading.options)
+        options = "".join(f", {name}={value!r}" for name, value in given.items())
+        return f"unweave.open_images({self.origin!r}{options}){some}" if self.origin else "images"
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that open it again, as far as that is known."""
-        options = [
-            word
-            for name, value in self.reading.options.items()
-            for word in (f"--{name.replace('_', '-')}", f"{value:g}")
+        """The words of a command line that open it again.
+
+        Raises:
+            ArgumentError: No words choose these images, or nothing opens them again.
+        """
+        places = self._places
+        if not self.origin or (places is not None and not _is_first(places)):
+            raise ArgumentError("No option chooses single images of a set.", where=self.origin or None)
+        words = [self.origin, *([] if self.split is None else ["--split", self.split])]
+        words += [] if places is None else ["--limit", str(len(places))]
+        words += self.reading.as_options()
+        return words + [
+            word for region in self.regions for word in (f"--{region.split(' ')[0]}", region.split(" ", 1)[1])
         ]
-        options += [word for region in self.regions for word in (f"--{region.split(' ')[0]}", region.split(" ", 1)[1])]
-        limit = [] if self._rows is None else ["--limit", str(len(self) // max(1, len(self.regions)))]
-        return [self.origin, *limit, *options]
+
+    @property
+    def _places(self) -> list[int] | None:
+        """The places of the images among those that were opened, each once; None for all of them."""
+        if self._rows is None:
+            return None
+        rows = list(dict.fromkeys(self._rows))
+        if self._opened is None:
+            return rows
+        place = {row: number for number, row in enumerate(self._opened)}
+        return None if rows == list(self._opened) else [place[row] for row in rows]
 
     def take(self, places: Sequence[int]) -> ImageSet:
         """Only the images at these places, in this order."""
@@ -175,7 +193,7 @@ class ImageSet(Sequence[Picture]):
     def without(self, ids: Collection[str]) -> ImageSet:
         """Only the images whose ids are none of these."""
         known = set(ids)
-        return self.take([place for place, own in enumerate(self.ids) if own not in known])
+        return self.take([place for place, id_ in enumerate(self.ids) if id_ not in known])
 
     def where(self, field: str, value: Field) -> ImageSet:
         """Only the images of which a field has a value, or one of the same text.
@@ -190,9 +208,9 @@ class ImageSet(Sequence[Picture]):
                 cure=f"their fields are {', '.join(self.fields)}" if self.fields else "leave it out",
             )
         values = self.table[field].to_pylist()
-        places = [place for place, own in enumerate(values) if own == value or str(own) == str(value)]
+        places = [place for place, entry in enumerate(values) if entry == value or str(entry) == str(value)]
         if not places:
-            known = sorted({str(own) for own in values})[:10]
+            known = sorted({str(entry) for entry in values})[:10]
             raise DataError(f"No image has the {field} {value!r}.", where=self.origin, cure=f"use {', '.join(known)}")
         return self.take(places)
 
@@ -214,6 +232,10 @@ def set_of(sources: Sequence[Source]) -> ImageSet:
     """
     table = columns({"id": [source.id for source in sources]}, where="the images")
     return ImageSet("", table, lambda row: sources[row].read())
+
+
+def _is_first(places: Sequence[int]) -> bool:
+    return list(places) == list(range(len(places)))
 
 
 def fingerprint(table: pa.Table, mark: str = "") -> str:

@@ -69,14 +69,15 @@ def open_images(
         raise ArgumentError(f"There cannot be {limit} images.", cure="use a limit of 1 or more, or none")
     data = os.fspath(data)
     try:
-        found = replace(_opened(data, split, Reading(white, max_pixels)), origin=lasting(data), split=split)
+        images = replace(_opened(data, split, Reading(white, max_pixels)), origin=lasting(data), split=split)
     except OSError as error:
         raise DataError(
             f"The images cannot be read: {error.strerror or error}.", where=data, cure="check the path to the images"
         ) from error
     if split is not None:
-        found = found.where("split", split)
-    return found if limit is None else found[:limit]
+        images = images.where("split", split)
+        images = replace(images, _opened=images._rows)
+    return images if limit is None else images[:limit]
 
 
 def lasting(data: str) -> str:
@@ -120,7 +121,7 @@ def _exists(path: Path) -> bool:
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.is_dir():
-        names = {own.name for own in path.iterdir()}
+        names = {entry.name for entry in path.iterdir()}
         table = path / "metadata.csv"
         if table.is_file() and b"img_filename" in table.read_bytes()[:1000]:
             return "waterbirds"

@@ -45,6 +45,15 @@ class ImageFile:
         """The upright RGB picture (see `read_image`)."""
         return picture_of(self.path, None, self.reading)
 
+    def as_code(self) -> str:
+        """The Python that names it again."""
+        options = "".join(f", {name}={value!r}" for name, value in self.reading.options.items())
+        return f"unweave.open_images({str(self.path)!r}{options})[0]"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name it again."""
+        return [str(self.path), *self.reading.as_options()]
+
 
 def find_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
@@ -64,18 +73,18 @@ def find_images(
         DataError: A path does not exist or cannot be listed, or a folder holds no images.
     """
     roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    found: dict[str, tuple[Path, ImageFile]] = {}
+    images: dict[str, tuple[Path, ImageFile]] = {}
     for root in map(Path, roots):
         for image in _below(root):
-            found.setdefault(os.path.realpath(image.path), (root, image))
-    if not found:
+            images.setdefault(os.path.realpath(image.path), (root, image))
+    if not images:
         raise DataError("No images were named.", cure="give image files or folders")
-    counts = Counter(image.id for _, image in found.values())
-    clashing = {root for root, image in found.values() if counts[image.id] > 1}
+    counts = Counter(image.id for _, image in images.values())
+    clashing = {root for root, image in images.values() if counts[image.id] > 1}
     reading = reading or Reading()
     return [
         replace(image, id=_printable(image.path.as_posix()) if root in clashing else image.id, reading=reading)
-        for root, image in found.values()
+        for root, image in images.values()
     ]
 
 

@@ -89,3 +89,7 @@ class Reading:
         """Those that were given, as keywords of `open_images`."""
         known = {"white": self.white, "max_pixels": self.max_pixels}
         return {name: value for name, value in known.items() if value is not None}
+
+    def as_options(self) -> list[str]:
+        """The same as words of a command line."""
+        return [word for name, value in self.options.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -35,6 +35,10 @@ class SampleImage:
         self._draw(canvas)
         return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
+    def as_code(self) -> str:
+        """The Python that draws it again."""
+        return f"next(image for image in unweave.sample_images() if image.id == {self.id!r})"
+
 
 def sample_images() -> list[SampleImage]:
     """The eight pictures."""

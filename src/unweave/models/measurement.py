@@ -7,12 +7,14 @@ in it: those are planned in seconds by `unweave.plan`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from rich.text import Text
 
 from unweave.errors import ModelError
 from unweave.models.library import nearest
@@ -60,6 +62,28 @@ class Measurement:
     def whole(self) -> bool:
         """Whether nothing is lumped and every attention layer is resolved."""
         return self.error is not None and self.resolved == self.attention and not self.components.get("lumped")
+
+    def about(self) -> dict[str, Any]:
+        """The row, ready for JSON."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**values, "components": dict(self.components), "whole": self.whole}
+
+    def told(self) -> Iterator[Text]:
+        """The row in sentences, for a terminal."""
+        yield Text.assemble((self.id, "bold"), "" if self.group in self.id else f"  {self.group}")
+        if self.error is None:
+            yield Text("  not decomposed", "yellow")
+        else:
+            yield Text("  " + ", ".join(f"{count} {kind}" for kind, count in self.components.items()))
+            resolved = f"{self.resolved} of {self.attention} layers resolved" if self.attention else "none"
+            yield Text("  attention: ").append(resolved, "" if self.resolved == self.attention else "yellow")
+            if self.components.get("lumped"):
+                yield Text(f"  lumped: {100 * self.lumped:.2f} % of the representation", "yellow")
+            yield Text(f"  error: {self.error:.0e} in {self.dtype}")
+            yield Text(f"  regions: {self.regions}")
+            if self.frozen:
+                yield Text(f"  with nonlinear='freeze': {self.frozen}")
+        yield from (Text(f"  {line}", "dim") for line in (self.reason, *self.notes) if line)
 
 
 @dataclass(frozen=True)

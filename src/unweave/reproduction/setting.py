@@ -40,6 +40,14 @@ class Subject:
     model: str
     by: By
 
+    def as_code(self) -> str:
+        """The Python that names it again."""
+        return f"unweave.reproduction.Subject({self.name!r}, {self.model!r}, {self.by!r})"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name it again."""
+        return ["--model", self.name]
+
 
 PUBLISHED = (
     Subject("DeiT-B/16", "timm/deit_base_patch16_224.fb_in1k", "model"),
@@ -63,6 +71,19 @@ POCKET = (
 
 SPACE, POCKET_SPACE = "open_clip/ViT-L-14/laion2b_s32b_b82k", "pocket/clip"
 """Where words are: as published, and in the pocket world."""
+
+
+_SAID = {
+    "pocket": False,
+    "data": None,
+    "fitted": None,
+    "space": SPACE,
+    "random_weights": False,
+    "limit": None,
+    "device": "auto",
+    "seed": 0,
+}
+"""What of a setting a command line says too, and what it is if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,30 @@ class Setting:
     recipe: Recipe = field(default_factory=Recipe)
     draws: int = 20
     say: Say = field(default=lambda what: None, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "work", Path(self.work))
+
+    def as_code(self) -> str:
+        """The Python that makes it again."""
+        given = {name: value for name, value in vars(self).items() if name in _SAID and value != _SAID[name]}
+        words = ", ".join([repr(str(self.work)), *(f"{name}={value!r}" for name, value in given.items())])
+        return f"unweave.reproduction.Setting({words})"
+
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that make it again.
+
+        Raises:
+            ArgumentError: It fits aligners, or draws, otherwise than a command does.
+        """
+        if self.recipe != Recipe() or self.draws != 20:
+            raise ArgumentError("No option says a recipe, or how much is drawn.")
+        words = ["--work", str(self.work)]
+        for part, usual in _SAID.items():
+            value, option = getattr(self, part), f"--{'fit' if part == 'fitted' else part.replace('_', '-')}"
+            if value != usual and not (self.pocket and part in ("fitted", "space")):
+                words += [option] if value is True else [option, str(value)]
+        return words
 
     @property
     def images(self) -> str:
@@ -202,15 +247,15 @@ def chosen(subjects: Sequence[Subject], names: Sequence[str]) -> tuple[Subject, 
     Raises:
         ArgumentError: A name is neither.
     """
-    known: Mapping[str, Subject] = {key: own for own in subjects for key in (own.name, own.model)}
-    found = []
+    known: Mapping[str, Subject] = {key: subject for subject in subjects for key in (subject.name, subject.model)}
+    picked = []
     for name in names:
         if name not in known and "/" not in name:
             raise ArgumentError(
-                f"There is no model {name!r}.", cure=f"use some of {', '.join(own.name for own in subjects)}"
+                f"There is no model {name!r}.", cure=f"use some of {', '.join(subject.name for subject in subjects)}"
             )
-        found.append(known.get(name) or Subject(name, name, "zero-shot" if name.startswith("open_clip/") else "probe"))
-    return tuple(found) or tuple(subjects)
+        picked.append(known.get(name) or Subject(name, name, "zero-shot" if name.startswith("open_clip/") else "probe"))
+    return tuple(picked) or tuple(subjects)
 
 
 def _plain(name: str) -> str:

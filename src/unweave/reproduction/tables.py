@@ -83,7 +83,7 @@ def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
     rows = []
     for published in (False, True):
         setting.say(f"{subject.name}: ablating, {'published' if published else 'held-out'} ranking")
-        found = debias(
+        debiasing = debias(
             sides,
             attribute,
             classification=classification,
@@ -91,19 +91,19 @@ def waterbirds(setting: Setting, subject: Subject) -> list[Row]:
             draws=setting.draws,
             seed=setting.seed,
         )
-        k = min(found.k, len(found.curve) - 1)
-        random = [own[min(k, len(own) - 1)] for own in found.random]
+        k = min(debiasing.k, len(debiasing.curve) - 1)
+        random = [groups[min(k, len(groups) - 1)] for groups in debiasing.random]
         rows.append(
             {
                 "ranked on": "test images, as published" if published else "held-out images",
-                "worst_before": found.curve[0].worst,
-                "worst_after": found.curve[k].worst,
-                "average_before": found.curve[0].average,
-                "average_after": found.curve[k].average,
-                "worst_random": float(np.mean([own.worst for own in random])),
-                "worst_groups_known": found.best[min(k, len(found.best) - 1)].worst,
-                "k_chosen": found.chosen,
-                "worst_k_chosen": found.curve[found.chosen].worst,
+                "worst_before": debiasing.curve[0].worst,
+                "worst_after": debiasing.curve[k].worst,
+                "average_before": debiasing.curve[0].average,
+                "average_after": debiasing.curve[k].average,
+                "worst_random": float(np.mean([groups.worst for groups in random])),
+                "worst_groups_known": debiasing.best[min(k, len(debiasing.best) - 1)].worst,
+                "k_chosen": debiasing.chosen,
+                "worst_k_chosen": debiasing.curve[debiasing.chosen].worst,
             }
         )
     return rows
@@ -114,17 +114,17 @@ def ablations(setting: Setting, subject: Subject) -> list[Row]:
     store = setting.store(subject, "pocket/evaluation" if setting.pocket else setting.images)
     space = setting.aligner(subject) if subject.by == "zero-shot" else None
     setting.say(f"{subject.name}: ablating layers")
-    found = ablate(store, "last", classification=Classification(subject.by, space=space))
+    ablation = ablate(store, "last", classification=Classification(subject.by, space=space))
     return [
         {
             "classifier": subject.by,
             "layers ablated": step,
-            "of": len(found.steps),
+            "of": len(ablation.steps),
             "accuracy": accuracy.value,
             "low": accuracy.interval[0],
             "high": accuracy.interval[1],
         }
-        for step, accuracy in enumerate(found.accuracies)
+        for step, accuracy in enumerate(ablation.accuracies)
     ]
 
 
@@ -138,8 +138,8 @@ def retrieval(setting: Setting, subject: Subject) -> list[Row]:
     scores = score(view, space=space, seed=setting.seed, samples=20)
     summary = agreement(view, space, scores).summary()
     row: Row = {}
-    for name, own in summary.items():
-        row |= {f"{name.replace('_', ' ')}, {what.replace('_', ' ')}": value for what, value in own.items()}
+    for name, quartiles in summary.items():
+        row |= {f"{name.replace('_', ' ')}, {what.replace('_', ' ')}": value for what, value in quartiles.items()}
     if setting.pocket:
         row |= _precisions(setting, subject, store)
     return [row]
@@ -157,8 +157,8 @@ def _precisions(setting: Setting, subject: Subject, store: Store) -> Row:
             places = list(choose(scores, name, by="margin").places)
         except ArgumentError:  # no component is more about this than about the others: so the table says
             places = []
-        found = precision(Index.build(usual.select(places)), values, samples=20).mean if places else None
-        row[f"{name}, chosen"] = found
+        mean_precision = precision(Index.build(usual.select(places)), values, samples=20).mean if places else None
+        row[f"{name}, chosen"] = mean_precision
         row[f"{name}, all"] = precision(whole, values, samples=20).mean
     return row
 
@@ -186,19 +186,19 @@ def segmentations(setting: Setting, subject: Subject) -> list[Row]:
         heads = None
     mapper = Mapper(plan, heads)
     # ImageNet-Segmentation names no classes: there the map is of the class that the model itself sees, as usual.
-    found = measured(model, images, target, mapper=mapper, label="label" if named else None, shown=0)
+    segmentation = measured(model, images, target, mapper=mapper, label="label" if named else None, shown=0)
     return [
         {
-            "method": own.method,
-            "heads": len(mapper.components) if own.method in (OURS, EVIDENCE) else None,
-            "images": own.images,
-            "pixel_accuracy": own.pixel_accuracy,
-            "foreground_iou": own.foreground_iou,
-            "mean_iou": own.mean_iou,
-            "map": own.average_precision,
-            "why not": own.reason,
+            "method": quality.method,
+            "heads": len(mapper.components) if quality.method in (OURS, EVIDENCE) else None,
+            "images": quality.images,
+            "pixel_accuracy": quality.pixel_accuracy,
+            "foreground_iou": quality.foreground_iou,
+            "mean_iou": quality.mean_iou,
+            "map": quality.average_precision,
+            "why not": quality.reason,
         }
-        for own in found.qualities
+        for quality in segmentation.qualities
     ]
 
 
@@ -216,23 +216,23 @@ def heatmaps(setting: Setting, subject: Subject) -> list[Row]:
     rows, seconds, plain, inside = list[MapRow](), list[float](), list[float](), list[float]()
     for number, picture in enumerate(images):
         pixels = input_of(model, picture.read(), picture.id)[None].to(model.device, model.dtype)
-        own = target.take([target.place(str(picture.fields["label"]))])
+        wanted = target.take([target.place(str(picture.fields["label"]))])
         if number == 0:  # what is made once for each model is not timed
-            mapper(pixels, own)
+            mapper(pixels, wanted)
             model.readout(pixels)
         began = perf_counter()
         with torch.inference_mode():
             model.readout(pixels)
         plain.append(perf_counter() - began)
         began = perf_counter()
-        found = mapper(pixels, own)
+        maps = mapper(pixels, wanted)
         seconds.append(perf_counter() - began)
-        summed = found.summed()[0, 0]
-        total, part = float(found.total[0, 0]), float(summed.sum())
+        summed = maps.summed()[0, 0]
+        total, part = float(maps.total[0, 0]), float(summed.sum())
         inside.append(part)
         view = as_pixels(viewed(model.preprocess, picture.read()))
         numbers = [("score", total), ("in the maps", part)]
-        rows.append(MapRow(view, f"{own.names[0]}\n{picture.id}", [summed.double().numpy()], numbers))
+        rows.append(MapRow(view, f"{wanted.names[0]}\n{picture.id}", [summed.double().numpy()], numbers))
     title = f"{subject.name}: where the score for the class is read"
     figure = maps_figure(rows, [f"sum of {len(mapper.components)} heads"], title=title, label="score of a token")
     path = setting.file("heatmaps", subject, "png")
@@ -242,7 +242,7 @@ def heatmaps(setting: Setting, subject: Subject) -> list[Row]:
             "images": len(images),
             "heads": len(mapper.components),
             "seconds": median(seconds),
-            "of a forward pass": median(one / other for one, other in zip(seconds, plain, strict=True)),
+            "of a forward pass": median(mapped / other for mapped, other in zip(seconds, plain, strict=True)),
             "mean score in the maps": float(np.mean(inside)),
             "figure": str(path),
         }

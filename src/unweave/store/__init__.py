@@ -12,6 +12,6 @@ representation/, logits/    the same, [row, dim] and [row, class]
 from unweave.store.export import export
 from unweave.store.manifest import Manifest
 from unweave.store.place import Place
-from unweave.store.reader import Readable, Store, open_store, summary, view_of
+from unweave.store.reader import Readable, Store, open_store, view_of
 
-__all__ = ["Manifest", "Place", "Readable", "Store", "export", "open_store", "summary", "view_of"]
+__all__ = ["Manifest", "Place", "Readable", "Store", "export", "open_store", "view_of"]

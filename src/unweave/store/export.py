@@ -4,75 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from unweave.components import Selection, select
-from unweave.errors import StoreError
+from unweave.contributions import Contributions
+from unweave.errors import DataError
 from unweave.files import replacing
 from unweave.saving import ContributionsWriter
-from unweave.source import Rows
-from unweave.store.reader import Store
-from unweave.store.writer import OWN
+from unweave.view import View
 
 _ROWS = 256
 """Images that are in memory at a time."""
 
 
-def export(
-    store: Store,
-    path: str | os.PathLike[str],
-    components: Selection = None,
-    rows: Rows = None,
-    *,
-    level: str | None = None,
-) -> Path:
+def export(view: View, path: str | os.PathLike[str]) -> Path:
     """Write some components of some images to files of their own.
 
     Args:
-        store: Where they are.
+        view: Which, in the model's own space.
         path: A file ending in `.parquet`: one row for each image, with its id, its fields, its representation and one
             list of numbers for each component. Or a folder, or a file ending in `.safetensors`: see
             `Contributions.save`.
-        components, rows, level: As in `Store.read`.
 
     Returns:
         The file.
 
     Raises:
-        StoreError, ArgumentError: There is nothing to write, or the file cannot be written.
+        DataError, ArgumentError: There is nothing to write, or it is in a text space.
+        StoreError: A block is damaged, or the file cannot be written.
     """
-    own = store.components(level)
-    columns = range(len(own)) if components is None else select(own, components)
-    chosen, numbers = tuple(own[column] for column in columns), store.rows(rows)
-    if not len(numbers):
-        raise StoreError("No image was chosen.", where=str(store.place), cure="choose rows that there are")
-    target = Path(path)
+    if not len(view):
+        raise DataError("No image was chosen.", where=str(view.source), cure="choose rows that there are")
+    target, parts = Path(path), map(Contributions.of, view.batches(_ROWS))
     if target.suffix == ".parquet":
-        return _table(store, target, components, numbers, level)
-    with ContributionsWriter(
-        target, chosen, images=len(numbers), dim=store.manifest.dim, dtype=getattr(torch, store.manifest.dtype)
-    ) as writer:
-        origin = None
-        for part in store.batches(components, numbers, level=level, size=_ROWS):
+        return _table(parts, {name: pa.array(view.field(name)) for name in view.fields}, target)
+    dim, dtype = view.source.dim, view.source.dtype
+    with ContributionsWriter(target, view.components, images=len(view), dim=dim, dtype=dtype) as writer:
+        for part in parts:
             writer.append(part)
-            origin = part.origin
-        return writer.finish(origin)
+        return writer.finish(view.origin)
 
 
-def _table(store: Store, path: Path, components: Selection, numbers: np.ndarray, level: str | None) -> Path:
-    known = [name for name in store.table.column_names if name not in OWN]
+def _table(parts: Iterable[Contributions], fields: Mapping[str, pa.Array], path: Path) -> Path:
     with replacing(path, "table") as partial, contextlib.ExitStack() as open_files:
-        writer = None
-        start = 0
-        for part in store.batches(components, numbers, level=level, size=_ROWS):
-            places = numbers[start : start + len(part.ids)]
-            start += len(part.ids)
-            columns = {name: store.table[name].take(pa.array(places)).combine_chunks() for name in known}
+        writer, start = None, 0
+        for part in parts:
+            count = len(part.ids)
+            columns = {"id": list(part.ids), **{name: values.slice(start, count) for name, values in fields.items()}}
             columns["representation"] = _lists(part.representation)
             for column, component in enumerate(part.components):
                 columns[str(component)] = _lists(part.values[:, column])
@@ -81,6 +63,7 @@ def _table(store: Store, path: Path, components: Selection, numbers: np.ndarray,
                 parquet.ParquetWriter(partial, table.schema, compression="zstd")
             )
             writer.write_table(table)
+            start += count
     return path
 
 

@@ -57,8 +57,8 @@ class Holder:
 def _runs(process: int, since: float) -> bool:
     """Whether a process of this machine is still the one that it was then."""
     try:
-        own = psutil.Process(process)
-        return bool(own.status() != psutil.STATUS_ZOMBIE and own.create_time() <= since + 1)
+        running = psutil.Process(process)
+        return bool(running.status() != psutil.STATUS_ZOMBIE and running.create_time() <= since + 1)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
@@ -137,12 +137,12 @@ class Lease:
 
 def holders(place: Place) -> dict[str, Holder]:
     """Who works on which part of a store, or did until they stopped without saying so."""
-    found = {}
+    held = {}
     for name in place.sizes(_FOLDER):
         if name.startswith(".") or not name.endswith(".json"):
             continue
         try:
-            found[name.removesuffix(".json")] = Holder(**parse_json(place.read(f"{_FOLDER}/{name}")))
+            held[name.removesuffix(".json")] = Holder(**parse_json(place.read(f"{_FOLDER}/{name}")))
         except (StoreError, ValueError, TypeError):  # it was just given back
             continue
-    return found
+    return held

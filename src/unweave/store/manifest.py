@@ -142,11 +142,11 @@ class Manifest:
         Raises:
             StoreError: A field differs; the message names it and both values.
         """
-        own = json.loads(json.dumps(dataclasses.asdict(self)))
+        known = json.loads(json.dumps(dataclasses.asdict(self)))
         for name in IDENTITY:
-            if name in other and own[name] != json.loads(json.dumps(other[name])):
+            if name in other and known[name] != json.loads(json.dumps(other[name])):
                 raise StoreError(
-                    f"The store differs in its {name.replace('_', ' ')}: it was made with {_short(own[name])}, "
+                    f"The store differs in its {name.replace('_', ' ')}: it was made with {_short(known[name])}, "
                     f"this is {_short(other[name])}.",
                     where=f"{where}, field `{name}`",
                     cure="use the same model and settings, or write to another store",
@@ -178,9 +178,9 @@ class Manifest:
                     where=f"{place}/{FILE}",
                     cure="use a newer version of unweave, or extract again",
                 )
-            found = record(cls, _first(known) if known.get("version") == 1 else known)
-            found._check()
-            return found
+            manifest = record(cls, _first(known) if known.get("version") == 1 else known)
+            manifest._check()
+            return manifest
         except ValueError as error:
             raise StoreError(
                 f"The store's manifest is damaged: {error}.",
@@ -215,7 +215,7 @@ def _first(known: dict[str, Any]) -> dict[str, Any]:
     return {
         **known,
         "loading": {"id": known.get("model"), **typed(Mapping[str, Any], known.get("loading"), "loading")},
-        "listings": [{name: own for name, own in listing.items() if name != "limit"} for listing in listings],
+        "listings": [{name: value for name, value in listing.items() if name != "limit"} for listing in listings],
     }
 
 

@@ -57,7 +57,7 @@ class Place:
                 listed = self._files.ls(self.at(folder), detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-        return dict(sorted((own["name"].rstrip("/").rpartition("/")[2], int(own["size"] or 0)) for own in listed))
+        return dict(sorted((file["name"].rstrip("/").rpartition("/")[2], int(file["size"] or 0)) for file in listed))
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """A file's content.

@@ -1,7 +1,7 @@
 """Reading a store: every row knows its image, and only the bytes that are asked for are touched.
 
 store = unweave.open_store("out")
-store.read(components="blocks.9.*", rows=store.where("label", "swan"))     # -> Contributions
+store.view().where(label="swan").select("blocks.9.*").values()     # [image, component, dim]
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from pyarrow import compute
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
-from unweave.components import Component, Selection, select
-from unweave.contributions import Contributions
+from unweave.components import Component
 from unweave.errors import DataError, ModelError, StoreError
-from unweave.source import Listed, Origin, Rows, numbered
+from unweave.results import Shown, in_bytes, rich_table
+from unweave.source import Listed, Origin
 from unweave.store import writer
 from unweave.store.blocks import Blocks
 from unweave.store.manifest import Manifest
@@ -42,7 +44,7 @@ _AT_ONCE = 16
 """Blocks that travel at a time."""
 
 
-class Store:
+class Store(Shown):
     """Contributions on disk.
 
     Nothing but tables is read when it is opened: about 100 bytes for each image.
@@ -66,10 +68,10 @@ class Store:
         self.place = place if isinstance(place, Place) else Place(place)
         self.manifest = Manifest.load(self.place)
         self._check = check
-        found, known = writer.merged(self.place, self.manifest)
+        rows, known = writer.merged(self.place, self.manifest)
         self._lengths: dict[str, dict[str, int]] = known.get("lengths", {})
         self._checksums: dict[int, dict[str, list[int]]] = {}
-        self.missing = sorted(set(range(self.manifest.blocks)) - set(found["block"].unique().to_pylist()))
+        self.missing = sorted(set(range(self.manifest.blocks)) - set(rows["block"].unique().to_pylist()))
         if self.missing and not partial:
             there = self.manifest.blocks - len(self.missing)
             raise StoreError(
@@ -77,13 +79,13 @@ class Store:
                 where=str(self.place),
                 cure="run the same `unweave extract` again, or open it with `partial=True`",
             )
-        kept = compute.is_valid(found["row"])
-        left_out = found.filter(compute.invert(kept))
+        kept = compute.is_valid(rows["row"])
+        left_out = rows.filter(compute.invert(kept))
         self.skipped = [
             (str(name), str(reason))
             for name, reason in zip(left_out["id"].to_pylist(), left_out["reason"].to_pylist(), strict=True)
         ]
-        self.table = found.filter(kept).drop_columns(["reason"])
+        self.table = rows.filter(kept).drop_columns(["reason"])
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -94,14 +96,66 @@ class Store:
         sizes = ", ".join(f"{len(self.components(level))} components ({level})" for level in self.manifest.levels)
         return f"Store({self.place}, {self.manifest.model}, {len(self)} images, {sizes}, {self.manifest.dim} dim)"
 
+    def about(self) -> dict[str, Any]:
+        """What it holds, ready for JSON."""
+        known = self.manifest
+        errors, roundings = (self.table[name].to_numpy() for name in ("error", "rounding"))
+        width = sum(map(len, self.all_components.values())) * known.dim * np.dtype(known.dtype).itemsize
+        return {
+            "store": str(self.place),
+            "model": known.model,
+            "rows": len(self),
+            "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped],
+            "components": {level: len(components) for level, components in self.all_components.items()},
+            "dim": known.dim,
+            "dtype": known.dtype,
+            "blocks": known.blocks,
+            "missing": len(self.missing),
+            "bytes": len(self) * (width + 4 * (known.dim + (known.classes or 0))),
+            "tolerance": known.tolerance,
+            "largest_error": float(errors.max()) if len(self) else None,
+            "largest_rounding": float(roundings.max()) if len(self) else None,
+            "manifest": json.loads(json.dumps(dataclasses.asdict(known))),
+        }
+
+    @property
+    def content(self) -> str:
+        """What it holds, in a sentence or two."""
+        about = self.about()
+        levels = ", ".join(f"{count:,} components ({level})" for level, count in about["components"].items())
+        text = f"{self.place} holds {len(self):,} images x {levels} x {about['dim']:,} numbers"
+        text += f" of {about['model']}: {in_bytes(about['bytes'])}."
+        if self.missing:
+            blocks = about["blocks"]
+            text += f" It is not complete: {blocks - len(self.missing)} of {blocks} blocks are there."
+        if len(self):
+            text += (
+                f" The components add up to the representation within {about['largest_error']:.1e}; "
+                f"{about['dtype']} moves the sum by at most {about['largest_rounding']:.1e}."
+            )
+        return text
+
+    def told(self) -> list[RenderableType]:
+        """What it holds, and how it was made."""
+        known = self.manifest
+        rows = [
+            ["model", known.model],
+            ["weights", known.weights_hash],
+            ["selection", ", ".join(known.selection) if known.selection else "all components"],
+            ["computed in", known.computed_in],
+            ["stored in", known.dtype],
+            ["images in a block", str(known.rows)],
+            ["left out", f"{len(self.skipped):,}"],
+            *(["images from", f"{listing.data}: {listing.images:,}"] for listing in known.listings),
+            *([f"field {name}", kind] for name, kind in self.fields().items()),
+            ["made by", ", ".join(f"{name} {version}" for name, version in known.versions.items())],
+        ]
+        return [Text(self.content), rich_table("", {"": "left", " ": "left"}, rows)]
+
     @cached_property
     def ids(self) -> list[str]:
         """The image of each row."""
         return self.table["id"].to_pylist()
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.ids)}
 
     def components(self, level: str | None = None) -> tuple[Component, ...]:
         """The components of a level; of the first one if none is named.
@@ -136,39 +190,14 @@ class Store:
             )
         return self.table[name].to_pylist()
 
-    def where(self, field: str, value: object) -> np.ndarray:
-        """The rows whose images have a value of a field."""
-        return np.flatnonzero([own == value for own in self.field(field)])
-
-    def chosen(self, conditions: Sequence[str]) -> np.ndarray:
-        """The rows for which every condition `FIELD=VALUE` holds, values compared as text.
-
-        Raises:
-            StoreError: A condition is not of this form, or there is no such field.
-        """
-        found = np.ones(len(self), bool)
-        for condition in conditions:
-            name, equals, value = condition.partition("=")
-            if not equals:
-                raise StoreError(f"This is no condition: {condition!r}.", cure="write FIELD=VALUE, such as label=swan")
-            found &= np.array([str(own) == value for own in self.field(name)], bool)
-        return np.flatnonzero(found)
-
-    def rows(self, rows: Rows = None) -> np.ndarray:
-        """Rows as numbers.
-
-        Raises:
-            StoreError: There is no such row or id.
-        """
-        return numbered(rows, self.ids, str(self.place))
-
     def as_code(self) -> str:
         """The Python that opens it again."""
         return f"unweave.open_store({str(self.place)!r})"
 
     def as_options(self, name: str) -> list[str]:
-        """The words of a command line that open it again."""
-        return [str(self.place)]
+        """The words of a command line that open it again: its place, behind the name of an argument of its own."""
+        option = [] if name == "source" else [f"--{name.replace('_', '-')}"]
+        return [*option, str(self.place)]
 
     def view(self, level: str | None = None) -> View:
         """All images and components of a level, which every task reads.
@@ -180,51 +209,20 @@ class Store:
             StoreError: The store does not have this level.
         """
         first = self.manifest.levels[0]
+        self.components(level)  # a damaged table is an error here
         return View.of(_Level(self, first)).level(level or first)
 
-    def read(self, components: Selection = None, rows: Rows = None, *, level: str | None = None) -> Contributions:
-        """Contributions, touching only the bytes of these components and rows.
-
-        Args:
-            components: Which (see `unweave.components.Selection`); None for all.
-            rows: Which (see `Rows`).
-            level: Which level; the first one if none is named.
-
-        Returns:
-            Values `[image, component, dim]` in the numbers that are stored.
+    def numbers(self, name: str, columns: Sequence[int], rows: Int[np.ndarray, " image"]) -> np.ndarray:
+        """Numbers of an array (see `unweave.store`), `[component, image, dim]`, as they are stored; only the bytes of
+        these columns and rows are read.
 
         Raises:
-            StoreError, ArgumentError: There is no such level, row or component, or a block is damaged.
+            StoreError: A block is damaged.
         """
-        level = level or self.manifest.levels[0]
-        own = self.components(level)
-        columns = range(len(own)) if components is None else select(own, components)
-        numbers = self.rows(rows)
-        return Contributions(
-            values=self.values(columns, numbers, level=level),
-            components=tuple(own[column] for column in columns),
-            ids=tuple(self.ids[row] for row in numbers),
-            representation=self.representation(numbers),
-            error=torch.from_numpy(self._columns["error"][numbers]),
-            tolerance=self.manifest.tolerance,
-            origin=self.origin(level),
-        )
-
-    def values(
-        self, columns: Sequence[int], rows: Rows = None, *, level: str | None = None
-    ) -> Float[Tensor, "image component dim"]:
-        """The numbers alone, of the components at these places."""
-        level = level or self.manifest.levels[0]
-        self.components(level)  # refuses a level that there is not
-        values = self._values(writer.array(level), [int(column) for column in columns], rows)
-        return torch.from_numpy(values).permute(1, 0, 2)
-
-    def _values(self, name: str, columns: Sequence[int], rows: Rows) -> np.ndarray:
-        """Numbers of an array, `[component, row, dim]`."""
-        numbers, blocks = self.rows(rows), self.blocks[name]
-        shape = len(columns), len(numbers), blocks.shape[-1]
+        blocks = self.blocks[name]
+        shape = len(columns), len(rows), blocks.shape[-1]
         values = None
-        for (at, _, within), (chunks, places) in self._parts(blocks, numbers, columns) if columns else ():
+        for (at, _, within), (chunks, places) in self._parts(blocks, rows, columns) if columns else ():
             if values is None:  # its first block is as large as it should be, so all of it may be
                 values = np.empty(shape, blocks.dtype)
             if isinstance(within, slice) or len(places) < len(within):
@@ -232,7 +230,7 @@ class Store:
                     values[column, at] = chunks[place, within]
             else:  # row by row there is less to do
                 every = slice(None) if list(places) == list(range(len(chunks))) else list(places)
-                for row, place in zip(np.arange(len(numbers))[at], within, strict=True):
+                for row, place in zip(np.arange(len(rows))[at], within, strict=True):
                     values[:, row] = chunks[every, place]
         return np.empty(shape, blocks.dtype) if values is None else values
 
@@ -247,34 +245,13 @@ class Store:
                 some = runs[start : start + _AT_ONCE]
                 yield from zip(some, hands.map(lambda run: blocks.read(run[1], columns), some), strict=True)
 
-    def batches(
-        self, components: Selection = None, rows: Rows = None, *, level: str | None = None, size: int = 1024
-    ) -> Iterator[Contributions]:
-        """The same as `read`, some rows at a time: memory for `size` rows is all that it takes."""
-        numbers = self.rows(rows)
-        for start in range(0, len(numbers), size):
-            yield self.read(components, numbers[start : start + size], level=level)
-
-    def representation(self, rows: Rows = None) -> Float[Tensor, "image dim"]:
-        """What the model itself computed."""
-        return torch.from_numpy(self._values(writer.REPRESENTATION, [0], rows)[0])
-
-    def logits(self, rows: Rows = None) -> Float[Tensor, "image class"]:
-        """What the model's classifier made of it.
-
-        Raises:
-            ModelError: The model has no classifier.
-        """
-        if self.manifest.classes is None:
-            raise ModelError("The model has no classifier, so there are no logits.", where=str(self.place))
-        return torch.from_numpy(self._values(writer.LOGITS, [0], rows)[0])
-
     @cached_property
     def blocks(self) -> dict[str, Blocks]:
         """The arrays of the store, block by block."""
         known = self.manifest
         arrays: dict[str, tuple[tuple[int, ...], str]] = {
-            writer.array(level): ((len(own), known.dim), known.dtype) for level, own in self.all_components.items()
+            writer.array(level): ((len(components), known.dim), known.dtype)
+            for level, components in self.all_components.items()
         }
         arrays[writer.REPRESENTATION] = (known.dim,), "float32"
         if known.classes is not None:
@@ -297,7 +274,7 @@ class Store:
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        return {name: self.table[name].to_numpy() for name in ("block", "row", "error")}
+        return {name: self.table[name].to_numpy() for name in ("block", "row")}
 
     def _runs(self, numbers: np.ndarray) -> Iterator[_Run]:
         """Rows by block: where they go, which block, and which rows of it; as slices where they are consecutive."""
@@ -307,41 +284,9 @@ class Store:
         for at in np.split(order, edges) if len(order) else ():
             yield _compact(at), int(blocks[at[0]]), _compact(within[at])
 
-    def origin(self, level: str) -> Origin:
-        """Where the contributions of a level come from."""
-        known = self.manifest
-        chosen = ", ".join(known.selection) if known.selection else None
-        return Origin(
-            known.model,
-            known.weights_hash,
-            dict(known.preprocessing),
-            level,  # type: ignore[arg-type]  # one of the manifest
-            chosen,
-            known.computed_in,
-            tuple(self.skipped),
-            known.loading,
-            known.attention,
-            known.nonlinear,
-            tuple(
-                Listed(
-                    listing.data,
-                    listing.split,
-                    listing.fingerprint,
-                    listing.white,
-                    listing.max_pixels,
-                    listing.regions,
-                )
-                for listing in known.listings
-            ),
-        )
-
-    def agree(self, **other: Any) -> None:
-        """Refuse rows of another model, or made in another way: see `Manifest.agree`."""
-        self.manifest.agree(other, where=str(self.place))
-
     def fields(self) -> Mapping[str, str]:
         """What is known of images, and its type."""
-        return {one.name: str(one.type) for one in self.table.schema if one.name not in (*writer.OWN, "id")}
+        return {column.name: str(column.type) for column in self.table.schema if column.name not in (*writer.OWN, "id")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -372,7 +317,28 @@ class _Level:
 
     @cached_property
     def origin(self) -> Origin:
-        return self.store.origin(self.name)
+        known = self.store.manifest
+        chosen = ", ".join(known.selection) if known.selection else None
+        return Origin(
+            known.model,
+            known.weights_hash,
+            dict(known.preprocessing),
+            self.name,  # type: ignore[arg-type]  # one of the manifest
+            chosen,
+            known.computed_in,
+            tuple(self.store.skipped),
+            known.loading,
+            known.attention,
+            known.nonlinear,
+            tuple(
+                Listed(**{part.name: getattr(listing, part.name) for part in dataclasses.fields(Listed)})
+                for listing in known.listings
+            ),
+        )
+
+    @property
+    def tolerance(self) -> float:
+        return self.store.manifest.tolerance
 
     @property
     def fields(self) -> Mapping[str, str]:
@@ -384,18 +350,27 @@ class _Level:
     def as_code(self) -> str:  # the level is a step of the view
         return f"{self.store.as_code()}.view()"
 
+    def as_options(self, name: str) -> list[str]:
+        return self.store.as_options(name)
+
     def level(self, name: str) -> _Level:
         self.store.components(name)
         return _Level(self.store, name)
 
     def values(self, columns: Sequence[int], rows: np.ndarray) -> Tensor:
-        return self.store.values(columns, rows, level=self.name)
+        values = self.store.numbers(writer.array(self.name), [int(column) for column in columns], rows)
+        return torch.from_numpy(values).permute(1, 0, 2)
 
     def representation(self, rows: np.ndarray) -> Tensor:
-        return self.store.representation(rows)
+        return torch.from_numpy(self.store.numbers(writer.REPRESENTATION, [0], rows)[0])
+
+    def error(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.store.table["error"].to_numpy()[rows])
 
     def logits(self, rows: np.ndarray) -> Tensor:
-        return self.store.logits(rows)
+        if self.store.manifest.classes is None:
+            raise ModelError("The model has no classifier, so there are no logits.", where=str(self))
+        return torch.from_numpy(self.store.numbers(writer.LOGITS, [0], rows)[0])
 
 
 def _compact(numbers: np.ndarray) -> slice | np.ndarray:
@@ -420,27 +395,3 @@ def view_of(source: Readable) -> View:
         StoreError: A folder is named that is no store.
     """
     return open_store(source).view() if isinstance(source, (str, os.PathLike)) else source.view()
-
-
-def summary(store: Store) -> dict[str, Any]:
-    """What a store holds, ready for JSON."""
-    known = store.manifest
-    errors, roundings = (store.table[name].to_numpy() for name in ("error", "rounding"))
-    itemsize = np.dtype(known.dtype).itemsize
-    width = sum(len(store.components(level)) for level in known.levels) * known.dim * itemsize
-    return {
-        "store": str(store.place),
-        "model": known.model,
-        "rows": len(store),
-        "skipped": [{"id": name, "reason": reason} for name, reason in store.skipped],
-        "components": {level: len(store.components(level)) for level in known.levels},
-        "dim": known.dim,
-        "dtype": known.dtype,
-        "blocks": known.blocks,
-        "missing": len(store.missing),
-        "bytes": len(store) * (width + 4 * (known.dim + (known.classes or 0))),
-        "tolerance": known.tolerance,
-        "largest_error": float(errors.max()) if len(store) else None,
-        "largest_rounding": float(roundings.max()) if len(store) else None,
-        "manifest": json.loads(json.dumps(dataclasses.asdict(known))),
-    }

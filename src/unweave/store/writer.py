@@ -83,8 +83,8 @@ def create(place: Place, components: Mapping[str, Sequence[Component]]) -> None:
     Raises:
         StoreError: It cannot be written.
     """
-    for level, own in components.items():
-        rows = [{"name": str(component), **dataclasses.asdict(component)} for component in own]
+    for level, parts in components.items():
+        rows = [{"name": str(component), **dataclasses.asdict(component)} for component in parts]
         write_table(place, components_file(level), pa.Table.from_pylist(rows))
 
 

@@ -55,7 +55,6 @@ class Checkpoint(Shown):
     groups: Groups
     apart: float
 
-    @property
     def about(self) -> dict[str, Any]:
         """What is known of it, ready for JSON."""
         return {
@@ -85,7 +84,7 @@ def checkpoint(
     sides: Sides,
     path: str | PathLike[str],
     *,
-    classification: Classification = Classification("probe"),  # noqa: B008  # it cannot be changed
+    classification: Classification | None = None,
     k: int | None = None,
     model: Model | None = None,
     averaged: int = _AVERAGED,
@@ -101,7 +100,7 @@ def checkpoint(
         debiasing: What was ranked and ablated.
         sides: The images that it was measured on.
         path: A name that ends in `.safetensors`.
-        classification: How classes are told, as in `debias`.
+        classification: How classes are told; as in `debias` if not given.
         k: How many components, the first so many; chosen among a few numbers up to `debiasing.k` if not given.
         model: The model, where the contributions do not know how it is loaded.
         averaged: How many of the fitted images means are over, drawn at equal distances.
@@ -114,7 +113,7 @@ def checkpoint(
         UnweaveError: The checkpoint cannot be written.
     """
     fitted, held_out, test = sides.views
-    classifier = classification.fitted(fitted)
+    classifier = (classification or debiasing.classification).fitted(fitted)
     label, attribute = str(debiasing.card["label"]), str(debiasing.card["attribute"])
     if classifier.aligner is not None and not classifier.aligner.measured.get("identity"):
         raise AlignmentError(

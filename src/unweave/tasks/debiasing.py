@@ -12,7 +12,9 @@ to rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,22 @@ class Sides:
         """The three views."""
         return view_of(self.fitted), view_of(self.held_out), view_of(self.test)
 
+    def as_options(self, name: str) -> list[str]:
+        """The words of a command line that name them: one store with its splits, or three.
+
+        Raises:
+            ArgumentError: They are other images.
+        """
+        words = [view.as_options("source") for view in self.views]
+        chosen = [" ".join(own[1:]).removeprefix("--where split=") for own in words]
+        if len({own[0] for own in words}) == 1 and all(
+            own[1:] == ["--where", f"split={value}"] for own, value in zip(words, chosen, strict=True)
+        ):
+            return [words[0][0], "--splits", ",".join(chosen)]
+        if any(len(own) > 1 for own in words):
+            raise ArgumentError("Sides are the splits of a store, or three whole stores, on a command line.")
+        return [words[0][0], "--held-out", words[1][0], "--test", words[2][0]]
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -113,8 +131,8 @@ class Ranking:
     core: str = "bird"
     features: Features = None
     published: bool = False
-    order: tuple[int, ...] | None = None
-    most: int = 2 * K
+    order: tuple[int, ...] | None = field(default=None, metadata={"unsaid": True})
+    most: int = field(default=2 * K, metadata={"unsaid": True})
 
     def made(self, sides: Sides, classification: Classification, seed: int) -> tuple[int, ...]:
         """The order.
@@ -146,6 +164,7 @@ class Debiasing(Result):
         best: The curve with components chosen by the groups of held-out images, one by one: greedy with groups.
         best_order: Those components, as places.
         protocol: `held-out`, or `published`, which ranks on the test images.
+        classification: How classes were told; where it is loaded again, a text space in memory has to be given anew.
     """
 
     name = "debias"
@@ -161,6 +180,18 @@ class Debiasing(Result):
     best: tuple[Groups, ...]
     best_order: tuple[int, ...]
     protocol: str
+    classification: Classification = field(default=Classification("probe"), metadata={"saved": False})
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> Debiasing:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: As for `Result.load`.
+        """
+        debiasing = super().load(folder)
+        with cls._kind().reading(cls._files(Path(folder))[1]):
+            return replace(debiasing, classification=Classification(**debiasing.card["classification"]))
 
     @property
     def ablated(self) -> tuple[Component, ...]:
@@ -341,8 +372,18 @@ def debias(
         measured.curve(best, lambda: None),
         tuple(best),
         "published" if ranking.published else "held-out",
-        card=view_card(test) | {"label": classification.label, "attribute": attribute},
+        classification,
+        card=view_card(test)
+        | {"label": classification.label, "attribute": attribute, "classification": _said(classification)},
     )
+
+
+def _said(classification: Classification) -> dict[str, Any]:
+    """How classes are told, ready for JSON; without a text space that lies in memory."""
+    space = classification.space
+    phrases = {name: list(several) for name, several in classification.phrases.items()}
+    place = fspath(space) if isinstance(space, (str, PathLike)) else None
+    return {**vars(classification), "space": place, "phrases": phrases}
 
 
 class _Told:

@@ -66,19 +66,19 @@ def precision(index: Index, values: Sequence[Any], *, samples: int = 400, seed: 
         raise ArgumentError(f"{len(values)} values do not belong to {len(index)} images.")
     codes = codes_of(values, where="the field")
     asked = asked_of(codes)
-    found = precisions(index.rows, codes, asked)
-    draws = np.random.default_rng(seed).integers(len(found), size=(samples, len(found)))
-    low, high = np.quantile(found[draws].mean(1), [0.025, 0.975])
+    measured = precisions(index.rows, codes, asked)
+    draws = np.random.default_rng(seed).integers(len(measured), size=(samples, len(measured)))
+    low, high = np.quantile(measured[draws].mean(1), [0.025, 0.975])
     others, relevant = len(codes) - 1, np.bincount(codes[codes >= 0])[codes[asked]] - 1
     harmonic = float((1 / np.arange(1, others + 1)).sum())
     chance = (harmonic + (relevant - 1) / max(1, others - 1) * (others - harmonic)) / others
-    return Precision(float(found.mean()), float(low), float(high), float(chance.mean()), len(asked))
+    return Precision(float(measured.mean()), float(low), float(high), float(chance.mean()), len(asked))
 
 
 def codes_of(values: Sequence[Any], *, where: str) -> Int[np.ndarray, " image"]:
     """Values as numbers, -1 for none."""
     known: dict[Any, int] = {}
-    codes = np.array([-1 if own is None else known.setdefault(own, len(known)) for own in values], np.int64)
+    codes = np.array([-1 if value is None else known.setdefault(value, len(known)) for value in values], np.int64)
     if not len(asked_of(codes)):
         raise DataError("No two images have a value in common.", where=where, cure="use another field, or more images")
     return codes
@@ -127,14 +127,14 @@ class Agreement:
 
     def summary(self) -> dict[str, dict[str, int | float]]:
         """Both distributions: how many values, their median and quartiles."""
-        found: dict[str, dict[str, int | float]] = {}
+        rows: dict[str, dict[str, int | float]] = {}
         for name in ("within_components", "within_features"):
             values = getattr(self, name)
             values = values[np.isfinite(values)]
             quartiles = np.quantile(values, [0.25, 0.5, 0.75]) if len(values) else [np.nan] * 3
-            own = dict(zip(("lower quartile", "median", "upper quartile"), map(float, quartiles), strict=True))
-            found[name] = {"values": len(values), **own}
-        return found
+            quarters = dict(zip(("lower quartile", "median", "upper quartile"), map(float, quartiles), strict=True))
+            rows[name] = {"values": len(values), **quarters}
+        return rows
 
 
 def agreement(view: View, space: TextSpace, scores: Scores, *, on_progress: OnProgress = silent) -> Agreement:

@@ -130,8 +130,8 @@ class Tally:
 
     def add(self, map_: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "height width"]) -> None:
         """One image: above the map's mean is object."""
-        found = map_ > map_.mean()
-        both, either = int((found & mask).sum()), int((found | mask).sum())
+        marked = map_ > map_.mean()
+        both, either = int((marked & mask).sum()), int((marked | mask).sum())
         self.both, self.either = self.both + both, self.either + either
         self.pixels += mask.size
         self.neither += mask.size - either

@@ -65,7 +65,7 @@ class Target:
         asked = tuple(components)
         if asked in self._known:
             return self._known[asked]
-        unknown = next((one for one in asked if one not in self.places), None)
+        unknown = next((name for name in asked if name not in self.places), None)
         if unknown is not None:
             raise AlignmentError(
                 f"The aligner has no map for the component {unknown}.", cure="align with the options of this plan"

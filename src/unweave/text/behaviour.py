@@ -127,18 +127,18 @@ def vectors(made: Any, count: int, where: str) -> Float[Tensor, "row dim"]:
         )
     if not made.is_floating_point():
         raise ModelError(f"Numbers of {made.dtype} came back.", where=where, cure="return vectors, not token numbers")
-    found = made.detach().float().cpu()
-    if not bool(torch.isfinite(found).all()):
+    answers = made.detach().float().cpu()
+    if not bool(torch.isfinite(answers).all()):
         raise NonFiniteError(
-            f"{int((~torch.isfinite(found)).any(1).sum())} of {count} vectors have entries that are NaN or infinite.",
+            f"{int((~torch.isfinite(answers)).any(1).sum())} of {count} vectors have entries that are NaN or infinite.",
             where=where,
             cure="compute in float32, and do not divide by the length of a vector that is zero",
         )
-    if bool((found == 0).all(1).any()):
+    if bool((answers == 0).all(1).any()):
         raise ModelError(
             "A vector is zero, so that it has no direction.", where=where, cure="raise an error for what is not known"
         )
-    return found
+    return answers
 
 
 def answered(
@@ -266,7 +266,7 @@ def pixels_of(preprocess: Preprocess, id: str) -> Float[Tensor, "image channel h
         if not bool(torch.isfinite(given).all()):
             raise NonFiniteError("It returned NaN or infinite pixels.", where=where, cure="divide by no zero")
         made.append(given.detach().float().cpu())
-    if len({tuple(one.shape) for one in made[:3]}) > 1:
+    if len({tuple(pixels.shape) for pixels in made[:3]}) > 1:
         raise ModelError(
             f"Images of different shapes became {tuple(made[0].shape)} and {tuple(made[1].shape)}.",
             where=where,
@@ -310,7 +310,7 @@ def behaviour_of(
         each = [function(given[row : row + 1]) for row in range(len(given))]
         if made.shape != again.shape or apart(made, again) > _REPEATED:
             raise ModelError("Two calls returned different vectors.", where=where, cure=_EVAL)
-        if any(one.shape[1] != made.shape[1] for one in each):
+        if any(vector.shape[1] != made.shape[1] for vector in each):
             raise ModelError("The width of its vectors depends on the batch.", where=where, cure="pool over tokens")
         if (far := apart(made, torch.cat(each))) > _ALONE:
             cure = "fill every text up to one length, or mask what fills it up" if name == "encode_texts" else _EVAL

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unweave.errors import ModelError
 from unweave.hub import fetching
+from unweave.loading import Loading
 from unweave.models import Model
 from unweave.models.checkpoint import load_checkpoint
 from unweave.models.hf import is_folder, reading
@@ -84,7 +85,7 @@ def _vectors(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found.pooler_output
 
 
-def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
+def load(loading: Loading, images: Model, device: str | torch.device) -> TextSpace:
     """The space of a model of transformers; the image tower in `images` has the same weights.
 
     Raises:
@@ -93,32 +94,34 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     """
     import transformers
 
-    name = id.removeprefix("hf/")
-    random, checkpoint = options["random_weights"], options["checkpoint"]
-    with fetching(id, allowed=not random or checkpoint is not None), reading(id):
+    name = loading.id.removeprefix("hf/")
+    random, checkpoint = loading.random_weights, loading.checkpoint
+    with fetching(loading.id, allowed=not random or checkpoint is not None), reading(loading.id):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
-            raise ModelError("The model has no text tower.", where=id, cure=_CURE)
+            raise ModelError("The model has no text tower.", where=loading.id, cure=_CURE)
         if random or checkpoint is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(options["seed"])
+                torch.default_generator.manual_seed(loading.seed)
                 module = transformers.AutoModel.from_config(config)
-            module = randomise(module.eval(), options["seed"]) if random else module.eval()
+            module = randomise(module.eval(), loading.seed) if random else module.eval()
             if checkpoint is not None:
                 load_checkpoint(module, checkpoint)
         else:
             module, told = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
-            _complete(id, module.eval(), set(told["missing_keys"]) - _SCALES)
-    module = module.to(options["device"])
+            _complete(loading.id, module.eval(), set(told["missing_keys"]) - _SCALES)
+    module = module.to(device)
     if not hasattr(module, "get_text_features"):
-        raise ModelError("The model has no text tower.", where=id, cure=_CURE)
+        raise ModelError("The model has no text tower.", where=loading.id, cure=_CURE)
     if random:  # the two were drawn apart
         drawn = images.module.state_dict()
         part = next((part for part in module.modules() if drawn.keys() <= part.state_dict().keys()), None)
         if part is not None:
             part.load_state_dict(drawn, strict=False)
-    tower = _tower(id, name, module)
-    return TextSpace(id, _images(id, images, module), tower, fingerprint(module), TEMPLATES, _match(module))
+    tower = _tower(loading.id, name, module)
+    return TextSpace(
+        loading.id, _images(loading.id, images, module), tower, fingerprint(module), TEMPLATES, _match(module)
+    )
 
 
 def _complete(id: str, module: Any, missing: set[str]) -> None:

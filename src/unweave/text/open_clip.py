@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unweave.errors import ModelError
 from unweave.hub import fetching
+from unweave.loading import Loading
 from unweave.models import Model
 from unweave.models.open_clip import split_name
 from unweave.models.readout import first_line
@@ -48,7 +49,7 @@ class Tower:
         return self.module.encode_text(self.tokenizer(list(texts)).to(device))
 
 
-def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
+def load(loading: Loading, images: Model, device: str | torch.device) -> TextSpace:
     """The space of an OpenCLIP model, whose two towers are one module.
 
     Raises:
@@ -57,13 +58,15 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     """
     module: Any = images.module
     if not hasattr(module, "encode_text"):
-        raise ModelError("The model has no text tower.", where=id, cure="use one of OpenCLIP's CLIP or SigLIP models")
-    tokenizer = _tokenizer(id)
+        raise ModelError(
+            "The model has no text tower.", where=loading.id, cure="use one of OpenCLIP's CLIP or SigLIP models"
+        )
+    tokenizer = _tokenizer(loading.id)
     bias = getattr(module, "logit_bias", None)
     match = Match(
         float(module.logit_scale.detach().exp()), float(bias.detach()) if bias is not None else 0.0, bias is not None
     )
-    return TextSpace(id, images, Tower(module, tokenizer), fingerprint(module), TEMPLATES, match)
+    return TextSpace(loading.id, images, Tower(module, tokenizer), fingerprint(module), TEMPLATES, match)
 
 
 def _tokenizer(id: str) -> Any:

@@ -45,13 +45,13 @@ def read_templates(path: str | PathLike[str]) -> tuple[str, ...]:
     Raises:
         ArgumentError: The file cannot be read, or a line has not exactly one `{}`.
     """
-    found = _lines(Path(path))
-    for line in found:
+    templates = _lines(Path(path))
+    for line in templates:
         if line.count("{}") != 1:
             raise ArgumentError(
                 f"A template needs one {{}}: {line!r}.", where=str(path), cure="write {} for the phrase"
             )
-    return found
+    return templates
 
 
 def read_phrases(path: str | PathLike[str]) -> tuple[str, ...]:
@@ -71,10 +71,10 @@ def _lines(path: Path) -> tuple[str, ...]:
         raise DataError(
             f"The text file cannot be read: {reason}.", where=str(path), cure="name a text file in UTF-8"
         ) from error
-    found = tuple(line for line in lines if line and not line.startswith("#"))
-    if not found:
+    kept = tuple(line for line in lines if line and not line.startswith("#"))
+    if not kept:
         raise DataError("The text file holds nothing.", where=str(path), cure="write one phrase on each line")
-    return found
+    return kept
 
 
 def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str, ...]]:
@@ -98,7 +98,7 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
         raise DataError(
             f"The features cannot be read: {reason}.", where=where, cure="name a TOML file in UTF-8"
         ) from error
-    found = {}
+    read = {}
     for name, fields in table.items():
         phrases = fields.get("phrases") if isinstance(fields, dict) else None
         if not isinstance(phrases, list) or not phrases or not all(isinstance(one, str) and one for one in phrases):
@@ -108,17 +108,17 @@ def features(path: str | PathLike[str] | None = None) -> Mapping[str, tuple[str,
         if len(set(phrases)) < len(phrases):
             twice = next(one for one in phrases if phrases.count(one) > 1)
             raise DataError(f"The feature {name!r} has a phrase twice: {twice!r}.", where=where, cure="remove one")
-        found[name] = tuple(phrases)
-    if not found:
+        read[name] = tuple(phrases)
+    if not read:
         raise DataError("There are no features.", where=where, cure="write one table for each feature")
-    return found
+    return read
 
 
 def spoken(label: str) -> str:
     """What somebody would call a class by: `n01440764` is a tench, `polar_bear` a polar bear."""
     if re.fullmatch(r"n\d{8}", label):
-        found = _synsets().get(label)
-        return label if found is None else found
+        synset = _synsets().get(label)
+        return label if synset is None else synset
     return label.replace("_", " ")
 
 
@@ -167,13 +167,13 @@ def chosen(
     unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
         raise ArgumentError(f"There is no feature {unknown!r}.", cure=f"use some of {', '.join(known)}")
-    found = {name: known[name] for name in dict.fromkeys(names or known)}
-    alone = [*(phrase for own in found.values() for phrase in own if each), *phrases]
+    asked = {name: known[name] for name in dict.fromkeys(names or known)}
+    alone = [*(phrase for several in asked.values() for phrase in several if each), *phrases]
     for phrase in dict.fromkeys(alone):
-        if found.get(phrase, (phrase,)) != (phrase,):
+        if asked.get(phrase, (phrase,)) != (phrase,):
             raise ArgumentError(f"{phrase!r} is a feature and a phrase.", cure="ask for one of the two")
-        found[phrase] = (phrase,)
-    return found
+        asked[phrase] = (phrase,)
+    return asked
 
 
 Features: TypeAlias = "Mapping[str, Sequence[str]] | Sequence[str] | str | PathLike[str] | None"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unweave.errors import ModelError
+from unweave.loading import Loading
 from unweave.models import Model
 from unweave.models.weights import fingerprint
 from unweave.pocket.captions import TEMPLATES, alone
@@ -45,7 +46,7 @@ class Tower:
         return self.encoder.encode(texts)
 
 
-def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
+def load(loading: Loading, images: Model, device: str | torch.device) -> TextSpace:
     """The space of `pocket/clip`.
 
     Raises:
@@ -53,10 +54,10 @@ def load(id: str, images: Model, options: dict[str, Any]) -> TextSpace:
     """
     module: Any = images.module
     if not hasattr(module, "text"):
-        raise ModelError("The model has no text tower.", where=id, cure="use pocket/clip")
+        raise ModelError("The model has no text tower.", where=loading.id, cure="use pocket/clip")
     match = Match(float(module.log_scale.detach().exp().clamp(max=100)))
     return TextSpace(
-        id,
+        loading.id,
         images,
         Tower(text(images)),
         fingerprint(module),

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unweave.errors import ArgumentError, ModelError
+from unweave.loading import Loading
 from unweave.models import Model, load_model
 from unweave.models.preprocessing import Preprocess
 from unweave.text import cache
@@ -35,7 +36,6 @@ from unweave.text.behaviour import (
     image_model,
     pictured,
     pixels_of,
-    recorded,
 )
 from unweave.text.phrases import Features, chosen, features, read_phrases, shipped
 from unweave.text.vocabulary import vocabulary
@@ -90,8 +90,9 @@ class TextSpace:
         weights_hash: Of both towers.
         templates: The sentences that a phrase is set into.
         match: How the model was taught to compare.
-        loading: How it is loaded again: keywords of `text_space`. Of functions, which nothing can load: what they made
-            of a few texts and images, by which they are known again (`unweave.text.behaviour.Behaviour`).
+        loading: How it is loaded again. Of functions, which nothing can load: what they made of a few texts and images,
+            by which they are known again. None where neither is known.
+        usual: The templates that it has where no others are given.
         features: Gives the features that are shipped for it, or another set of them (`birds`).
         vocabulary: Gives the phrases that are shipped for it.
     """
@@ -102,7 +103,8 @@ class TextSpace:
     weights_hash: str
     templates: tuple[str, ...]
     match: Match = Match()
-    loading: Mapping[str, Any] = field(default_factory=dict)
+    loading: Loading | Behaviour | None = None
+    usual: tuple[str, ...] = field(default=(), repr=False)
     features: Callable[..., Mapping[str, tuple[str, ...]]] = field(default=GENERAL, repr=False)
     vocabulary: Callable[[], tuple[str, ...]] = field(default=vocabulary, repr=False)
     _remembered: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -146,12 +148,18 @@ class TextSpace:
         pixels = pixels_of(preprocess, id)
         images = image_model(encode_images, preprocess, pixels, id)
         behaviour = behaviour_of(texts.embed, images, pixels, probes)
-        return cls(id, images, texts, behaviour.fingerprint, tuple(templates), match, behaviour.as_json())
+        return cls(id, images, texts, behaviour.fingerprint, tuple(templates), match, behaviour)
 
     @property
     def of_functions(self) -> bool:
         """Whether it was made of functions, so that nothing can load it again."""
-        return recorded(self.loading)
+        return isinstance(self.loading, Behaviour)
+
+    def known(self) -> dict[str, Any]:
+        """What it is loaded or known again by, ready for JSON."""
+        if isinstance(self.loading, Loading):
+            return {name: getattr(self.loading, name) for name in ("checkpoint", "random_weights", "seed")}
+        return {} if self.loading is None else dict(self.loading.as_json())
 
     def difference(self, behaviour: Behaviour) -> str | None:
         """What it does otherwise than a space of which this is known; None if it is the same one.
@@ -159,11 +167,11 @@ class TextSpace:
         Raises:
             UnweaveError: A text that the other was asked for cannot be encoded here.
         """
-        if self.loading == behaviour.as_json():
+        if self.known() == behaviour.as_json():
             return None
         embedded = answered(self.encoder.embed, list(behaviour.texts), self.id)
-        own = pictured(self.images, pixels_of(self.images.preprocess, self.id))
-        return behaviour.difference(Behaviour.of(behaviour.texts, embedded, own))
+        images = pictured(self.images, pixels_of(self.images.preprocess, self.id))
+        return behaviour.difference(Behaviour.of(behaviour.texts, embedded, images))
 
     def encode(self, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "phrase dim"]:
         """The directions of phrases: the mean of their embeddings in all templates, each of length one, made so again.
@@ -178,31 +186,31 @@ class TextSpace:
         Raises:
             ArgumentError: A phrase is empty, has a word that the encoder does not know, or is too long for it.
         """
-        own = tuple(self.templates if templates is None else templates)
-        if not own:
+        sentences = tuple(self.templates if templates is None else templates)
+        if not sentences:
             raise ArgumentError("There are no templates.", where=self.id, cure='use ("{}",) for the phrases alone')
         if not phrases:
             raise ArgumentError("There are no phrases.", where=self.id, cure="give one at least")
         unique = list(dict.fromkeys(phrases))
         for phrase in unique:
-            self._check(phrase, own)
-        key = hashlib.sha256(json.dumps([self.weights_hash, own, unique]).encode()).hexdigest()
+            self._check(phrase, sentences)
+        key = hashlib.sha256(json.dumps([self.weights_hash, sentences, unique]).encode()).hexdigest()
         if not self.of_functions:
-            directions = cache.kept(key, lambda: self._directions(unique, own))
+            directions = cache.kept(key, lambda: self._directions(unique, sentences))
         elif (known := self._remembered.get(key)) is None:
-            directions = self._remembered[key] = self._directions(unique, own)
+            directions = self._remembered[key] = self._directions(unique, sentences)
         else:
             directions = known
         place = {phrase: row for row, phrase in enumerate(unique)}
         return directions[[place[phrase] for phrase in phrases]]
 
     def _directions(self, phrases: Sequence[str], templates: Sequence[str]) -> Tensor:
-        some, found = max(1, _AT_ONCE // len(templates)), []
+        some, directions = max(1, _AT_ONCE // len(templates)), []
         for start in range(0, len(phrases), some):
             texts = [_set(template, phrase) for phrase in phrases[start : start + some] for template in templates]
             embedded = normalize(answered(self.encoder.embed, texts, self.id, _FITTING), dim=-1)
-            found.append(normalize(embedded.view(-1, len(templates), embedded.shape[-1]).mean(1), dim=-1))
-        return torch.cat(found)
+            directions.append(normalize(embedded.view(-1, len(templates), embedded.shape[-1]).mean(1), dim=-1))
+        return torch.cat(directions)
 
     def _check(self, phrase: str, templates: Sequence[str]) -> None:
         if not phrase.strip():
@@ -220,12 +228,20 @@ class TextSpace:
         """The Python that loads it again; a name to fill in for a space of functions."""
         if self.of_functions:
             return "space"
-        options = "".join(f", {name}={value!r}" for name, value in self.loading.items() if value)
-        return f"unweave.text_space({self.id!r}{options})"
+        options = dict(self.loading.options) if isinstance(self.loading, Loading) else {}
+        if self.usual and self.templates != self.usual:
+            options["templates"] = list(self.templates)
+        return f"unweave.text_space({self.id!r}{''.join(f', {name}={value!r}' for name, value in options.items())})"
 
     def as_options(self, name: str) -> list[str]:
         """The words of a command line that name it; a word to fill in for a space of functions."""
-        return ["--space", "SPACE" if self.of_functions else self.id]
+        if not isinstance(self.loading, Loading):
+            return ["--space", "SPACE"]
+        if self.loading.seed or (self.usual and self.templates != self.usual):
+            raise ArgumentError("No option says the seed, or the single templates, of a text space.")
+        checkpoint = ["--space-checkpoint", str(self.loading.checkpoint)] if self.loading.checkpoint else []
+        random = ["--space-random-weights"] if self.loading.random_weights else []
+        return ["--space", self.id, *checkpoint, *random]
 
     def features_of(self, asked: Features = None) -> dict[str, tuple[str, ...]]:
         """Features by name, each with its phrases.
@@ -331,10 +347,8 @@ def text_space(
             cure="use `open_clip/ARCH/TAG`, `hf/ORG/NAME` or `pocket/clip`; or give two functions to "
             "`TextSpace.from_functions`",
         )
-    images = load_model(id, checkpoint=checkpoint, random_weights=random_weights, seed=seed, device=device)
-    towers = import_module(f"unweave.text.{library}")
-    options = {"checkpoint": checkpoint, "random_weights": random_weights, "seed": seed, "device": device}
-    found: TextSpace = towers.load(id, images, options)
-    lasting = None if checkpoint is None else str(Path(checkpoint).resolve())
-    loading = {"checkpoint": lasting, "random_weights": random_weights, "seed": seed}
-    return replace(found, loading=loading, templates=found.templates if templates is None else tuple(templates))
+    loading = Loading(id, checkpoint, random_weights, seed)
+    images = load_model(loading, device=device)
+    space: TextSpace = import_module(f"unweave.text.{library}").load(loading, images, device)
+    usual = space.templates
+    return replace(space, loading=loading, usual=usual, templates=usual if templates is None else tuple(templates))

@@ -74,7 +74,7 @@ def _nouns(wordnet: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"WordNet cannot be read: {error.strerror}.", where=str(wordnet)) from error
     spelled = {line[:8]: line.split()[4::2] for line in senses if line[9:11] in _SEEN}
-    found = []
+    nouns = []
     for line in entries:
         if line.startswith(" "):  # the licence
             continue
@@ -83,8 +83,8 @@ def _nouns(wordnet: Path) -> list[str]:
         word = lemma.replace("_", " ")
         # Names are spelled with capitals; of several words only those that occur in WordNet's own texts are common.
         if lemma in spelled.get(first, ()) and word.replace(" ", "").isalpha() and (" " not in word or tagged):
-            found.append(word)
-    return found
+            nouns.append(word)
+    return nouns
 
 
 def main(
