@@ -99,7 +99,7 @@ def score_of_a_side(folder):
 
 def ablate_with_others(folder):
     whole = unweave.open_store(f"{folder}/scenes").view()
-    fitted = whole.where(style="noto")
+    fitted = whole.where(location="sea")
     probe = unweave.Classification("probe", "category")
     return unweave.ablate(whole.without(fitted), ["last:1"], fitted=fitted, classification=probe)
 

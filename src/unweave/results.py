@@ -223,7 +223,7 @@ def _command(given: Mapping[str, Any]) -> list[str]:
     Raises:
         ArgumentError: No words say one of them.
     """
-    if given.get("images") and "model" not in given:
+    if "model" not in given and given.get("images"):
         raise ArgumentError("No option says where images lie that contributions do not know.")
     words: list[str] = []
     for name, value in given.items():

@@ -7,7 +7,6 @@ what is written as JSON is JSON.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import random
@@ -37,7 +36,7 @@ class Parameter:
 
 
 def parameters(verb: str, function: Any) -> Iterator[Parameter]:
-    for name, hint in get_type_hints(inspect.unwrap(function), include_extras=True).items():
+    for name, hint in get_type_hints(function, include_extras=True).items():
         info = next(
             (one for one in getattr(hint, "__metadata__", ()) if isinstance(one, OptionInfo | ArgumentInfo)), None
         )

@@ -170,7 +170,7 @@ def test_bad_input_to_debias(run, stores, more, what):
         (("--label", "kind"), "no field 'kind'"),
         (("--label", "colour"), "none of the 40 classes"),
         (("--fitted-where", "label=nothing"), "No image has the label 'nothing'"),
-        (("--where", "style=noto", "--fitted-where", "style=noto"), "fitted to and measured on"),
+        (("--where", "location=sea", "--fitted-where", "location=sea"), "fitted to and measured on"),
     ],
 )
 def test_bad_input_to_ablate(run, stores, more, what):

@@ -174,7 +174,7 @@ def test_a_token_of_a_vit_is_what_timm_says() -> None:
 
 
 def test_weights_that_change_are_followed() -> None:
-    model = tiny()
+    model = unweave.load_model("pocket/dinov2", seed=1)  # not the one that all tests share
     plan = unweave.plan(model, regions=True)
     images = model.example(2)
     before = plan.run(images, regions.token(0, 0)).representation
@@ -271,7 +271,7 @@ def test_regions_that_cannot_be(region, says: str) -> None:
 def test_a_sum_that_does_not_hold_names_image_and_region() -> None:
     model = tiny()
     plan = unweave.plan(model, regions=True)
-    with pytest.raises(ConservationError, match="image b token 0,0"):
+    with pytest.raises(ConservationError, match="image [bc] token 0,0"):
         plan.run(model.example(2), regions.token(0, 0), ids=["b", "c"], tolerance=0.0)
 
 

@@ -27,8 +27,8 @@ def same(one: Store, other: Store) -> None:
     assert one.table.equals(other.table)
     for level in other.manifest.levels:
         assert np.array_equal(one.view(level).values().numpy(), other.view(level).values().numpy())
-    assert np.array_equal(one.representation().numpy(), other.representation().numpy())
-    assert np.array_equal(one.logits().numpy(), other.logits().numpy())
+    assert np.array_equal(one.view().representation.numpy(), other.view().representation.numpy())
+    assert np.array_equal(one.view().logits.numpy(), other.view().logits.numpy())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,9 @@ def score(
     """Score every component for features: the correlation of what it says along them with what the whole model says."""
     with working("Reading the text space"):
         view, words = given.in_words(view, space, templates, device)
-        asked = words.chosen_features(features, feature or (), phrase or (), each=each)
+        asked: Any = [*(feature or ()), *(phrase or ())] or None
+        if features or each:
+            asked = words.chosen_features(features, feature or (), phrase or (), each=each)
     with reporting() as on_progress:
         scores = unweave.score(view, asked, space=words, samples=samples, seed=seed, on_progress=on_progress)
     save(scores, output, no_figure=no_figure, json=json)

@@ -1,7 +1,7 @@
 """The tables of the paper as commands: ours beside the published figures.
 
-reproduce("waterbirds", Setting(Path("work"), data="waterbirds_v1.0", fitted="imagenet/train"), PUBLISHED)
-reproduce("waterbirds", pocket_setting(Path("work")), POCKET)
+reproduce("waterbirds", Setting("work", data="waterbirds_v1.0", fitted="imagenet/train"), PUBLISHED)
+reproduce("waterbirds", pocket_setting("work"), POCKET)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -46,7 +46,7 @@ def published(table: str) -> dict[str, dict[str, float]]:
     return dict(tomllib.loads(text).get(table, {}))
 
 
-def pocket_setting(work: Path, *, say: Say = lambda what: None, **options: Any) -> Setting:
+def pocket_setting(work: str | PathLike[str], *, say: Say = lambda what: None, **options: Any) -> Setting:
     """The pocket world, which needs nothing."""
     return Setting(work, pocket=True, fitted="pocket/world/5/4000", space=POCKET_SPACE, say=say, **options)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Setting:
         say: Called with what is being done.
     """
 
-    work: Path
+    work: str | PathLike[str]
     pocket: bool = False
     data: str | None = None
     fitted: str | None = None
@@ -119,12 +120,12 @@ class Setting:
     say: Say = field(default=lambda what: None, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "work", Path(self.work))
+        object.__setattr__(self, "work", fspath(self.work))
 
     def as_code(self) -> str:
         """The Python that makes it again."""
         given = {name: value for name, value in vars(self).items() if name in _SAID and value != _SAID[name]}
-        words = ", ".join([repr(str(self.work)), *(f"{name}={value!r}" for name, value in given.items())])
+        words = ", ".join([repr(self.work), *(f"{name}={value!r}" for name, value in given.items())])
         return f"unweave.reproduction.Setting({words})"
 
     def as_options(self, name: str) -> list[str]:
@@ -135,7 +136,7 @@ class Setting:
         """
         if self.recipe != Recipe() or self.draws != 20:
             raise ArgumentError("No option says a recipe, or how much is drawn.")
-        words = ["--work", str(self.work)]
+        words = ["--work", fspath(self.work)]
         for part, usual in _SAID.items():
             value, option = getattr(self, part), f"--{'fit' if part == 'fitted' else part.replace('_', '-')}"
             if value != usual and not (self.pocket and part in ("fitted", "space")):
@@ -199,20 +200,20 @@ class Setting:
 
     def file(self, table: str, subject: Subject, suffix: str) -> Path:
         """Where something that belongs to a table is put."""
-        path = self.work / "results" / f"{table}-{_plain(subject.name)}.{suffix}"
+        path = Path(self.work) / "results" / f"{table}-{_plain(subject.name)}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def store(self, subject: Subject, data: str, split: str | None = None) -> Store:
         """A model's contributions for some images; extracted once, and gone on with where that was interrupted."""
-        place = self.work / "stores" / _plain(f"{subject.model} {data} {split or ''} {self._mark}")
+        place = Path(self.work) / "stores" / _plain(f"{subject.model} {data} {split or ''} {self._mark}")
         self.say(f"{subject.name}: extracting {data}{f', {split}' if split else ''}")
         images = open_images(data, split=split, limit=self.limit)
         return extract(self.loading(subject), images, place, self.settings)
 
     def aligner(self, subject: Subject) -> Path:
         """Where a model's aligner lies; fitted once, and gone on with where that was interrupted."""
-        place = self.work / "aligners" / _plain(f"{subject.model} {self.space} {self.fitted or ''} {self._mark}")
+        place = Path(self.work) / "aligners" / _plain(f"{subject.model} {self.space} {self.fitted or ''} {self._mark}")
         if not (place / "aligner.json").exists():
             store = self.store(subject, self.fit)
             self.say(f"{subject.name}: aligning to {self.space}")
@@ -227,7 +228,7 @@ class Setting:
         key = hashlib.sha256(
             json.dumps([unweave.__version__, table, asdict(subject), known, images], sort_keys=True).encode()
         ).hexdigest()[:16]
-        path = self.work / "results" / f"{table}-{_plain(subject.name)}-{key}.json"
+        path = Path(self.work) / "results" / f"{table}-{_plain(subject.name)}-{key}.json"
         if path.exists():
             return list(json.loads(path.read_text("utf-8")))
         rows = make()
