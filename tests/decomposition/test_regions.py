@@ -271,7 +271,7 @@ def test_regions_that_cannot_be(region, says: str) -> None:
 def test_a_sum_that_does_not_hold_names_image_and_region() -> None:
     model = tiny()
     plan = unweave.plan(model, regions=True)
-    with pytest.raises(ConservationError, match="image [bc] token 0,0"):
+    with pytest.raises(ConservationError, match=r"image [bc] token 0,0"):
         plan.run(model.example(2), regions.token(0, 0), ids=["b", "c"], tolerance=0.0)
 
 

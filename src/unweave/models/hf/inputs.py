@@ -262,7 +262,7 @@ def _processors(config: Any, beside: Collection[str]) -> Iterator[Any]:
         beside: What the model needs to be told beside the pixels.
     """
     vision = next(_inner(config), config)
-    for found in dict.fromkeys((*_of_family(config), *_telling(beside))):
+    for found in dict.fromkeys(_of_family(config)) or _telling(beside):
         try:
             made = found()
         except (TypeError, ValueError):  # it cannot be made without a file's settings
