@@ -39,7 +39,9 @@ def shipped_networks() -> Iterator[list[Any]]:
     """Networks that are shipped are loaded and captured once in a process: nothing that reads them changes them."""
     from unweave import Loading
     from unweave.models import library
+    from unweave.pocket import shelf
 
+    place = shelf.WEIGHTS
     load, loaded = library._loaded, []
 
     @cache
@@ -48,7 +50,7 @@ def shipped_networks() -> Iterator[list[Any]]:
         return loaded[-1]
 
     def known(loading: Loading, device: Any, dtype: torch.dtype) -> Any:
-        shipped = loading == Loading(loading.id) and loading.id.startswith("pocket/")
+        shipped = loading == Loading(loading.id) and loading.id.startswith("pocket/") and place == shelf.WEIGHTS
         return once(loading.id, str(device), dtype) if shipped else load(loading, device, dtype)
 
     with pytest.MonkeyPatch.context() as patch:

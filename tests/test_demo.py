@@ -34,7 +34,7 @@ def few(monkeypatch):
 
 def test_the_demonstration_says_what_the_model_computes(few, tmp_path):
     name, seen = "pocket/swin", []
-    found = demonstrate(tmp_path / "report.html", model=name, advance=lambda done, total: seen.append((done, total)))
+    found = demonstrate(tmp_path / "report.html", model=name, on_progress=lambda *told: seen.append(told[1:]))
     assert seen == [(100, 160), (160, 160)]
     model = unweave.load_model(name)
     images = unweave.demo._inputs(model, few, range(5))
