@@ -353,8 +353,8 @@ def test_another_level_has_the_same_images_and_its_own_components(tmp_path):
     for asked in (other, other.select([1]), whole.view("layer"), other.level("head")):
         again = eval(asked.as_code(), {"unweave": unweave})
         assert again.ids == asked.ids and again.components == asked.components
-    for asked in (other, whole.view("layer")):
-        assert asked.as_options("source") == [str(whole.place), "--level", "layer"]
+    for asked, rows in ((other, ["--rows", "4,1"]), (whole.view("layer"), [])):
+        assert asked.as_options("source") == [str(whole.place), "--level", "layer", *rows]
 
 
 def test_a_batch_in_memory_has_one_level(batch):
